@@ -1,0 +1,39 @@
+"""ExpandNets (Guo, Alvarez, Salzmann, NeurIPS 2020) for OpenMMLab.
+
+Importing this registers the hooks, builders and networks with OpenMMLab's registries where
+mmengine is installed; the rest needs torch alone.
+"""
+
+from importlib.util import find_spec
+
+from .core import ExpandedConv2d, ExpandedLinear
+from .surgery import (
+    ExpandConfig,
+    LayerPlan,
+    Plan,
+    contract,
+    contract_,
+    expand_,
+    is_expanded,
+    plan,
+    verify,
+)
+from .version import __version__
+
+if find_spec('mmengine'):
+    from . import mm  # noqa: F401
+
+__all__ = [
+    'ExpandConfig',
+    'ExpandedConv2d',
+    'ExpandedLinear',
+    'LayerPlan',
+    'Plan',
+    '__version__',
+    'contract',
+    'contract_',
+    'expand_',
+    'is_expanded',
+    'plan',
+    'verify',
+]

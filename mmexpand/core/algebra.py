@@ -1,0 +1,118 @@
+"""Composition of linear maps: two convolutions in a row are one convolution (Sec. 3.1).
+
+A kernel is a tensor ``(out, in / groups, kh, kw)`` as in ``torch.nn.Conv2d``; a linear layer is a
+1x1 kernel. Stride, padding and dilation do not appear: they act on pixels, not on the taps of a
+kernel, as long as only the last factor with taps has a stride and only the first one pads.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Affine = tuple[Tensor, Tensor | None]
+"""A kernel and its bias."""
+
+
+def compose(first: Affine, second: Affine, groups: int = 1) -> Affine:
+    """Multiply two consecutive convolutions into one.
+
+    Args:
+        first: kernel ``(p, m / groups, kh1, kw1)`` and bias ``(p,)`` or None; applied first.
+        second: kernel ``(n, p / groups, kh2, kw2)`` and bias ``(n,)`` or None.
+        groups: the number of groups, the same in both.
+
+    Returns:
+        The kernel ``(n, m / groups, kh1 + kh2 - 1, kw1 + kw2 - 1)`` and the bias ``(n,)`` of
+        ``second(first(x))``; the bias is None when neither has one.
+    """
+    (first_weight, first_bias), (second_weight, second_bias) = first, second
+    weight = _compose_weight(first_weight, second_weight, groups)
+    if first_bias is None:
+        return weight, second_bias
+    # The first bias reaches every pixel that the second kernel sees, so all its taps see it.
+    taps = second_weight.sum((2, 3)).unflatten(0, (groups, -1))
+    bias = torch.bmm(taps, first_bias.view(groups, -1, 1)).flatten()
+    return weight, bias if second_bias is None else bias + second_bias
+
+
+def _compose_weight(first: Tensor, second: Tensor, groups: int) -> Tensor:
+    if 1 not in (first[0, 0].numel(), second[0, 0].numel()):
+        return _compose_taps(first, second, groups)
+    # One of them is 1x1: a plain matrix product. Kernels in the channels_last memory format are
+    # viewed as these matrices, not copied, and so are their gradients.
+    left, right = second.permute(0, 2, 3, 1), first.permute(0, 2, 3, 1)
+    height, width = (a + b - 1 for a, b in zip(first.shape[2:], second.shape[2:], strict=True))
+    if groups == 1:
+        product = left.reshape(-1, left.shape[3]) @ right.reshape(right.shape[0], -1)
+    else:
+        product = torch.bmm(
+            left.reshape(groups, -1, left.shape[3]),
+            right.reshape(groups, right.shape[0] // groups, -1),
+        )
+    return product.reshape(len(second), height, width, first.shape[1]).permute(0, 3, 1, 2)
+
+
+def _compose_taps(first: Tensor, second: Tensor, groups: int) -> Tensor:
+    # K[n, m, u] = sum over q and a of second[n, q, a] * first[q, m, u - a]: by definition the
+    # transposed convolution of the images `second` with the kernel `first`.
+    per_group = len(second) // groups
+    images = second.unflatten(0, (groups, per_group)).transpose(0, 1).flatten(1, 2)
+    product = F.conv_transpose2d(images, first, groups=groups)
+    return product.unflatten(1, (groups, -1)).transpose(0, 1).flatten(0, 1)
+
+
+def fold(factors: Sequence[Affine], groups: int = 1) -> Affine:
+    """Multiply a chain of convolutions into one, in the cheapest order.
+
+    Args:
+        factors: kernels and biases, the one applied first in front.
+        groups: the number of groups, the same in all.
+    """
+    shapes = tuple(tuple(weight.shape) for weight, _ in factors)
+
+    def multiply(start: int, stop: int) -> Affine:
+        if stop - start == 1:
+            return factors[start]
+        split = fold_order(shapes, start, stop)[1]
+        return compose(multiply(start, split), multiply(split, stop), groups)
+
+    return multiply(0, len(factors))
+
+
+@lru_cache(maxsize=4096)
+def fold_order(shapes: tuple[tuple[int, ...], ...], start: int, stop: int) -> tuple[int, int]:
+    """The cheapest way to multiply factors ``start`` to ``stop`` (matrix-chain ordering).
+
+    The product is associative (Sec. 3.1), its cost is not.
+
+    Args:
+        shapes: kernel shapes ``(out, in / groups, kh, kw)`` of the whole chain.
+        start: index of the first factor.
+        stop: index behind the last factor.
+
+    Returns:
+        Multiply-accumulate operations, and the index at which to split the chain first.
+    """
+    if stop - start == 1:
+        return 0, stop
+    best = None
+    for split in range(start + 1, stop):
+        left, right = shapes[start:split], shapes[split:stop]
+        macs = right[-1][0] * right[0][1] * left[0][1] * _taps(left) * _taps(right)
+        macs += fold_order(shapes, start, split)[0] + fold_order(shapes, split, stop)[0]
+        if best is None or macs < best[0]:
+            best = macs, split
+    return best
+
+
+def kernel_size(shapes: Sequence[Sequence[int]]) -> tuple[int, int]:
+    """Height and width of the product of kernels of these shapes."""
+    return tuple(1 + sum(shape[axis] - 1 for shape in shapes) for axis in (2, 3))
+
+
+def _taps(shapes: Sequence[Sequence[int]]) -> int:
+    height, width = kernel_size(shapes)
+    return height * width

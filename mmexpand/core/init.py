@@ -1,0 +1,163 @@
+"""Starting weights of a unit: factors whose product is a given kernel ('preserve').
+
+The other start, 'default', needs no code: factors are ``torch.nn`` layers, which initialise
+themselves, and which the framework's ``init_cfg`` reaches (the paper's choice).
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .algebra import fold
+from .shapes import Shape
+
+
+def preserve_refusal(method: str, shapes: Sequence[Shape], groups: int) -> str:
+    """Why no product of such factors equals an arbitrary kernel; empty where one does.
+
+    Args:
+        method: 'cl' or 'ck'.
+        shapes: shapes of the factors, the one applied first in front.
+        groups: the number of groups.
+    """
+    m, n = shapes[0][1], shapes[-1][0] // groups
+    first, last = shapes[0][0] // groups, shapes[-1][1]
+    if method == 'cl':
+        if first >= m and last >= n:
+            return ''
+        return f"factors of {first} and {last} channels can't hold {m} inputs and {n} outputs"
+    copies = _output_copies(len(shapes)) ** 2
+    if first >= 4 * m and last >= copies * n:
+        return ''
+    needed = max(4, copies) if len(shapes) > 2 else 4
+    size = 2 * len(shapes) + 1
+    return f'3x3 factors reach every {size}x{size} kernel only with a rate of {needed} or more'
+
+
+@torch.no_grad()
+def factorise(
+    kernel: Tensor, method: str, weights: Sequence[Tensor], groups: int
+) -> list[Tensor]:
+    """Weights of factors whose product is ``kernel``, to rounding.
+
+    The factor that is solved for keeps the random values it has wherever they do not show in
+    the product, and the others are random semi-orthogonal mixtures: rows of zeros, as in a
+    padded identity, would get no useful gradient.
+
+    Args:
+        kernel: ``(n, m / groups, kh, kw)``.
+        method: 'cl' or 'ck'.
+        weights: the factors' present weights, which say shapes and random values.
+        groups: the number of groups.
+
+    Returns:
+        New weights in float64.
+
+    Raises:
+        ValueError: if the rate makes it impossible.
+    """
+    refusal = preserve_refusal(method, [tuple(weight.shape) for weight in weights], groups)
+    if refusal:
+        raise ValueError(refusal)
+    solve = _factorise_cl if method == 'cl' else _factorise_ck
+    per_group = [
+        solve(part, [weight.chunk(groups)[index].double() for weight in weights])
+        for index, part in enumerate(kernel.double().chunk(groups))
+    ]
+    return [torch.cat(parts) for parts in zip(*per_group, strict=True)]
+
+
+def _factorise_cl(kernel: Tensor, weights: list[Tensor]) -> list[Tensor]:
+    first = _semi_orthogonal(*weights[0].shape[:2], like=kernel)
+    last = _semi_orthogonal(weights[2].shape[1], weights[2].shape[0], like=kernel).T
+    factors = [first[:, :, None, None], weights[1], last[:, :, None, None]]
+    missing = kernel - _product(factors)
+    factors[1] = weights[1] + torch.einsum('nq,nmhw,pm->qphw', last, missing, first)
+    return factors
+
+
+def _factorise_ck(kernel: Tensor, weights: list[Tensor]) -> list[Tensor]:
+    # The first factor holds four copies of every input, each shifted to a corner, and mixed.
+    # The factors behind the second hold copies of every output, each shifted on its own way.
+    # Shifted about by both, the second factor's 3x3 taps cover the whole kernel.
+    length, m, n = len(weights), kernel.shape[1], kernel.shape[0]
+    mix = _semi_orthogonal(weights[0].shape[0], 4 * m, like=kernel)
+    corners = _shifted_copies(m, [(y, x) for y in (0, 2) for x in (0, 2)], like=kernel)
+    factors = [torch.einsum('pc,cmhw->pmhw', mix, corners.transpose(0, 1)), *weights[1:]]
+
+    per_axis = _output_copies(length)
+    shifts = _shifts(per_axis, 2 * (length - 2))
+    unmix = torch.eye(n, dtype=kernel.dtype, device=kernel.device)
+    for index in range(length - 1, 1, -1):
+        steps = [_step(shift, length - 2, index - 2) for shift in shifts]
+        places = [(y, x) for y in steps for x in steps]
+        if index == length - 1:
+            gather = _shifted_copies(n, places, like=kernel)
+        else:
+            gather = _shifted_diagonal(n, places, like=kernel)
+        inner = _semi_orthogonal(weights[index].shape[1], gather.shape[1], like=kernel)
+        factors[index] = torch.einsum('oa,abhw,ib->oihw', unmix, gather, inner)
+        unmix = inner
+
+    missing = kernel - _product(factors)
+    blocks = _spread(missing, shifts, 5).flatten(0, 1)
+    taps = _spread(blocks.transpose(0, 1), [0, 2], 3).flatten(0, 1).transpose(0, 1)
+    factors[1] = weights[1] + torch.einsum('oa,abhw,ib->oihw', unmix, taps, mix)
+    return factors
+
+
+def _output_copies(length: int) -> int:
+    # Per axis: blocks of 5 taps that cover a kernel of 2 * length + 1.
+    return math.ceil((2 * length + 1) / 5)
+
+
+def _shifts(count: int, reach: int) -> list[int]:
+    return [round(index * reach / max(1, count - 1)) for index in range(count)]
+
+
+def _step(shift: int, steps: int, index: int) -> int:
+    # The shift's share of one of several 3x3 factors: they can move 0, 1 or 2 taps each.
+    return shift * (index + 1) // steps - shift * index // steps
+
+
+def _shifted_copies(channels: int, places: list[tuple[int, int]], like: Tensor) -> Tensor:
+    """Kernel ``(channels, channels * len(places), 3, 3)`` that adds up shifted copies."""
+    kernel = like.new_zeros(channels, channels, len(places), 3, 3)
+    index = torch.arange(channels)
+    for copy, (y, x) in enumerate(places):
+        kernel[index, index, copy, y, x] = 1
+    return kernel.flatten(1, 2)
+
+
+def _shifted_diagonal(channels: int, places: list[tuple[int, int]], like: Tensor) -> Tensor:
+    """Kernel that shifts each of ``channels * len(places)`` copies by itself."""
+    copies = channels * len(places)
+    kernel = like.new_zeros(copies, copies, 3, 3)
+    index = torch.arange(copies)
+    y, x = (torch.tensor(axis).repeat(channels) for axis in zip(*places, strict=True))
+    kernel[index, index, y, x] = 1
+    return kernel
+
+
+def _spread(kernel: Tensor, shifts: list[int], size: int) -> Tensor:
+    """Cut ``(a, b, k, k)`` into blocks ``(a, len(shifts) ** 2, b, size, size)`` that add up to it.
+
+    A tap that several blocks cover is shared evenly.
+    """
+    count = kernel.new_zeros(kernel.shape[-1])
+    for shift in shifts:
+        count[shift : shift + size] += 1
+    shared = kernel / (count[:, None] * count)
+    blocks = [shared[..., y : y + size, x : x + size] for y in shifts for x in shifts]
+    return torch.stack(blocks, dim=1)
+
+
+def _semi_orthogonal(rows: int, columns: int, like: Tensor) -> Tensor:
+    matrix = torch.empty(rows, columns, dtype=like.dtype, device=like.device)
+    return torch.nn.init.orthogonal_(matrix)
+
+
+def _product(factors: list[Tensor]) -> Tensor:
+    return fold([(factor, None) for factor in factors])[0]

@@ -1,0 +1,59 @@
+"""In which order a unit multiplies: factors and input are one chain of matrices (Sec. 3.1, Eq. 1).
+
+Neighbouring factors can be multiplied first, once for all pixels ('folded'), or each can be
+applied to the image in turn ('layerwise'), or anything between.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+from .algebra import fold_order, kernel_size
+from .shapes import Shape
+
+FORWARDS = ('auto', 'layerwise', 'folded')
+
+Segments = tuple[tuple[int, int], ...]
+"""Half-open ranges of factors: each range is multiplied out, then applied to the image."""
+
+
+def check_forward(forward: str) -> None:
+    """Refuse an unknown forward.
+
+    Raises:
+        ValueError: naming the forwards there are.
+    """
+    if forward not in FORWARDS:
+        raise ValueError(f'forward must be one of {", ".join(map(repr, FORWARDS))}, got {forward!r}')
+
+
+@lru_cache(maxsize=4096)
+def cheapest_segments(shapes: tuple[Shape, ...], pixels: tuple[int, ...], groups: int) -> Segments:
+    """The order of association with the fewest multiply-accumulate operations.
+
+    Args:
+        shapes: kernel shapes of the factors, the one applied first in front.
+        pixels: output pixels of every factor, batch included: a range of factors that is
+            multiplied out is applied at the pixels of its last factor.
+        groups: the number of groups.
+    """
+    best: list[tuple[float, Segments]] = [(0, ())]
+    for stop in range(1, len(shapes) + 1):
+        best.append(
+            min(
+                (
+                    best[start][0] + _segment_macs(shapes, pixels, groups, start, stop),
+                    (*best[start][1], (start, stop)),
+                )
+                for start in range(stop)
+            )
+        )
+    return best[-1][1]
+
+
+def _segment_macs(
+    shapes: Sequence[Shape], pixels: Sequence[int], groups: int, start: int, stop: int
+) -> int:
+    height, width = kernel_size(shapes[start:stop])
+    apply = pixels[stop - 1] * shapes[stop - 1][0] * shapes[start][1] * height * width
+    per_group = tuple((out // groups, *rest) for out, *rest in shapes)
+    return apply + groups * fold_order(per_group, start, stop)[0]

@@ -1,0 +1,22 @@
+"""Whole models: plan, expand, contract, verify. Imports torch and core."""
+
+from .config import ExpandConfig
+from .plan import LayerPlan, Plan, SkippedLayer, plan
+from .swap import contract, contract_, expand_, is_expanded, named_units
+from .verify import Verification, VerificationError, verify
+
+__all__ = [
+    'ExpandConfig',
+    'LayerPlan',
+    'Plan',
+    'SkippedLayer',
+    'Verification',
+    'VerificationError',
+    'contract',
+    'contract_',
+    'expand_',
+    'is_expanded',
+    'named_units',
+    'plan',
+    'verify',
+]

@@ -1,0 +1,53 @@
+"""What a user asks for."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..core.order import check_forward
+from ..core.shapes import check_method, check_rate
+from ..core.units import check_init
+
+
+@dataclass(frozen=True)
+class ExpandConfig:
+    """How to expand a model.
+
+    Args:
+        method: 'cl' (1x1, kxk, 1x1), 'ck' (a chain of 3x3), 'fc' (linear layers), 'cl+fc',
+            'ck+fc', or 'auto' ('ck' where an odd square kernel > 3 allows it, else 'cl').
+        rate: the expansion rate r > 0; channel counts are rounded, at least 1.
+        include: which layers: module-name prefixes, globs, or regular expressions ('re:...').
+            None: every layer that the method can expand.
+        exclude: which of those not; patterns as in ``include``.
+        init: 'default' (the factors' own initialisation, as in the paper) or 'preserve'
+            (factors whose product is the present weight).
+        forward: 'layerwise' (the paper's chain), 'folded' (one convolution with the product),
+            or 'auto' (the cheaper, per layer and input size).
+
+    Raises:
+        TypeError, ValueError: for a value that means nothing; the message names the key.
+    """
+
+    method: str = 'cl'
+    rate: float = 4
+    include: str | Sequence[str] | None = None
+    exclude: str | Sequence[str] | None = None
+    init: str = 'default'
+    forward: str = 'auto'
+
+    def __post_init__(self):
+        check_method(self.method)
+        check_rate(self.rate)
+        check_init(self.init)
+        check_forward(self.forward)
+        for key in ('include', 'exclude'):
+            object.__setattr__(self, key, _as_patterns(key, getattr(self, key)))
+
+
+def _as_patterns(key: str, value: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    patterns = (value,) if isinstance(value, str) else tuple(value)
+    if not patterns or not all(isinstance(pattern, str) and pattern for pattern in patterns):
+        raise TypeError(f'{key} must be a pattern or a list of patterns, got {value!r}')
+    return patterns

@@ -1,0 +1,221 @@
+"""Which layers of a model are expanded, into what, and why the others are not."""
+
+import difflib
+import fnmatch
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from ..core.init import preserve_refusal
+from ..core.shapes import Shape, conv_factors, conv_method, linear_factors
+from ..core.units import EXPANDED_ALREADY, ExpandedConv2d, ExpandedLinear, refusal
+from .config import ExpandConfig
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """One layer to be expanded.
+
+    Attributes:
+        name: its module name; the first of ``names``.
+        names: all names under which the model holds it.
+        method: 'cl', 'ck' or 'fc'.
+        rate: the expansion rate r.
+        factor_shapes: kernel shapes ``(out, in / groups, kh, kw)``, the one applied first in
+            front; of a linear layer as 1x1 kernels.
+        params_before: number of parameters of the layer.
+        params_after: number of parameters of its factors.
+    """
+
+    name: str
+    names: tuple[str, ...]
+    method: str
+    rate: float
+    factor_shapes: tuple[Shape, ...]
+    params_before: int
+    params_after: int
+
+
+@dataclass(frozen=True)
+class SkippedLayer:
+    """One layer that is left as it is, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What ``expand_`` does to a model; iterates over the layers to be expanded."""
+
+    config: ExpandConfig
+    layers: list[LayerPlan] = field(default_factory=list)
+    skipped: list[SkippedLayer] = field(default_factory=list)
+    params_before: int = 0
+    """Parameters of the whole model."""
+
+    def __iter__(self):
+        return iter(self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    @property
+    def params_after(self) -> int:
+        """Parameters of the whole model once expanded."""
+        return self.params_before + sum(x.params_after - x.params_before for x in self.layers)
+
+
+def plan(model: nn.Module, cfg: ExpandConfig | None = None) -> Plan:
+    """Decide which layers to expand. Changes nothing.
+
+    Args:
+        model: any model.
+        cfg: what is asked for; None: the defaults.
+
+    Returns:
+        The plan: layers with their factor shapes, and skipped layers with a reason each.
+
+    Raises:
+        ValueError: if a pattern matches no layer, if every layer is skipped (unless because it
+            is expanded already), or if 'preserve' is asked for at a rate that makes it impossible.
+    """
+    cfg = cfg or ExpandConfig()
+    names = _layer_names(model)
+    owners = Counter(
+        id(parameter)
+        for module in set(model.modules())
+        for parameter in module._parameters.values()
+        if parameter is not None
+    )
+    chosen = _choose(names, cfg)
+    result = Plan(cfg, params_before=_count(model))
+    for layer, aliases in names.items():
+        reason = _unchosen(aliases, chosen, cfg) or _refuse(layer, owners, cfg)
+        if reason:
+            result.skipped.append(SkippedLayer(aliases[0], reason))
+        else:
+            result.layers.append(_plan_layer(layer, aliases, cfg))
+    expanded_already = any(layer.reason == EXPANDED_ALREADY for layer in result.skipped)
+    if not result.layers and not expanded_already:
+        raise ValueError(f'nothing to expand in {type(model).__name__}: {_why(result.skipped)}')
+    return result
+
+
+def _layer_names(model: nn.Module) -> dict[nn.Module, list[str]]:
+    """Every convolution or linear layer, or what looks like one, with all its names."""
+    names: dict[nn.Module, list[str]] = {}
+    inside_units: set[nn.Module] = set()
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, (ExpandedConv2d, ExpandedLinear)):
+            inside_units.update(module.factors)
+        if module not in inside_units and _is_layer(module):
+            names.setdefault(module, []).append(name)
+    return names
+
+
+def _is_layer(module: nn.Module) -> bool:
+    # Deformable and the like derive from nn.Module alone, but own a kernel and say 'Conv'.
+    classes = (nn.Linear, nn.modules.conv._ConvNd, ExpandedConv2d, ExpandedLinear)
+    if isinstance(module, classes):
+        return True
+    looks_like_one = re.search('conv|linear', type(module).__name__, re.IGNORECASE)
+    return bool(looks_like_one) and hasattr(module, 'weight')
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether a module name has this prefix, fits this glob or this regular expression."""
+    if pattern.startswith('re:'):
+        return re.search(pattern[3:], name) is not None
+    if any(character in pattern for character in '*?['):
+        return fnmatch.fnmatchcase(name, pattern)
+    return name == pattern or name.startswith(pattern + '.')
+
+
+def _choose(names: dict[nn.Module, list[str]], cfg: ExpandConfig) -> set[str]:
+    everything = [name for aliases in names.values() for name in aliases]
+    for key, patterns in (('include', cfg.include), ('exclude', cfg.exclude)):
+        for pattern in patterns or ():
+            if not any(matches(name, pattern) for name in everything):
+                raise ValueError(_no_match(key, pattern, everything))
+
+    def selected(patterns: Iterable[str]) -> set[str]:
+        return {name for name in everything for pattern in patterns if matches(name, pattern)}
+
+    included = set(everything) if cfg.include is None else selected(cfg.include)
+    return included - selected(cfg.exclude or ())
+
+
+def _no_match(key: str, pattern: str, names: list[str]) -> str:
+    prefixes = {'.'.join(name.split('.')[:depth]) for name in names for depth in range(1, 5)}
+    near = difflib.get_close_matches(pattern, sorted(prefixes | set(names)), n=3, cutoff=0.4)
+    shown = f'near matches: {", ".join(near)}' if near else f'layers are: {", ".join(names[:5])}'
+    return f'{key}={pattern!r} matches no convolution or linear layer; {shown}'
+
+
+def _unchosen(aliases: list[str], chosen: set[str], cfg: ExpandConfig) -> str:
+    if chosen.intersection(aliases):
+        return ''
+    excluded = any(matches(name, pattern) for name in aliases for pattern in cfg.exclude or ())
+    return 'excluded' if excluded else 'not included'
+
+
+def _refuse(layer: nn.Module, owners: Counter, cfg: ExpandConfig) -> str:
+    kind = nn.Linear if isinstance(layer, nn.Linear) else nn.Conv2d
+    if isinstance(layer, (nn.modules.conv._ConvTransposeNd, nn.Conv1d, nn.Conv3d)):
+        return f'{type(layer).__name__} is not supported; nn.Conv2d and nn.Linear are'
+    reason = refusal(layer, kind)
+    if reason:
+        return reason
+    if any(owners[id(parameter)] > 1 for parameter in layer.parameters()):
+        return 'it shares a parameter with another layer'
+    if kind is nn.Linear:
+        if 'fc' not in cfg.method.split('+'):
+            return f"method {cfg.method!r} expands convolutions only; 'cl+fc' or 'ck+fc' do both"
+        return ''
+    try:
+        conv_method(cfg.method, layer.kernel_size)
+    except ValueError as error:
+        return str(error)
+    return ''
+
+
+def _plan_layer(layer: nn.Module, aliases: list[str], cfg: ExpandConfig) -> LayerPlan:
+    if isinstance(layer, nn.Linear):
+        method, strategy, groups = 'fc', 'cl', 1
+        shapes = linear_factors(cfg.rate, layer.in_features, layer.out_features)
+    else:
+        method = strategy = conv_method(cfg.method, layer.kernel_size)
+        groups = layer.groups
+        shapes = conv_factors(
+            method, cfg.rate, layer.in_channels, layer.out_channels, layer.kernel_size, groups
+        )
+    impossible = cfg.init == 'preserve' and preserve_refusal(strategy, shapes, groups)
+    if impossible:
+        raise ValueError(
+            f"init='preserve' is impossible for {aliases[0]} with rate={cfg.rate}: {impossible}; "
+            "raise the rate, exclude the layer, or use init='default'"
+        )
+    after = sum(out * inside * height * width for out, inside, height, width in shapes)
+    if layer.bias is not None:
+        after += sum(out for out, *_ in shapes)
+    return LayerPlan(
+        aliases[0], tuple(aliases), method, cfg.rate, tuple(shapes), _count(layer), after
+    )
+
+
+def _count(module: nn.Module) -> int:
+    lazy = nn.parameter.UninitializedParameter
+    return sum(p.numel() for p in module.parameters() if not isinstance(p, lazy))
+
+
+def _why(skipped: list[SkippedLayer]) -> str:
+    if not skipped:
+        return 'it has no convolution or linear layer'
+    matched = [layer for layer in skipped if layer.reason != 'not included'] or skipped
+    shown = '; '.join(f'{layer.name}: {layer.reason}' for layer in matched[:5])
+    more = f'; and {len(matched) - 5} more' if len(matched) > 5 else ''
+    return f'{shown}{more}'

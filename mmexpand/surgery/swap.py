@@ -1,0 +1,105 @@
+"""Replacing layers in a model: the only place that sets attributes on one."""
+
+import copy
+import logging
+
+from torch import nn
+
+from ..core.units import ExpandedConv2d, ExpandedLinear
+from .config import ExpandConfig
+from .plan import LayerPlan, Plan, plan
+
+logger = logging.getLogger(__name__)
+
+Unit = ExpandedConv2d | ExpandedLinear
+
+
+def expand_(model: nn.Module, cfg: ExpandConfig | None = None) -> Plan:
+    """Expand a model in place.
+
+    Every check is made before the first change. A model whose chosen layers are all expanded
+    already is left as it is.
+
+    Args:
+        model: any model; its optimizer, if there is one, must be built afterwards.
+        cfg: what is asked for; None: the defaults.
+
+    Returns:
+        The plan that was carried out; empty where there was nothing left to do.
+
+    Raises:
+        ValueError: see ``plan``.
+    """
+    cfg = cfg or ExpandConfig()
+    done = plan(model, cfg)
+    units = [(layer, _expand_layer(model.get_submodule(layer.name), layer, cfg)) for layer in done]
+    for layer, unit in units:
+        _replace(model, layer.names, unit)
+        logger.info(
+            '%s: %s, rate %s, %d -> %d parameters',
+            ', '.join(layer.names),
+            layer.method.upper(),
+            layer.rate,
+            layer.params_before,
+            layer.params_after,
+        )
+    return done
+
+
+def _expand_layer(layer: nn.Module, layer_plan: LayerPlan, cfg: ExpandConfig) -> Unit:
+    how = dict(rate=cfg.rate, method=layer_plan.method, init=cfg.init, forward=cfg.forward)
+    if isinstance(layer, nn.Linear):
+        return ExpandedLinear.from_linear(layer, **how)
+    return ExpandedConv2d.from_conv(layer, **how)
+
+
+def contract_(model: nn.Module) -> nn.Module:
+    """Contract a model in place: every unit becomes the exact layer it was.
+
+    Layer types, names and state-dict keys are those of the compact model. A model without units
+    is left as it is.
+
+    Returns:
+        The model; where the model is a unit itself, the layer it becomes.
+    """
+    if isinstance(model, Unit):
+        return _contract_unit(model)
+    names: dict[Unit, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, Unit):
+            names.setdefault(module, []).append(name)
+    for unit, aliases in names.items():
+        _replace(model, aliases, _contract_unit(unit))
+    return model
+
+
+def contract(model: nn.Module) -> nn.Module:
+    """A compact copy of a model; the argument is left as it was."""
+    return contract_(copy.deepcopy(model))
+
+
+def is_expanded(model: nn.Module) -> bool:
+    """Whether a model holds a unit."""
+    return any(isinstance(module, Unit) for module in model.modules())
+
+
+def named_units(model: nn.Module) -> dict[str, Unit]:
+    """The units of a model by their (first) names."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, Unit)}
+
+
+def _contract_unit(unit: Unit) -> nn.Module:
+    return unit.to_linear() if isinstance(unit, ExpandedLinear) else unit.to_conv()
+
+
+def _replace(model: nn.Module, names: tuple[str, ...] | list[str], new: nn.Module) -> None:
+    _carry_over_hooks(model.get_submodule(names[0]), new)
+    for name in names:
+        parent, _, attribute = name.rpartition('.')
+        model.get_submodule(parent)._modules[attribute] = new
+
+
+def _carry_over_hooks(old: nn.Module, new: nn.Module) -> None:
+    for attribute, value in old.__dict__.items():
+        if attribute.startswith(('_forward_', '_backward_')) and isinstance(value, dict):
+            new.__dict__[attribute] = value.copy()
