@@ -106,7 +106,9 @@ def test_evaluation_protocol():
 def test_learning_rate_is_darknets():
     cfg = Config.fromfile(COMPACT)
     optim_wrapper = build_optim_wrapper(torch.nn.Conv2d(1, 1, 1), cfg.optim_wrapper)
-    decay = {tuple(g['params'][0].shape): g['weight_decay'] for g in optim_wrapper.param_groups}
+    decay = {
+        tuple(g['params'][0].shape): g['weight_decay'] for g in optim_wrapper.optimizer.param_groups
+    }
     assert decay == {(1, 1, 1, 1): 0.0005, (1,): 0.0}
     scheduler_cfgs = [dict(c) for c in cfg.param_scheduler]
     # The real milestones, divided by 200 so that the test is quick.

@@ -1,0 +1,66 @@
+"""Convert a darknet weight file to a checkpoint for an mmdet config."""
+
+import argparse
+import os
+
+import torch
+from mmdet.registry import DATASETS, MODELS
+from mmengine.config import Config, DictAction
+from mmengine.registry import init_default_scope
+
+from mmexpand.models.darknet import load_darknet_weights
+
+DEFAULT_CONFIG = 'configs/yolo_lite/yolo-lite_1xb64-600k_voc0712-224x224.py'
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('src', help='darknet weight file')
+    parser.add_argument('dst', help='checkpoint to write')
+    parser.add_argument('--config', default=DEFAULT_CONFIG, help='config of the network')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='override settings of the config, in the form key=value',
+    )
+    return parser.parse_args()
+
+
+def convert(cfg: Config, src: str, dst: str) -> int:
+    """Write the checkpoint; returns its number of parameters."""
+    init_default_scope(cfg.get('default_scope', 'mmdet'))
+    model = MODELS.build(cfg.model)
+    state_dict = load_darknet_weights(src, model)
+    model.load_state_dict(state_dict, strict=True)
+
+    # Not the data, only the names of its classes: nothing is read from the data root.
+    metainfo = DATASETS.build({**cfg.test_dataloader.dataset, 'lazy_init': True}).metainfo
+    if len(metainfo['classes']) != model.bbox_head.num_classes:
+        raise ValueError(
+            f'The network has {model.bbox_head.num_classes} classes, the test data set of the '
+            f'config {len(metainfo["classes"])}: set model.bbox_head.num_classes or '
+            'test_dataloader.dataset.metainfo.classes.'
+        )
+    dataset_meta = dict(classes=metainfo['classes'], palette=metainfo['palette'])
+
+    temporary = f'{dst}.tmp'
+    torch.save(dict(meta=dict(dataset_meta=dataset_meta), state_dict=model.state_dict()), temporary)
+    os.replace(temporary, dst)
+    return sum(value.numel() for value in state_dict.values())
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = Config.fromfile(args.config)
+    if args.cfg_options is not None:
+        cfg.merge_from_dict(args.cfg_options)
+    try:
+        num_parameters = convert(cfg, args.src, args.dst)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f'darknet2mmdet: {error}') from None
+    print(f'{args.dst}: {num_parameters} parameters from {args.src}')
+
+
+if __name__ == '__main__':
+    main()
