@@ -160,10 +160,9 @@ def test_decode_equals_a_loop():
                 for n in range(3):
                     x, y, w, h = (32 * v for v in box_at(pred[image], n, j, i))
                     at = (j * 4 + i) * 3 + n
-                    expected = torch.tensor([x - w / 2, y - h / 2, x + w / 2, y + h / 2])
-                    torch.testing.assert_close(
-                        boxes[image, at], expected.double(), rtol=1e-12, atol=1e-10
-                    )
+                    corners = [x - w / 2, y - h / 2, x + w / 2, y + h / 2]
+                    expected = torch.tensor(corners, dtype=torch.float64)
+                    torch.testing.assert_close(boxes[image, at], expected, rtol=1e-12, atol=1e-10)
                     objectness = sigmoid(pred[image, n, 4, j, i].item())
                     torch.testing.assert_close(
                         scores[image, at],
@@ -307,6 +306,8 @@ def test_boxes_are_rescaled_and_clipped():
     rescaled = predict([((2, 0, 0), 3, 4.0)], rescale=True)
     assert rescaled.bboxes.tolist() == [[0, 0, 256, 152]]
     assert rescaled.labels.tolist() == [3]
+    # Centre (112, 144) of 128 x 160: beyond the far borders.
+    assert predict([((2, 4, 3), 3, 4.0)]).bboxes.tolist() == [[64, 84, 128, 160]]
 
 
 def test_nothing_above_the_threshold():
