@@ -37,9 +37,7 @@ def preserve_refusal(method: str, shapes: Sequence[Shape], groups: int) -> str:
 
 
 @torch.no_grad()
-def factorise(
-    kernel: Tensor, method: str, weights: Sequence[Tensor], groups: int
-) -> list[Tensor]:
+def factorise(kernel: Tensor, method: str, weights: Sequence[Tensor], groups: int) -> list[Tensor]:
     """Weights of factors whose product is ``kernel``, to rounding.
 
     The factor that is solved for keeps the random values it has wherever they do not show in

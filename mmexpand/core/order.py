@@ -23,7 +23,8 @@ def check_forward(forward: str) -> None:
         ValueError: naming the forwards there are.
     """
     if forward not in FORWARDS:
-        raise ValueError(f'forward must be one of {", ".join(map(repr, FORWARDS))}, got {forward!r}')
+        choices = ', '.join(map(repr, FORWARDS))
+        raise ValueError(f'forward must be one of {choices}, got {forward!r}')
 
 
 @lru_cache(maxsize=4096)

@@ -141,7 +141,7 @@ class _ExpandedLayer(nn.Module):
         """
         present = [_as_kernel(factor.weight) for factor in self.factors]
         kernel = _as_kernel(weight.to(present[0].device))
-        new = initialisation.factorise(kernel, self._strategy, present, self.groups)
+        new = initialisation.factorise(kernel, self.strategy, present, self.groups)
         for factor, value in zip(self.factors, new, strict=True):
             factor.weight.copy_(value.view_as(factor.weight))
         if self._has_bias:
@@ -150,8 +150,8 @@ class _ExpandedLayer(nn.Module):
             self.factors[-1].bias.copy_(bias)
 
     @property
-    def _strategy(self) -> str:
-        # A linear layer's three factors are a 1x1 CL.
+    def strategy(self) -> str:
+        """How the factors multiply: 'cl' or 'ck'; a linear layer's three factors are a 1x1 CL."""
         return 'cl' if self.method == 'fc' else self.method
 
     def _contract(self) -> nn.Module:
@@ -267,10 +267,17 @@ class ExpandedConv2d(_ExpandedLayer):
     def __init__(self, layer: nn.Conv2d, *args):
         super().__init__(layer, *args)
         # What ConvModule and its like read from a convolution.
-        for name in (
-            'in_channels out_channels kernel_size stride padding padding_mode dilation '
-            'transposed output_padding'
-        ).split():
+        for name in [
+            'in_channels',
+            'out_channels',
+            'kernel_size',
+            'stride',
+            'padding',
+            'padding_mode',
+            'dilation',
+            'transposed',
+            'output_padding',
+        ]:
             setattr(self, name, getattr(layer, name))
         self.memory_format = _memory_format(layer.weight)
 

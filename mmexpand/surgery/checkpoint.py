@@ -57,7 +57,7 @@ def load_checkpoint(path: str | os.PathLike, map_location: str = 'cpu') -> dict[
 def _unreadable(path: Path) -> CheckpointError:
     size = path.stat().st_size
     return CheckpointError(
-        f'{path} ({size} bytes) is truncated, corrupt, or no PyTorch checkpoint; take an earlier one'
+        f'{path} ({size} bytes) is truncated, corrupt, or no PyTorch checkpoint; use an older one'
     )
 
 
@@ -120,9 +120,7 @@ def contract_state_dict(state_dict: Mapping[str, Tensor]) -> OrderedDict[str, Te
     return compact
 
 
-def _contract_layer(
-    state_dict: Mapping[str, Tensor], prefix: str
-) -> tuple[Tensor, Tensor | None]:
+def _contract_layer(state_dict: Mapping[str, Tensor], prefix: str) -> tuple[Tensor, Tensor | None]:
     factors = []
     while f'{prefix}factors.{len(factors)}.weight' in state_dict:
         name = f'{prefix}factors.{len(factors)}'

@@ -1,0 +1,29 @@
+"""OpenMMLab: hooks and builders, registered at mmengine's root registries."""
+
+from importlib.util import find_spec
+
+from mmengine.registry import HOOKS, MODELS
+
+from .builders import ExpandBackbone, ExpandModel
+from .hooks import ContractHook, ExpandHook
+from .runtime import allow_mmengine_checkpoints
+
+if find_spec('mmcv'):
+    from mmcv.cnn.bricks.wrappers import Conv2d, Linear
+
+    from ..core.units import PLAIN_LAYERS
+
+    # What conv_cfg=None and mmcv.cnn.Linear build: nn's own forward but for empty batches on old
+    # torch versions.
+    PLAIN_LAYERS.update((Conv2d, Linear))
+
+if find_spec('mmdet'):
+    from .. import models  # noqa: F401
+
+MODELS.register_module(name='ExpandBackbone', module=ExpandBackbone)
+MODELS.register_module(name='ExpandModel', module=ExpandModel)
+HOOKS.register_module(name='ExpandHook', module=ExpandHook)
+HOOKS.register_module(name='ContractHook', module=ContractHook)
+allow_mmengine_checkpoints()
+
+__all__ = ['ContractHook', 'ExpandBackbone', 'ExpandHook', 'ExpandModel']

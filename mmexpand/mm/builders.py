@@ -1,0 +1,48 @@
+"""Expansion in the ``model`` part of a config."""
+
+from mmengine.registry import MODELS
+from torch import nn
+
+from ..surgery import ExpandConfig, Plan, expand_, is_expanded
+
+
+def ExpandModel(model: dict, data_preprocessor: dict | None = None, **expand: object) -> nn.Module:
+    """Build a model and expand it.
+
+    What it returns is of the model's own class, with no prefix in its state-dict keys.
+
+    Args:
+        model: any model config.
+        data_preprocessor: what mmengine's Runner adds from the top level of a config.
+        **expand: fields of ``ExpandConfig``; patterns are relative to the model.
+
+    Raises:
+        TypeError, ValueError: see ``ExpandConfig`` and ``plan``.
+    """
+    cfg = ExpandConfig(**expand)
+    if data_preprocessor is not None:
+        model = {'data_preprocessor': data_preprocessor, **model}
+    built = MODELS.build(model)
+    expand_built(built, cfg)
+    return built
+
+
+def ExpandBackbone(backbone: dict, **expand: object) -> nn.Module:
+    """Build a backbone and expand it; as ``ExpandModel``, with patterns relative to the backbone.
+
+    Args:
+        backbone: any backbone config.
+        **expand: fields of ``ExpandConfig``.
+    """
+    return ExpandModel(backbone, **expand)
+
+
+def expand_built(module: nn.Module, cfg: ExpandConfig) -> Plan:
+    """Expand a module that has just been built, before its ``init_weights`` was called.
+
+    'preserve' needs the weights that are to be preserved: ``init_weights`` is called first, and
+    mmengine does not call it again.
+    """
+    if cfg.init == 'preserve' and hasattr(module, 'init_weights') and not is_expanded(module):
+        module.init_weights()
+    return expand_(module, cfg)

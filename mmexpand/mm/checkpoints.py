@@ -1,0 +1,173 @@
+"""What mmengine's Runner saves and loads, marked and checked: never half loaded."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mmengine.hooks import Hook
+from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.runner import BaseLoop, Runner
+from torch import nn
+
+from ..core.init import preserve_refusal
+from ..surgery import contract_, is_expanded, named_units
+from ..surgery.checkpoint import (
+    META_KEY,
+    CheckpointError,
+    contract_state_dict,
+    expanded_layers,
+    is_expanded_state_dict,
+)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside a distributed or test-time-augmentation wrapper."""
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module
+    return model
+
+
+def is_training(runner: Runner) -> bool:
+    """Whether ``runner.train()`` is what runs: only it builds the train loop."""
+    return isinstance(runner._train_loop, BaseLoop)
+
+
+def describe_units(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """What is expanded in a model: plain values for a checkpoint's meta."""
+    return {
+        name: dict(method=unit.method, rate=unit.rate, factor_shapes=unit.factor_shapes)
+        for name, unit in named_units(model).items()
+    }
+
+
+class CheckpointGuardHook(Hook):
+    """Marks checkpoints as expanded or compact, and converts or refuses the wrong kind."""
+
+    priority = 'VERY_HIGH'
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Say in ``meta`` what the checkpoint is."""
+        layers = describe_units(unwrap(runner.model))
+        kind = 'expanded' if layers else 'compact'
+        checkpoint['meta'][META_KEY] = dict(kind=kind, layers=layers)
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Bring model and checkpoint to the same kind before the weights are loaded.
+
+        Raises:
+            CheckpointError: if that is impossible; the message says what to do.
+        """
+        model = unwrap(runner.model)
+        resume = bool(runner._resume) and is_training(runner)
+        match_checkpoint(model, checkpoint, training=is_training(runner), resume=resume)
+
+
+def match_checkpoint(
+    model: nn.Module, checkpoint: dict, training: bool = False, resume: bool = False
+) -> None:
+    """Make a model and a checkpoint fit each other, or refuse.
+
+    An expanded checkpoint for a compact model is contracted in memory. A compact checkpoint for
+    an expanded model is factorised by the units while it is loaded; where the rate makes that
+    impossible, the model is contracted to test it, and training is refused.
+
+    Args:
+        model: the model that is about to load it.
+        checkpoint: changed in place.
+        training: whether the model is to be trained further.
+        resume: whether optimizer states are loaded too; then both must be of one kind.
+
+    Raises:
+        CheckpointError: naming the first layer that does not fit, and what to do.
+    """
+    state_dict = checkpoint.get('state_dict', checkpoint)
+    expanded = is_expanded_state_dict(state_dict)
+    if resume and expanded != is_expanded(model):
+        raise CheckpointError(_cannot_resume(expanded))
+    if expanded and not is_expanded(model):
+        _replace_state_dict(checkpoint, contract_state_dict(state_dict))
+    elif expanded:
+        _check_same_units(model, state_dict)
+    elif is_expanded(model):
+        refusal = _factorise_refusal(model, state_dict)
+        if refusal and training:
+            raise CheckpointError(
+                f'a compact checkpoint cannot start this expanded model: {refusal}; raise the '
+                'rate or do without load_from'
+            )
+        if refusal:
+            contract_(model)
+    if resume or not training:
+        # Fine-tuning from a checkpoint with other classes is common, testing with it is not.
+        _check_shapes(model, checkpoint)
+
+
+def _cannot_resume(expanded: bool) -> str:
+    if expanded:
+        return (
+            'the checkpoint is of an expanded model, the config expands nothing: resume with the '
+            'config it was trained with (ExpandHook or ExpandModel), or contract it with '
+            'tools/contract.py and set load_from'
+        )
+    return (
+        'the checkpoint is of a compact model, the config expands: optimizer states do not fit, '
+        'so it cannot be resumed; start from its weights with load_from instead'
+    )
+
+
+def _replace_state_dict(checkpoint: dict, state_dict: Mapping) -> None:
+    if 'state_dict' in checkpoint:
+        checkpoint['state_dict'] = state_dict
+    else:
+        checkpoint.clear()
+        checkpoint.update(state_dict)
+
+
+def _check_same_units(model: nn.Module, state_dict: Mapping) -> None:
+    ours = {
+        name: [tuple(factor.weight.shape) for factor in unit.factors]
+        for name, unit in named_units(model).items()
+    }
+    theirs = expanded_layers(state_dict)
+    for name in sorted({*ours, *theirs}):
+        if ours.get(name) != theirs.get(name):
+            raise CheckpointError(
+                f'{name} has factors {theirs.get(name, "(none)")} in the checkpoint and '
+                f'{ours.get(name, "(none)")} in the model: use the method, rate and include that '
+                'the checkpoint was trained with, or contract it with tools/contract.py first'
+            )
+
+
+def _factorise_refusal(model: nn.Module, state_dict: Mapping) -> str:
+    for name, unit in named_units(model).items():
+        reason = preserve_refusal(unit.strategy, unit.factor_shapes, unit.groups)
+        if reason and f'{name}.weight' in state_dict:
+            return f'{name}, rate {unit.rate}: {reason}'
+    return ''
+
+
+def _check_shapes(model: nn.Module, checkpoint: Mapping) -> None:
+    state_dict = checkpoint.get('state_dict', checkpoint)
+    if not set(model.state_dict()) & {key.removeprefix('module.') for key in state_dict}:
+        raise CheckpointError(
+            f'the checkpoint holds no weight of {type(model).__name__}; it is of another network '
+            f'(its keys are like {next(iter(state_dict), "(none)")!r})'
+        )
+    for key, value in model.state_dict().items():
+        found = state_dict.get(key, value)
+        if found.shape != value.shape:
+            raise CheckpointError(
+                f'{key} has shape {tuple(found.shape)} in the checkpoint and {tuple(value.shape)} '
+                f'in the model{_classes(checkpoint)}'
+            )
+
+
+def _classes(checkpoint: Mapping) -> str:
+    meta = checkpoint.get('meta', {}).get('dataset_meta') or {}
+    classes = meta.get('classes', meta.get('CLASSES'))
+    if not classes:
+        return '; it is of another network'
+    shown = ', '.join(map(str, classes[:5])) + (', ...' if len(classes) > 5 else '')
+    return (
+        f'; it was trained on {len(classes)} classes ({shown}): set num_classes and the '
+        "data set's metainfo accordingly"
+    )

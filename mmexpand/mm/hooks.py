@@ -1,0 +1,187 @@
+"""The two hooks of a config: one expands before training, one contracts after it."""
+
+import copy
+import gc
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+from mmengine.dist import barrier, broadcast_object_list, is_main_process
+from mmengine.hooks import CheckpointHook, EMAHook
+from mmengine.model import MMSeparateDistributedDataParallel, is_model_wrapper
+from mmengine.optim import OptimWrapper
+from mmengine.runner import FlexibleRunner, Runner
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..surgery import ExpandConfig, is_expanded
+from ..surgery.checkpoint import get_state_dict, load_checkpoint
+from .builders import expand_built
+from .checkpoints import CheckpointGuardHook, is_training, match_checkpoint, unwrap
+from .contraction import (
+    check_writable,
+    contract_and_check,
+    log,
+    report_lines,
+    write_compact_checkpoint,
+    write_compact_config,
+)
+
+
+class ExpandHook(CheckpointGuardHook):
+    """Expands the model before training, validation or test.
+
+    The Runner has built the wrapper, the optimizer and the schedulers by then: those that hold
+    parameters are built again from its config. It runs before EMAHook copies the model.
+
+    Args:
+        **expand: fields of ``ExpandConfig``; patterns are relative to the whole model.
+
+    Raises:
+        TypeError, ValueError: see ``ExpandConfig`` and, once the model is there, ``plan``.
+    """
+
+    def __init__(self, **expand: object):
+        self.cfg = ExpandConfig(**expand)
+
+    def before_run(self, runner: Runner) -> None:
+        """Expand the Runner's model.
+
+        Raises:
+            RuntimeError: where the Runner cannot be rebuilt; names the builder to use instead.
+        """
+        _check_rebuildable(runner)
+        wrapper = runner.model if isinstance(runner.model, DistributedDataParallel) else None
+        model = unwrap(runner.model)
+        params = sum(p.numel() for p in model.parameters())
+        plan = expand_built(model, self.cfg)
+        if not plan:
+            return
+        sizes = f'{params:,} -> {plan.params_after:,} parameters'
+        log(f'ExpandHook: {len(plan)} layers expanded, {sizes}')
+        for layer in plan:
+            log(
+                f'  {", ".join(layer.names)}: {layer.method.upper()}, rate {layer.rate}, '
+                f'{layer.params_before:,} -> {layer.params_after:,} parameters'
+            )
+        if wrapper is not None:
+            runner.model = model
+            # The old wrapper's hooks on the remaining parameters go with its last reference.
+            del wrapper
+            gc.collect()
+            runner.model = runner.wrap_model(runner.cfg.get('model_wrapper_cfg'), model)
+        if is_training(runner):
+            _rebuild_optimizer(runner)
+
+
+def _check_rebuildable(runner: Runner) -> None:
+    instead = "use model=dict(type='ExpandModel', model=..., ...) instead of ExpandHook"
+    if isinstance(runner, FlexibleRunner):
+        raise RuntimeError(
+            f"FlexibleRunner's strategies build model and optimizer in one: {instead}"
+        )
+    model = runner.model
+    separate = isinstance(model, MMSeparateDistributedDataParallel)
+    if is_model_wrapper(model) and (separate or not isinstance(model, DistributedDataParallel)):
+        raise RuntimeError(f'{type(model).__name__} cannot be rebuilt: {instead}')
+    if is_training(runner) and not isinstance(runner.cfg.get('optim_wrapper'), dict):
+        raise RuntimeError(f'the optimizer was not built from a config: {instead}')
+
+
+def _rebuild_optimizer(runner: Runner) -> None:
+    if not isinstance(runner.optim_wrapper, OptimWrapper):
+        raise RuntimeError(
+            f'{type(runner.optim_wrapper).__name__} is not supported by ExpandHook; use '
+            "model=dict(type='ExpandModel', model=..., ...) instead"
+        )
+    runner.optim_wrapper = runner.build_optim_wrapper(copy.deepcopy(runner.cfg.optim_wrapper))
+    runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
+    schedulers = runner.cfg.get('param_scheduler')
+    if schedulers is not None:
+        runner.param_schedulers = runner.build_param_scheduler(copy.deepcopy(schedulers))
+
+
+class ContractHook(CheckpointGuardHook):
+    """Writes the compact network after training, verified and evaluated.
+
+    In the work dir: ``compact_last.pth``, ``compact_best.pth`` where ``save_best`` is on,
+    ``compact_ema.pth`` where EMAHook is on, and ``compact_config.py``, which stock OpenMMLab
+    loads them with.
+    """
+
+    priority = 'LOWEST'
+
+    def before_train(self, runner: Runner) -> None:
+        """Look whether there will be something to contract, and somewhere to write it."""
+        self.expanded = is_expanded(unwrap(runner.model))
+        if not self.expanded:
+            log(
+                'ContractHook: nothing in this model is expanded, so there will be nothing to '
+                'contract; add ExpandHook, or a builder, to the config. Training goes on',
+                logging.WARNING,
+            )
+        elif is_main_process():
+            check_writable(runner.work_dir)
+
+    def after_train(self, runner: Runner) -> None:
+        """Contract, verify and evaluate all there is, then write.
+
+        Raises:
+            VerificationError: if a compact model computes something else than the expanded one;
+                nothing is written then.
+        """
+        if not self.expanded:
+            return
+        results = {}
+        for name, model in self._models(runner):
+            log(f'ContractHook: contracting and verifying the {name} weights')
+            results[name] = contract_and_check(model, runner)
+        if is_main_process():
+            self._write(runner, results)
+        barrier()
+
+    def _models(self, runner: Runner) -> Iterator[tuple[str, nn.Module]]:
+        model = unwrap(runner.model)
+        yield 'last', model
+        for hook in runner.hooks:
+            if isinstance(hook, EMAHook):
+                yield 'ema', hook.ema_model.module
+            elif isinstance(hook, CheckpointHook) and hook.save_best:
+                for name, path in _best_checkpoints(hook):
+                    yield name, _loaded_copy(model, path)
+
+    def _write(self, runner: Runner, results: dict) -> None:
+        directory = Path(runner.work_dir)
+        meta = dict(
+            dataset_meta=getattr(runner.train_dataloader.dataset, 'metainfo', {}),
+            epoch=runner.epoch,
+            iter=runner.iter,
+            seed=runner.seed,
+            experiment_name=runner.experiment_name,
+        )
+        for name, result in results.items():
+            path = directory / f'compact_{name}.pth'
+            write_compact_checkpoint(result, path, runner.cfg, meta)
+            for line in report_lines(path.name, result):
+                log(line)
+        log(f'ContractHook: compact config {write_compact_config(runner.cfg, directory)}')
+
+
+def _best_checkpoints(hook: CheckpointHook) -> list[tuple[str, str]]:
+    if len(hook.key_indicators) == 1:
+        return [('best', hook.best_ckpt_path)] if hook.best_ckpt_path else []
+    return [
+        (f'best_{key.replace("/", "_")}', path)
+        for key, path in hook.best_ckpt_path_dict.items()
+        if path
+    ]
+
+
+def _loaded_copy(model: nn.Module, path: str) -> nn.Module:
+    # Read once, by the main process: the others may have no access to its disk.
+    content = [get_state_dict(load_checkpoint(path)) if is_main_process() else None]
+    broadcast_object_list(content)
+    model = copy.deepcopy(model)
+    match_checkpoint(model, dict(state_dict=content[0]), training=True, resume=True)
+    model.load_state_dict(content[0])
+    return model

@@ -1,0 +1,45 @@
+"""Train a detector or a segmentor."""
+
+import argparse
+
+from mmexpand.mm.launch import add_common_arguments, build_runner, load_config
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='train config file path')
+    add_common_arguments(parser)
+    parser.add_argument(
+        '--amp', action='store_true', help='enable automatic-mixed-precision training'
+    )
+    parser.add_argument(
+        '--auto-scale-lr', action='store_true', help='enable automatically scaling LR'
+    )
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        help='resume from this checkpoint, or, without a path, from the latest one in the work dir',
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = load_config(args)
+    if args.amp:
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    if args.auto_scale_lr:
+        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+            raise ValueError(f'{args.config} has no auto_scale_lr.base_batch_size to scale from')
+        cfg.auto_scale_lr.enable = True
+    if args.resume:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == 'auto' else args.resume
+    splits = ('train', 'val') if cfg.get('val_cfg') else ('train',)
+    build_runner(cfg, splits).train()
+
+
+if __name__ == '__main__':
+    main()
