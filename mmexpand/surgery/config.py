@@ -47,7 +47,8 @@ class ExpandConfig:
 def _as_patterns(key: str, value: str | Sequence[str] | None) -> tuple[str, ...] | None:
     if value is None:
         return None
-    patterns = (value,) if isinstance(value, str) else tuple(value)
-    if not patterns or not all(isinstance(pattern, str) and pattern for pattern in patterns):
+    patterns = (value,) if isinstance(value, str) else value
+    valid = isinstance(patterns, Sequence) and patterns
+    if not valid or not all(isinstance(pattern, str) and pattern for pattern in patterns):
         raise TypeError(f'{key} must be a pattern or a list of patterns, got {value!r}')
-    return patterns
+    return tuple(patterns)

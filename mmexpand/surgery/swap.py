@@ -28,10 +28,15 @@ def expand_(model: nn.Module, cfg: ExpandConfig | None = None) -> Plan:
         The plan that was carried out; empty where there was nothing left to do.
 
     Raises:
-        ValueError: see ``plan``.
+        ValueError: see ``plan``; also if the model is a single layer.
     """
     cfg = cfg or ExpandConfig()
     done = plan(model, cfg)
+    if any(not layer.name for layer in done):
+        raise ValueError(
+            'the model is a single layer, which has no place to be replaced in; make a unit of it '
+            'with ExpandedConv2d.from_conv or ExpandedLinear.from_linear'
+        )
     units = [(layer, _expand_layer(model.get_submodule(layer.name), layer, cfg)) for layer in done]
     for layer, unit in units:
         _replace(model, layer.names, unit)

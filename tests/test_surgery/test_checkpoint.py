@@ -1,0 +1,111 @@
+"""State dicts and files."""
+
+import os
+
+import pytest
+import torch
+from torch import nn
+
+import mmexpand
+from mmexpand import ExpandConfig
+from mmexpand.surgery.checkpoint import (
+    CheckpointError,
+    contract_state_dict,
+    expanded_layers,
+    is_expanded_state_dict,
+    load_checkpoint,
+    save_checkpoint,
+)
+
+
+def net():
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.Conv2d(8, 8, 5, groups=4, bias=False),
+        nn.Conv2d(8, 4, 7, dilation=2),
+        nn.Linear(4, 3),
+    ).double()
+
+
+@pytest.mark.parametrize('method', ['cl', 'ck', 'auto', 'cl+fc', 'fc'])
+@pytest.mark.parametrize('rate', [0.5, 4])
+def test_contract_state_dict_needs_no_model(method, rate):
+    expanded = net()
+    mmexpand.expand_(expanded, ExpandConfig(method, rate))
+    state_dict = expanded.state_dict()
+    assert is_expanded_state_dict(state_dict)
+    compact = contract_state_dict(state_dict)
+    assert not is_expanded_state_dict(compact)
+    expected = mmexpand.contract(expanded).state_dict()
+    assert list(compact) == list(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(compact[name], value, rtol=0, atol=1e-14)
+    fresh = net()
+    before = fresh[0].weight.clone(), fresh[4].weight.clone()
+    fresh.load_state_dict(compact)
+    after = fresh[0].weight, fresh[4].weight
+    assert not all(map(torch.equal, before, after))
+    assert list(contract_state_dict(compact)) == list(compact)
+
+
+def test_layers_and_shapes_are_read_off():
+    expanded = net()
+    mmexpand.expand_(expanded, ExpandConfig(rate=2, include='0'))
+    assert expanded_layers(expanded.state_dict()) == {
+        '0': [(6, 3, 1, 1), (16, 6, 3, 3), (8, 16, 1, 1)]
+    }
+
+
+def test_a_compact_state_dict_loads_into_an_expanded_model_and_back():
+    compact, expanded = net(), net()
+    mmexpand.expand_(expanded, ExpandConfig('cl+fc', 4))
+    expanded.load_state_dict(compact.state_dict(), strict=True)
+    back = mmexpand.contract(expanded).state_dict()
+    for name, value in compact.state_dict().items():
+        torch.testing.assert_close(back[name], value, rtol=0, atol=1e-13)
+
+
+def test_saving_is_whole_or_not_at_all(tmp_path):
+    path = tmp_path / 'net.pth'
+    save_checkpoint(dict(state_dict=net().state_dict()), path)
+    before = path.read_bytes()
+
+    class Broken:
+        def __reduce__(self):
+            raise OSError('disk full')
+
+    with pytest.raises(OSError, match='disk full'):
+        save_checkpoint(dict(state_dict=Broken()), path)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ['net.pth']
+    assert list(load_checkpoint(path)['state_dict']) == list(net().state_dict())
+
+
+@pytest.mark.parametrize('keep', [0, 10, 0.5])
+def test_truncated_files_are_refused(tmp_path, keep):
+    path = tmp_path / 'net.pth'
+    save_checkpoint(net().state_dict(), path)
+    content = path.read_bytes()
+    path.write_bytes(content[: keep if keep > 1 else int(len(content) * keep)])
+    with pytest.raises(CheckpointError, match=r'net\.pth.*truncated'):
+        load_checkpoint(path)
+
+
+def test_other_files_are_refused(tmp_path):
+    with pytest.raises(CheckpointError, match='no such checkpoint'):
+        load_checkpoint(tmp_path / 'none.pth')
+    torch.save(['a', 'list'], tmp_path / 'list.pth')
+    with pytest.raises(CheckpointError, match='list, not a checkpoint'):
+        load_checkpoint(tmp_path / 'list.pth')
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path):
+    class Malicious:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / 'pwned'),)
+
+    torch.save(dict(state_dict=net().state_dict(), extra=Malicious()), tmp_path / 'bad.pth')
+    with pytest.raises(CheckpointError, match=r'bad\.pth holds a (posix|nt)\.mkdir'):
+        load_checkpoint(tmp_path / 'bad.pth')
+    assert not (tmp_path / 'pwned').exists()

@@ -1,0 +1,128 @@
+"""Which layers, and the words for those that are not."""
+
+import pytest
+import torch
+from torch import nn
+from torchvision.ops import DeformConv2d
+
+import mmexpand
+from mmexpand import ExpandConfig
+from mmexpand.surgery.plan import matches
+
+
+class Odd(nn.Conv2d):
+    def forward(self, x):
+        return -super().forward(x)
+
+
+def net():
+    tied = nn.Conv2d(4, 4, 1)
+    tied_too = nn.Conv2d(4, 4, 1)
+    tied_too.weight = tied.weight
+    return nn.ModuleDict(
+        {
+            'backbone': nn.ModuleDict(
+                {'conv1': nn.Conv2d(3, 4, 3), 'conv2': nn.Conv2d(4, 4, 7), 'fc': nn.Linear(4, 4)}
+            ),
+            'up': nn.ConvTranspose2d(4, 4, 2),
+            'deform': DeformConv2d(4, 4, 3),
+            'lazy': nn.LazyConv2d(4, 3),
+            'odd': Odd(4, 4, 3),
+            'tied': tied,
+            'tied_too': tied_too,
+            'conv3d': nn.Conv3d(4, 4, 3),
+            'quantised': torch.ao.nn.quantized.Conv2d(4, 4, 3),
+        }
+    )
+
+
+def test_every_layer_is_planned_or_skipped_with_its_reason():
+    plan = mmexpand.plan(net(), ExpandConfig())
+    assert [layer.name for layer in plan] == ['backbone.conv1', 'backbone.conv2']
+    reasons = {layer.name: layer.reason for layer in plan.skipped}
+    for name, words in {
+        'backbone.fc': 'convolutions only',
+        'up': 'ConvTranspose2d',
+        'deform': 'DeformConv2d',
+        'lazy': 'first forward',
+        'odd': 'forward of its own',
+        'tied': 'shares',
+        'tied_too': 'shares',
+        'conv3d': 'Conv3d',
+        'quantised': 'quantised',
+    }.items():
+        assert words in reasons.pop(name)
+    assert not reasons
+
+
+def test_entries_say_what_becomes_of_a_layer():
+    plan = mmexpand.plan(net(), ExpandConfig('auto', 2, include='backbone'))
+    first, second = plan
+    assert first.method == 'cl'
+    assert first.factor_shapes == ((6, 3, 1, 1), (8, 6, 3, 3), (4, 8, 1, 1))
+    assert first.params_before == 4 * 3 * 9 + 4
+    assert first.params_after == 6 * 3 + 8 * 6 * 9 + 4 * 8 + 6 + 8 + 4
+    assert second.method == 'ck'
+    assert second.factor_shapes == ((8, 4, 3, 3), (8, 8, 3, 3), (4, 8, 3, 3))
+    assert {layer.reason for layer in plan.skipped if layer.name == 'odd'} == {'not included'}
+
+
+def test_rounding():
+    plan = mmexpand.plan(nn.Sequential(nn.Conv2d(3, 10, 3)), ExpandConfig(rate=0.25))
+    assert plan.layers[0].factor_shapes == ((1, 3, 1, 1), (3, 1, 3, 3), (10, 3, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ('pattern', 'expected'),
+    [
+        ('backbone', True),
+        ('backbone.conv1', True),
+        ('backbone.conv', False),
+        ('back', False),
+        ('*.conv[12]', True),
+        ('re:conv1$', True),
+        ('re:^conv', False),
+    ],
+)
+def test_patterns(pattern, expected):
+    assert matches('backbone.conv1', pattern) == expected
+
+
+def test_exclude():
+    plan = mmexpand.plan(net(), ExpandConfig(include='backbone', exclude='*.conv2'))
+    assert [layer.name for layer in plan] == ['backbone.conv1']
+    assert ('backbone.conv2', 'excluded') in [(x.name, x.reason) for x in plan.skipped]
+
+
+@pytest.mark.parametrize(
+    ('fields', 'words'),
+    [
+        (dict(include='backbon'), r"include='backbon' matches no .*near matches: backbone"),
+        (dict(include='backbone', exclude='bakbone.conv1'), r'near matches: backbone\.conv1'),
+        (dict(include='re:xyz'), 'layers are: backbone.conv1'),
+        (dict(method='ck', include='backbone.conv1'), 'backbone.conv1: .*3x3'),
+        (dict(method='fc', include='backbone.conv1'), 'linear layers only'),
+        (dict(init='preserve', rate=0.5), 'impossible for backbone.conv1 with rate=0.5'),
+    ],
+)
+def test_errors_name_the_way_out(fields, words):
+    with pytest.raises(ValueError, match=words):
+        mmexpand.plan(net(), ExpandConfig(**fields))
+
+
+@pytest.mark.parametrize(
+    ('fields', 'error', 'words'),
+    [
+        (dict(method='CL'), ValueError, "method must be one of 'cl'"),
+        (dict(rate=-1), ValueError, 'rate must be'),
+        (dict(rate=True), TypeError, 'rate must be'),
+        (dict(rate='four'), TypeError, "got 'four'"),
+        (dict(init='random'), ValueError, 'init must be'),
+        (dict(forward='fused'), ValueError, 'forward must be'),
+        (dict(include=3), TypeError, 'include must be'),
+        (dict(exclude=[]), TypeError, 'exclude must be'),
+    ],
+)
+def test_config_refuses_nonsense(fields, error, words):
+    with pytest.raises(error, match=words):
+        ExpandConfig(**fields)

@@ -1,0 +1,137 @@
+"""Whole models: expand, train, contract."""
+
+import copy
+import logging
+
+import pytest
+import torch
+from torch import nn
+
+import mmexpand
+from mmexpand import ExpandConfig, ExpandedConv2d, ExpandedLinear
+from mmexpand.surgery import named_units
+
+
+class Net(nn.Module):
+    """Shared, frozen, transposed, depthwise and linear layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+        self.depthwise = nn.Conv2d(8, 8, 5, padding=2, groups=8, bias=False)
+        self.head_a = nn.Conv2d(8, 8, 3, padding=1)
+        self.head_b = self.head_a
+        self.up = nn.ConvTranspose2d(8, 4, 2, stride=2)
+        self.classify = nn.Linear(4, 5)
+        self.stem[0].weight.requires_grad_(False)
+
+    def forward(self, x):
+        x = self.depthwise(self.stem(x))
+        x = self.up(self.head_a(x) + self.head_b(x.relu()))
+        return self.classify(x.mean((2, 3)))
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return Net().double()
+
+
+def perturb(model):
+    for parameter in model.parameters():
+        parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
+
+
+@pytest.mark.parametrize('method', ['cl', 'ck', 'fc', 'auto', 'cl+fc', 'ck+fc'])
+@pytest.mark.parametrize('forward', ['layerwise', 'folded', 'auto'])
+def test_contract_gives_back_the_network(net, method, forward):
+    keys, types = list(net.state_dict()), [type(m) for m in net.modules()]
+    original = copy.deepcopy(net)
+    mmexpand.expand_(net, ExpandConfig(method, 2, forward=forward))
+    assert mmexpand.is_expanded(net)
+    perturb(net)
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    expanded = net.eval()(x)
+    compact = mmexpand.contract(net)
+    assert mmexpand.is_expanded(net)
+    assert not mmexpand.is_expanded(compact)
+    assert list(compact.state_dict()) == keys
+    assert [type(m) for m in compact.modules()] == types
+    torch.testing.assert_close(compact(x), expanded, rtol=0, atol=1e-12)
+    assert not torch.allclose(original.eval()(x), expanded)
+    assert mmexpand.contract_(net) is net
+    torch.testing.assert_close(net(x), expanded, rtol=0, atol=1e-12)
+
+
+def test_a_shared_layer_is_replaced_once_for_both_names(net):
+    plan = mmexpand.expand_(net, ExpandConfig(include='head_a'))
+    assert [layer.names for layer in plan] == [('head_a', 'head_b')]
+    assert net.head_a is net.head_b
+    assert isinstance(net.head_a, ExpandedConv2d)
+    mmexpand.contract_(net)
+    assert net.head_a is net.head_b
+    assert type(net.head_a) is nn.Conv2d
+
+
+def test_frozen_layers_stay_frozen(net):
+    mmexpand.expand_(net)
+    assert not any(factor.weight.requires_grad for factor in net.stem[0].factors)
+    assert all(factor.weight.requires_grad for factor in net.depthwise.factors)
+    mmexpand.contract_(net)
+    assert not net.stem[0].weight.requires_grad
+    assert net.stem[0].bias.requires_grad
+
+
+def test_twice_is_harmless(net):
+    cfg = ExpandConfig('cl+fc', 2)
+    mmexpand.expand_(net, cfg)
+    units = named_units(net)
+    assert not mmexpand.expand_(net, cfg)
+    assert named_units(net) == units
+    assert all(type(f) is nn.Conv2d for f in net.stem[0].factors)
+    once = mmexpand.contract(net)
+    assert list(mmexpand.contract(once).state_dict()) == list(once.state_dict())
+
+
+def test_nothing_is_changed_when_a_check_fails(net):
+    modules = list(net.modules())
+    for cfg in (
+        ExpandConfig(include=['stem', 'nowhere']),
+        ExpandConfig('ck', include='stem'),
+        ExpandConfig(rate=0.5, init='preserve'),
+    ):
+        with pytest.raises(ValueError):
+            mmexpand.expand_(net, cfg)
+        assert list(net.modules()) == modules
+
+
+def test_one_log_line_for_every_layer(net, caplog):
+    with caplog.at_level(logging.INFO, 'mmexpand'):
+        plan = mmexpand.expand_(net)
+    assert len(caplog.records) == len(plan) == 3
+
+
+def test_hooks_on_a_layer_carry_over(net):
+    calls = []
+    net.depthwise.register_forward_hook(lambda *_: calls.append(1))
+    x = torch.randn(1, 3, 8, 8, dtype=torch.float64)
+    net(x)
+    mmexpand.expand_(net)
+    net(x)
+    mmexpand.contract_(net)
+    net(x)
+    assert len(calls) == 3
+
+
+def test_a_model_that_is_one_layer():
+    unit = ExpandedLinear.from_linear(nn.Linear(3, 2))
+    assert type(mmexpand.contract(unit)) is nn.Linear
+    with pytest.raises(ValueError, match='unit'):
+        mmexpand.expand_(nn.Conv2d(3, 4, 3))
+
+
+def test_preserve_keeps_the_function(net):
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    before = net.eval()(x)
+    mmexpand.expand_(net, ExpandConfig('cl+fc', 4, init='preserve'))
+    torch.testing.assert_close(net(x), before, rtol=0, atol=1e-12)
