@@ -308,7 +308,7 @@ class YOLOV2Head(BaseDenseHead):
 
     def _flatten(self, pred_map: Tensor) -> Tensor:
         """(N, A * (5 + C), H, W) to (N, H * W * A, 5 + C), the priors' order, float32 at least."""
-        pred = pred_map.permute(0, 2, 3, 1).reshape(len(pred_map), -1, 5 + self.num_classes)
+        pred = pred_map.permute(0, 2, 3, 1).reshape(pred_map.shape[0], -1, 5 + self.num_classes)
         return pred.to(torch.promote_types(pred.dtype, torch.float32))
 
     def _priors(self, pred_map: Tensor) -> Tensor:

@@ -1,16 +1,17 @@
 """Convert a darknet weight file to a checkpoint for an mmdet config."""
 
 import argparse
-import os
+from pathlib import Path
 
-import torch
 from mmdet.registry import DATASETS, MODELS
 from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
 
 from mmexpand.models.darknet import load_darknet_weights
+from mmexpand.surgery.checkpoint import save_checkpoint
 
-DEFAULT_CONFIG = 'configs/yolo_lite/yolo-lite_1xb64-600k_voc0712-224x224.py'
+ROOT = Path(__file__).parents[2]
+DEFAULT_CONFIG = ROOT / 'configs/yolo_lite/yolo-lite_1xb64-600k_voc0712-224x224.py'
 
 
 def parse_args() -> argparse.Namespace:
@@ -44,9 +45,8 @@ def convert(cfg: Config, src: str, dst: str) -> int:
         )
     dataset_meta = dict(classes=metainfo['classes'], palette=metainfo['palette'])
 
-    temporary = f'{dst}.tmp'
-    torch.save(dict(meta=dict(dataset_meta=dataset_meta), state_dict=model.state_dict()), temporary)
-    os.replace(temporary, dst)
+    Path(dst).parent.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(dict(meta=dict(dataset_meta=dataset_meta), state_dict=model.state_dict()), dst)
     return sum(value.numel() for value in state_dict.values())
 
 
