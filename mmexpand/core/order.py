@@ -42,7 +42,7 @@ def cheapest_segments(shapes: tuple[Shape, ...], pixels: tuple[int, ...], groups
         best.append(
             min(
                 (
-                    best[start][0] + _segment_macs(shapes, pixels, groups, start, stop),
+                    best[start][0] + count_macs(shapes, pixels, groups, ((start, stop),)),
                     (*best[start][1], (start, stop)),
                 )
                 for start in range(stop)
@@ -51,10 +51,34 @@ def cheapest_segments(shapes: tuple[Shape, ...], pixels: tuple[int, ...], groups
     return best[-1][1]
 
 
-def _segment_macs(
-    shapes: Sequence[Shape], pixels: Sequence[int], groups: int, start: int, stop: int
+def count_macs(
+    shapes: Sequence[Shape],
+    pixels: Sequence[int],
+    groups: int,
+    segments: Segments,
+    with_folding: bool = True,
 ) -> int:
+    """Multiply-accumulate operations of a forward pass in a given order of association.
+
+    Args:
+        shapes: as in ``cheapest_segments``.
+        pixels: as in ``cheapest_segments``.
+        groups: the number of groups.
+        segments: the order.
+        with_folding: whether to count the products of factors, not only their application.
+    """
+    return sum(
+        _apply_macs(shapes, pixels, start, stop)
+        + with_folding * _fold_macs(shapes, groups, start, stop)
+        for start, stop in segments
+    )
+
+
+def _apply_macs(shapes: Sequence[Shape], pixels: Sequence[int], start: int, stop: int) -> int:
     height, width = kernel_size(shapes[start:stop])
-    apply = pixels[stop - 1] * shapes[stop - 1][0] * shapes[start][1] * height * width
+    return pixels[stop - 1] * shapes[stop - 1][0] * shapes[start][1] * height * width
+
+
+def _fold_macs(shapes: Sequence[Shape], groups: int, start: int, stop: int) -> int:
     per_group = tuple((out // groups, *rest) for out, *rest in shapes)
-    return apply + groups * fold_order(per_group, start, stop)[0]
+    return groups * fold_order(per_group, start, stop)[0]

@@ -289,6 +289,11 @@ class ExpandedConv2d(_ExpandedLayer):
 
     def segments(self, input_shape: Sequence[int]) -> Segments:
         """The cheapest order of association for an input ``(N, m, H, W)``."""
+        pixels = self.output_pixels(input_shape)
+        return cheapest_segments(tuple(self.factor_shapes), pixels, self.groups)
+
+    def output_pixels(self, input_shape: Sequence[int]) -> tuple[int, ...]:
+        """Output pixels of every factor, batch included, for an input ``(N, m, H, W)``."""
         *batch, _, height, width = input_shape
         left, right, top, bottom = self._layer[0]._reversed_padding_repeated_twice
         size = [height + top + bottom, width + left + right]
@@ -301,7 +306,7 @@ class ExpandedConv2d(_ExpandedLayer):
                 for axis in (0, 1)
             ]
             pixels.append((batch[0] if batch else 1) * size[0] * size[1])
-        return cheapest_segments(tuple(self.factor_shapes), tuple(pixels), self.groups)
+        return tuple(pixels)
 
     def _apply_segments(self, x: Tensor, segments: Segments) -> Tensor:
         for start, stop in segments:
@@ -401,8 +406,11 @@ class ExpandedLinear(_ExpandedLayer):
 
     def segments(self, input_shape: Sequence[int]) -> Segments:
         """The cheapest order of association for an input ``(..., m)``."""
-        rows = torch.Size(input_shape[:-1]).numel()
-        return cheapest_segments(tuple(self.factor_shapes), (rows,) * len(self.factors), 1)
+        return cheapest_segments(tuple(self.factor_shapes), self.output_pixels(input_shape), 1)
+
+    def output_pixels(self, input_shape: Sequence[int]) -> tuple[int, ...]:
+        """Rows of the output of every factor, for an input ``(..., m)``."""
+        return (torch.Size(input_shape[:-1]).numel(),) * len(self.factors)
 
     def _apply_segments(self, x: Tensor, segments: Segments) -> Tensor:
         for segment in segments:

@@ -27,11 +27,11 @@ def make_compact_config(cfg: Config) -> Config:
         A config that stock mmdet or mmsegmentation builds the compact network from.
     """
     compact = _unwrap(copy.deepcopy(cfg._cfg_dict))
-    hooks = [hook for hook in compact.get('custom_hooks') or () if _type(hook) not in HOOKS]
+    hooks = [hook for hook in compact.get('custom_hooks') or () if type_name(hook) not in HOOKS]
     compact.pop('custom_hooks', None)
     if hooks:
         compact['custom_hooks'] = hooks
-    if not any(_type(node) in NETWORKS for node in _dicts(compact)):
+    if not any(type_name(node) in NETWORKS for node in _dicts(compact)):
         _drop_import(compact)
     if compact.get('model_wrapper_cfg') == CPU_WRAPPER:
         del compact['model_wrapper_cfg']
@@ -41,12 +41,8 @@ def make_compact_config(cfg: Config) -> Config:
     return Config(compact)
 
 
-def expand_settings(cfg: Config) -> list[dict]:
-    """The settings of every ExpandHook or builder in a config."""
-    return [node for node in _dicts(cfg._cfg_dict) if _type(node) in ('ExpandHook', *BUILDERS)]
-
-
-def _type(node: Any) -> str | None:
+def type_name(node: Any) -> str | None:
+    """The ``type`` of a config node, without its scope; None where it has none."""
     kind = node.get('type') if isinstance(node, Mapping) else None
     if isinstance(kind, str):
         return kind.rpartition('.')[2]
@@ -55,7 +51,7 @@ def _type(node: Any) -> str | None:
 
 def _unwrap(node: Any) -> Any:
     if isinstance(node, Mapping):
-        inner = BUILDERS.get(_type(node))
+        inner = BUILDERS.get(type_name(node))
         if inner:
             unwrapped = _unwrap(node[inner])
             preprocessor = node.get('data_preprocessor')

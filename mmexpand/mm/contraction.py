@@ -23,6 +23,7 @@ from ..surgery.checkpoint import META_KEY, save_checkpoint
 from ..version import __version__
 from .checkpoints import describe_units
 from .compact_config import make_compact_config
+from .models import tensor_outputs
 
 CONFIG_NAME = 'compact_config.py'
 
@@ -81,18 +82,28 @@ def _on_main_process(action: Callable[[], Any]) -> Any:
     return result
 
 
+def contract_without_data(expanded: nn.Module, height: int, width: int) -> Contraction:
+    """Contract a copy of a model and verify it on random images, without any data set.
+
+    Args:
+        expanded: the model; it is left as it was.
+        height: of the images.
+        width: of the images.
+
+    Raises:
+        VerificationError: if the compact model computes something else.
+    """
+    compact = contract(expanded)
+    data = dict(inputs=torch.randn(2, 3, height, width, device=next(compact.parameters()).device))
+    verification = verify(expanded, compact, lambda model: tensor_outputs(model, data))
+    return Contraction(compact, describe_units(expanded), verification)
+
+
 def _verify(expanded: nn.Module, compact: nn.Module, runner: Runner) -> Verification:
     loop = runner.val_loop if runner._val_loop is not None else runner.train_loop
     batch = next(iter(loop.dataloader))
     data = expanded.data_preprocessor(copy.deepcopy(batch), False)
-    return verify(expanded, compact, lambda model: _tensor_outputs(model, data))
-
-
-def _tensor_outputs(model: nn.Module, data: dict) -> Any:
-    # Two-stage detectors pick proposals by score: rounding flips ties, so features are compared.
-    if hasattr(model, 'roi_head'):
-        return model.extract_feat(data['inputs'])
-    return model(**data, mode='tensor')
+    return verify(expanded, compact, lambda model: tensor_outputs(model, data))
 
 
 def _evaluate(model: nn.Module, runner: Runner) -> dict[str, float]:

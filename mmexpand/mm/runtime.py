@@ -72,7 +72,7 @@ def allow_mmengine_checkpoints() -> None:
 
 
 def _history_method(owner: Any, name: str) -> Any:
-    if owner is HistoryBuffer and name in HistoryBuffer._statistics_methods:
+    if owner is HistoryBuffer and name in ('min', 'max', 'current', 'mean'):
         return getattr(HistoryBuffer, name)
     raise pickle.UnpicklingError(f'refused: getattr({owner!r}, {name!r}) in a checkpoint')
 

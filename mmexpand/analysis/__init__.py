@@ -1,0 +1,1 @@
+"""What an expansion costs, counted. Imports torch, core and surgery."""

@@ -1,0 +1,78 @@
+"""Contract an expanded checkpoint into a verified compact checkpoint and config."""
+
+import argparse
+from pathlib import Path
+
+from mmexpand.mm.checkpoints import match_checkpoint, unwrap
+from mmexpand.mm.contraction import (
+    Contraction,
+    check_writable,
+    contract_and_check,
+    contract_without_data,
+    report_lines,
+    write_compact_checkpoint,
+    write_compact_config,
+)
+from mmexpand.mm.launch import add_common_arguments, build_runner, load_config
+from mmexpand.mm.models import build_expanded_model
+from mmexpand.surgery.checkpoint import (
+    CheckpointError,
+    get_state_dict,
+    is_expanded_state_dict,
+    load_checkpoint,
+)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file the checkpoint was trained with')
+    parser.add_argument('checkpoint', help='expanded checkpoint file')
+    parser.add_argument(
+        '--shape',
+        type=int,
+        nargs=2,
+        metavar=('H', 'W'),
+        help='verify on random images of this size: no data set is read, nothing is evaluated',
+    )
+    add_common_arguments(parser)
+    return parser.parse_args()
+
+
+def load_expanded(path: str) -> dict:
+    checkpoint = load_checkpoint(path)
+    if not is_expanded_state_dict(get_state_dict(checkpoint)):
+        raise CheckpointError(f'{path} is compact already: there is nothing to contract')
+    return checkpoint
+
+
+def contract(args: argparse.Namespace, cfg, checkpoint: dict) -> Contraction:  # noqa: ANN001
+    if args.shape:
+        model = build_expanded_model(cfg)
+        match_checkpoint(model, checkpoint)
+        model.load_state_dict(get_state_dict(checkpoint))
+        return contract_without_data(model, *args.shape)
+    runner = build_runner(cfg, ('val',))
+    runner.call_hook('before_run')
+    model = unwrap(runner.model)
+    match_checkpoint(model, checkpoint)
+    model.load_state_dict(get_state_dict(checkpoint))
+    return contract_and_check(model, runner)
+
+
+def main() -> None:
+    args = parse_args()
+    checkpoint = load_expanded(args.checkpoint)
+    cfg = load_config(args)
+    check_writable(cfg.work_dir)
+    result = contract(args, cfg, checkpoint)
+    path = Path(cfg.work_dir) / f'compact_{Path(args.checkpoint).name}'
+    meta = checkpoint.get('meta', {})
+    kept = {key: meta[key] for key in ('dataset_meta', 'epoch', 'iter', 'seed') if key in meta}
+    write_compact_checkpoint(result, path, cfg, kept)
+    config = write_compact_config(cfg, path.parent)
+    print('\n'.join(report_lines(path.name, result)))
+    print(f'wrote {path} and {config}')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,108 @@
+"""Show which layers of a config's model are expanded, into what, and at what cost."""
+
+import argparse
+
+import torch
+from mmengine.config import Config, DictAction
+from rich.console import Console
+from rich.table import Table
+
+import mmexpand
+from mmexpand.analysis.complexity import describe_segments, layer_costs
+from mmexpand.mm.models import build_compact_model, expand_wishes, tensor_outputs
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file path')
+    parser.add_argument('--method', help='plan for this method, whatever the config says')
+    parser.add_argument('--rate', type=float, help='likewise the expansion rate')
+    parser.add_argument('--include', nargs='+', help='likewise the layers')
+    parser.add_argument('--exclude', nargs='+', help='likewise the layers to leave out')
+    parser.add_argument(
+        '--shape', type=int, nargs=2, default=[512, 512], help='input height and width for the MACs'
+    )
+    parser.add_argument('--batch-size', type=int, default=1, help='images for the MACs')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction)
+    return parser.parse_args()
+
+
+def wishes(args: argparse.Namespace, cfg: Config) -> list:
+    keys = ('method', 'rate', 'include', 'exclude')
+    given = {key: getattr(args, key) for key in keys if getattr(args, key) is not None}
+    if given:
+        return [('', mmexpand.ExpandConfig(**given))]
+    found = expand_wishes(cfg)
+    if not found:
+        raise ValueError(f'{args.config} expands nothing; say what to plan for, e.g. --method cl')
+    return found
+
+
+def show_layers(plans: list, costs: dict) -> Table:
+    table = Table(title='Expanded layers; MACs of one forward pass in millions')
+    for column in ('layer', 'method', 'rate', 'factors (out, in, kh, kw)', 'auto'):
+        table.add_column(column, overflow='fold')
+    for column in ('params', 'expanded', 'MACs', 'layerwise', 'auto'):
+        table.add_column(column, justify='right')
+    for prefix, plan in plans:
+        for layer in plan:
+            name = f'{prefix}.{layer.name}'.lstrip('.')
+            cost = costs.get(name)
+            macs = (
+                [
+                    f'{m / 1e6:,.2f}'
+                    for m in (cost.macs_compact, cost.macs_layerwise, cost.macs_auto)
+                ]
+                if cost
+                else ['not reached'] * 3
+            )
+            table.add_row(
+                name,
+                layer.method.upper(),
+                f'{layer.rate:g}',
+                ' '.join('x'.join(map(str, shape)) for shape in layer.factor_shapes),
+                describe_segments(cost.segments) if cost else '',
+                f'{layer.params_before:,}',
+                f'{layer.params_after:,}',
+                *macs,
+            )
+    return table
+
+
+def show_skipped(plans: list) -> Table:
+    table = Table('layer', 'reason', title='Left as they are')
+    for prefix, plan in plans:
+        for layer in plan.skipped:
+            table.add_row(f'{prefix}.{layer.name}'.lstrip('.'), layer.reason)
+    return table
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = Config.fromfile(args.config)
+    if args.cfg_options:
+        cfg.merge_from_dict(args.cfg_options)
+    model = build_compact_model(cfg)
+    before = sum(parameter.numel() for parameter in model.parameters())
+    plans = [
+        (name, mmexpand.expand_(model.get_submodule(name), wish))
+        for name, wish in wishes(args, cfg)
+    ]
+    images = torch.randn(args.batch_size, 3, *args.shape)
+    costs = layer_costs(model, lambda m: tensor_outputs(m, dict(inputs=images)))
+    console = Console(width=None if Console().is_terminal else 200)
+    console.print(show_layers(plans, costs))
+    console.print(show_skipped(plans))
+    after = sum(parameter.numel() for parameter in model.parameters())
+    console.print(f'Parameters of the model: {before:,} compact, {after:,} while it is trained')
+    console.print(
+        f'MACs of the expanded layers at {args.batch_size}x3x{args.shape[0]}x{args.shape[1]}: '
+        + ', '.join(
+            f'{sum(getattr(c, f"macs_{kind}") for c in costs.values()) / 1e6:,.2f}M {kind}'
+            for kind in ('compact', 'layerwise', 'auto')
+        )
+    )
+
+
+if __name__ == '__main__':
+    main()
