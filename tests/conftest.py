@@ -1,0 +1,118 @@
+"""A small segmentation run that every test of the framework layer starts from."""
+
+import itertools
+import os
+
+import numpy as np
+import pytest
+from mmengine.config import Config
+from PIL import Image
+
+os.environ.setdefault('CUDA_VISIBLE_DEVICES', '-1')
+_runs = itertools.count()
+
+SEGMENTOR = dict(
+    type='EncoderDecoder',
+    data_preprocessor=dict(
+        type='SegDataPreProcessor', mean=[127.5] * 3, std=[127.5] * 3, size=(32, 48)
+    ),
+    backbone=dict(
+        type='UNet',
+        base_channels=4,
+        num_stages=2,
+        strides=(1, 1),
+        enc_num_convs=(1, 2),
+        dec_num_convs=(1,),
+        downsamples=(True,),
+        enc_dilations=(1, 1),
+        dec_dilations=(1,),
+        norm_cfg=dict(type='BN'),
+    ),
+    decode_head=dict(
+        type='FCNHead',
+        in_channels=4,
+        in_index=1,
+        channels=4,
+        num_convs=1,
+        num_classes=19,
+        dropout_ratio=0,
+        norm_cfg=dict(type='BN'),
+        loss_decode=dict(type='CrossEntropyLoss', avg_non_ignore=True),
+    ),
+    test_cfg=dict(mode='whole'),
+)
+
+
+@pytest.fixture(scope='session')
+def street(tmp_path_factory):
+    """Four images in Cityscapes' layout: a bright thing (car) on a dark ground (road)."""
+    root = tmp_path_factory.mktemp('street')
+    rng = np.random.default_rng(0)
+    for index in range(4):
+        image = rng.integers(0, 60, (32, 48, 3), dtype=np.uint8)
+        label = np.zeros((32, 48), np.uint8)
+        x, y = rng.integers(0, 20, 2)
+        image[y : y + 12, x : x + 20] += 150
+        label[y : y + 12, x : x + 20] = 13
+        for folder, array, suffix in (
+            ('leftImg8bit', image, 'leftImg8bit'),
+            ('gtFine', label, 'gtFine_labelTrainIds'),
+        ):
+            path = root / folder / 'train' / 'town'
+            path.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(path / f'town_{index}_{suffix}.png')
+    return root
+
+
+@pytest.fixture
+def seg_cfg(street, tmp_path):
+    """A config that trains SEGMENTOR for a few iterations; keyword arguments are merged into it."""
+
+    def make(**changes) -> Config:
+        dataset = dict(
+            type='CityscapesDataset',
+            data_root=str(street),
+            data_prefix=dict(img_path='leftImg8bit/train', seg_map_path='gtFine/train'),
+            pipeline=[
+                dict(type='LoadImageFromFile'),
+                dict(type='LoadAnnotations'),
+                dict(type='PackSegInputs'),
+            ],
+        )
+        loader = dict(batch_size=2, num_workers=0, dataset=dataset)
+        val = dict(loader, sampler=dict(type='DefaultSampler', shuffle=False))
+        evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
+        cfg = Config(
+            dict(
+                default_scope='mmseg',
+                custom_imports=dict(imports=['mmexpand'], allow_failed_imports=False),
+                model=SEGMENTOR,
+                train_dataloader=dict(loader, sampler=dict(type='InfiniteSampler', shuffle=False)),
+                val_dataloader=val,
+                test_dataloader=val,
+                val_evaluator=evaluator,
+                test_evaluator=evaluator,
+                train_cfg=dict(type='IterBasedTrainLoop', max_iters=4, val_interval=2),
+                val_cfg=dict(type='ValLoop'),
+                test_cfg=dict(type='TestLoop'),
+                optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01, momentum=0.9)),
+                param_scheduler=[dict(type='PolyLR', power=0.9, end=8, by_epoch=False)],
+                default_hooks=dict(
+                    checkpoint=dict(type='CheckpointHook', interval=2, by_epoch=False),
+                    logger=dict(type='LoggerHook', interval=1, log_metric_by_epoch=False),
+                ),
+                custom_hooks=[
+                    dict(type='ExpandHook', include='backbone.encoder', rate=2),
+                    dict(type='ContractHook'),
+                ],
+                log_processor=dict(by_epoch=False),
+                randomness=dict(seed=0),
+                work_dir=str(tmp_path / 'work_dir'),
+                experiment_name=f'test_{next(_runs)}',
+                launcher='none',
+            )
+        )
+        cfg.merge_from_dict(changes)
+        return cfg
+
+    return make

@@ -1,0 +1,333 @@
+"""Real, short Runners with the two hooks."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.hooks import EMAHook
+from mmengine.registry import MODELS
+from mmengine.runner import FlexibleRunner, Runner
+
+import mmexpand
+from mmexpand import ExpandedConv2d
+from mmexpand.mm import builders
+from mmexpand.mm.hooks import ExpandHook
+from mmexpand.surgery import VerificationError, named_units
+from mmexpand.surgery.checkpoint import META_KEY, CheckpointError, load_checkpoint
+
+ENCODER = ('0.0.convs.0', '1.1.convs.0', '1.1.convs.1')
+UNITS = [f'backbone.encoder.{name}.conv' for name in ENCODER]
+EMA = dict(type='EMAHook', momentum=0.1)
+
+
+def train(cfg) -> Runner:
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    return runner
+
+
+def hooks(*more, **expand):
+    expand = dict(dict(include='backbone.encoder', rate=2), **expand)
+    return [dict(type='ExpandHook', **expand), *more, dict(type='ContractHook')]
+
+
+def weights(path) -> dict:
+    return load_checkpoint(path)['state_dict']
+
+
+def test_train_contract_and_load_in_stock_mmseg(seg_cfg):
+    cfg = seg_cfg(**{'default_hooks.checkpoint.save_best': 'mIoU', 'custom_hooks': hooks(EMA)})
+    runner = train(cfg)
+    assert list(named_units(runner.model)) == UNITS
+    work_dir = Path(cfg.work_dir)
+    names = {path.name for path in work_dir.glob('compact*')}
+    assert names == {
+        'compact_last.pth',
+        'compact_best.pth',
+        'compact_ema.pth',
+        'compact_config.py',
+    }
+    expected = mmexpand.contract(runner.model).state_dict()
+    last = torch.load(work_dir / 'compact_last.pth', weights_only=True)
+    assert list(last['state_dict']) == list(expected)
+    assert all(torch.equal(last['state_dict'][key], expected[key]) for key in expected)
+    assert not torch.equal(
+        last['state_dict'][f'{UNITS[0]}.weight'],
+        weights(work_dir / 'compact_ema.pth')[f'{UNITS[0]}.weight'],
+    )
+    report = last['meta'][META_KEY]
+    assert report['kind'] == 'compact'
+    assert list(report['layers']) == UNITS
+    assert 0 < report['max_error'] < 1e-4
+    assert report['metrics_compact'] == report['metrics_expanded']
+    assert last['meta']['dataset_meta']['classes'][13] == 'car'
+    _load_in_stock_mmseg(work_dir)
+
+
+def _load_in_stock_mmseg(work_dir):
+    """In a process where mmexpand cannot be imported."""
+    script = f"""
+import sys
+sys.modules['mmexpand'] = None
+import torch
+from mmengine.config import Config
+from mmseg.apis import init_model
+for name in ('last', 'best', 'ema'):
+    path = r'{work_dir}/compact_' + name + '.pth'
+    model = init_model(r'{work_dir}/compact_config.py', path, device='cpu')
+    model.load_state_dict(torch.load(path, weights_only=True)['state_dict'], strict=True)
+    assert model.dataset_meta['classes'][0] == 'road'
+    assert not any('xpand' in type(module).__name__ for module in model.modules())
+print('loaded')
+"""
+    done = subprocess.run(
+        [sys.executable, '-c', script], cwd=work_dir, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip().endswith('loaded'), done.stderr
+
+
+def test_optimizer_and_ema_hold_the_factors(seg_cfg):
+    optim = dict(
+        optimizer=dict(type='SGD', lr=0.01),
+        paramwise_cfg=dict(custom_keys={'backbone.encoder': dict(lr_mult=0.1)}),
+        clip_grad=dict(max_norm=1.0),
+        accumulative_counts=2,
+    )
+    cfg = seg_cfg(custom_hooks=hooks(EMA))
+    cfg.optim_wrapper = optim
+    runner = train(cfg)
+    groups = runner.optim_wrapper.param_groups
+    held = {parameter for group in groups for parameter in group['params']}
+    # mmengine adds an empty group of its own for base_param_settings.
+    assert held - {p for p in held if p.dim() == 0} == set(runner.model.parameters())
+    factors = set(named_units(runner.model)[UNITS[0]].parameters())
+    rates = {g['lr'] for g in groups if factors & set(g['params'])}
+    others = {g['lr'] for g in groups if not any('encoder' in n for n in _names(runner, g))}
+    assert max(rates) < 0.2 * min(others)
+    ema = next(hook for hook in runner.hooks if isinstance(hook, EMAHook))
+    assert list(named_units(ema.ema_model.module)) == UNITS
+
+
+def _names(runner, group):
+    members = set(group['params'])
+    return [name for name, p in runner.model.named_parameters() if p in members]
+
+
+def test_factors_get_the_frameworks_initialisation(seg_cfg):
+    # UNet asks for Kaiming with fan_out; torch's own start has a smaller spread.
+    runner = train(seg_cfg(**{'train_cfg.max_iters': 0, 'custom_hooks': hooks(rate=32)}))
+    unit = named_units(runner.model)[UNITS[0]]
+    weight = unit.factors[1].weight
+    out = weight.shape[0] * 9
+    assert weight.std().item() == pytest.approx((2 / out) ** 0.5, rel=0.05)
+
+
+def test_resume_gives_the_same_as_not_stopping(seg_cfg):
+    cfg = seg_cfg(custom_hooks=hooks(EMA))
+    whole = train(cfg)
+    checkpoint = Path(cfg.work_dir) / 'iter_2.pth'
+    resumed_cfg = seg_cfg(
+        custom_hooks=hooks(EMA), resume=True, load_from=str(checkpoint), work_dir=cfg.work_dir + '2'
+    )
+    resumed = train(resumed_cfg)
+    assert resumed.iter == 4
+    for name, value in whole.model.state_dict().items():
+        torch.testing.assert_close(resumed.model.state_dict()[name], value, rtol=0, atol=1e-7)
+    ema, ema_resumed = (weights(f'{c.work_dir}/compact_ema.pth') for c in (cfg, resumed_cfg))
+    for name, value in ema.items():
+        torch.testing.assert_close(ema_resumed[name], value, rtol=0, atol=1e-7)
+    before = weights(checkpoint)[f'{UNITS[0]}.factors.1.weight']
+    assert not torch.equal(before, whole.model.state_dict()[f'{UNITS[0]}.factors.1.weight'])
+
+
+def test_auto_resume_finds_the_latest(seg_cfg):
+    cfg = seg_cfg(**{'train_cfg.max_iters': 2})
+    train(cfg)
+    resumed = train(seg_cfg(resume=True, work_dir=cfg.work_dir))
+    assert resumed.iter == 4
+
+
+def test_expanded_checkpoint_says_what_it_is(seg_cfg):
+    cfg = seg_cfg()
+    train(cfg)
+    meta = load_checkpoint(f'{cfg.work_dir}/iter_4.pth')['meta'][META_KEY]
+    assert meta['kind'] == 'expanded'
+    assert meta['layers'][UNITS[0]]['rate'] == 2
+
+
+def test_load_from_a_compact_checkpoint(seg_cfg):
+    cfg = seg_cfg()
+    train(cfg)
+    compact = f'{cfg.work_dir}/compact_last.pth'
+    changes = {'load_from': compact, 'train_cfg.max_iters': 0, 'custom_hooks': hooks(EMA)}
+    runner = train(seg_cfg(**changes, work_dir=cfg.work_dir + '2'))
+    for name, value in mmexpand.contract(runner.model).state_dict().items():
+        torch.testing.assert_close(value, weights(compact)[name], rtol=1e-4, atol=1e-6)
+    with pytest.raises(CheckpointError, match=r'rate 0\.5.*raise the rate'):
+        train(seg_cfg(load_from=compact, custom_hooks=hooks(rate=0.5), work_dir=cfg.work_dir + '3'))
+
+
+@pytest.mark.parametrize(
+    ('checkpoint', 'changes', 'words'),
+    [
+        ('compact_last.pth', dict(resume=True), 'cannot be resumed'),
+        ('iter_4.pth', dict(resume=True, custom_hooks=[dict(type='ContractHook')]), 'ExpandHook'),
+        ('iter_4.pth', dict(custom_hooks=hooks(rate=3)), 'method, rate and include'),
+    ],
+)
+def test_the_wrong_kind_is_refused(seg_cfg, checkpoint, changes, words):
+    cfg = seg_cfg()
+    train(cfg)
+    path = f'{cfg.work_dir}/{checkpoint}'
+    with pytest.raises(CheckpointError, match=words):
+        train(seg_cfg(load_from=path, work_dir=cfg.work_dir + '2', **changes))
+
+
+def test_an_expanded_checkpoint_starts_a_compact_model(seg_cfg):
+    cfg = seg_cfg()
+    expanded = train(cfg).model
+    runner = train(
+        seg_cfg(
+            **{
+                'load_from': f'{cfg.work_dir}/iter_4.pth',
+                'custom_hooks': [dict(type='ContractHook')],
+                'train_cfg.max_iters': 0,
+            },
+            work_dir=cfg.work_dir + '2',
+        )
+    )
+    for name, value in mmexpand.contract(expanded).state_dict().items():
+        torch.testing.assert_close(runner.model.state_dict()[name], value, rtol=1e-5, atol=1e-7)
+
+
+def test_nothing_is_written_when_verification_fails(seg_cfg, monkeypatch):
+    right = ExpandedConv2d.to_conv
+
+    def wrong(self):
+        conv = right(self)
+        conv.weight.data[0] += 1
+        return conv
+
+    monkeypatch.setattr(ExpandedConv2d, 'to_conv', wrong)
+    cfg = seg_cfg()
+    with pytest.raises(VerificationError, match=r'worst layer backbone\.encoder.*nothing was wri'):
+        train(cfg)
+    assert not list(Path(cfg.work_dir).glob('compact*'))
+    assert (Path(cfg.work_dir) / 'iter_4.pth').exists()
+
+
+def test_contract_hook_alone_warns_and_training_goes_on(seg_cfg, caplog):
+    cfg = seg_cfg(custom_hooks=[dict(type='ContractHook')])
+    assert train(cfg).iter == 4
+    log = next(Path(cfg.work_dir).glob('*/*.log')).read_text()
+    assert 'nothing in this model is expanded' in log
+    assert not list(Path(cfg.work_dir).glob('compact*'))
+
+
+def test_preserve_starts_from_the_frameworks_weights(seg_cfg, monkeypatch):
+    seen = {}
+    expand = builders.expand_
+
+    def spy(model, cfg):
+        seen.update((name, model.get_submodule(name).weight.clone()) for name in UNITS)
+        return expand(model, cfg)
+
+    monkeypatch.setattr(builders, 'expand_', spy)
+    expand_hook = hooks(init='preserve', rate=1.5)
+    runner = train(seg_cfg(**{'train_cfg.max_iters': 0, 'custom_hooks': expand_hook}))
+    for name, weight in seen.items():
+        folded = named_units(runner.model)[name].weight
+        torch.testing.assert_close(folded, weight, rtol=1e-4, atol=1e-5)
+        # UNet's Kaiming start, which has more spread than torch's own.
+        assert weight.std().item() == pytest.approx((2 / (9 * len(weight))) ** 0.5, rel=0.3)
+
+
+@pytest.mark.parametrize('type_', ['ExpandModel', 'ExpandBackbone'])
+def test_builders(seg_cfg, type_):
+    cfg = seg_cfg(custom_hooks=[dict(type='ContractHook'), EMA])
+    if type_ == 'ExpandModel':
+        cfg.model = dict(type=type_, model=cfg.model, include='backbone.encoder', rate=2)
+    else:
+        cfg.model.backbone = dict(
+            type=type_, backbone=cfg.model.backbone, include='encoder', rate=2
+        )
+    runner = train(cfg)
+    assert list(named_units(runner.model)) == UNITS
+    assert type(runner.model).__name__ == 'EncoderDecoder'
+    hooked = train(seg_cfg(work_dir=cfg.work_dir + '2'))
+    assert list(runner.model.state_dict()) == list(hooked.model.state_dict())
+    ours, theirs = (
+        load_checkpoint(f'{c}/compact_last.pth') for c in (cfg.work_dir, cfg.work_dir + '2')
+    )
+    assert list(ours['state_dict']) == list(theirs['state_dict'])
+    text = Path(f'{cfg.work_dir}/compact_config.py').read_text()
+    assert 'xpand' not in text.replace(cfg.work_dir, '')
+
+
+def test_builder_loads_pretrained_compact_weights(seg_cfg, tmp_path):
+    cfg = seg_cfg()
+    backbone = MODELS.build(dict(cfg.model.backbone, _scope_='mmseg'))
+    torch.save(backbone.state_dict(), tmp_path / 'backbone.pth')
+    pretrained = dict(type='Pretrained', checkpoint=str(tmp_path / 'backbone.pth'))
+    for init in ('default', 'preserve'):
+        built = MODELS.build(
+            dict(
+                type='ExpandBackbone',
+                backbone=dict(cfg.model.backbone, init_cfg=pretrained),
+                rate=2,
+                init=init,
+                _scope_='mmseg',
+            )
+        )
+        built.init_weights()
+        for name, value in mmexpand.contract(built).state_dict().items():
+            torch.testing.assert_close(value, backbone.state_dict()[name], rtol=1e-4, atol=1e-6)
+
+
+def test_the_compact_computation_validates(seg_cfg, monkeypatch):
+    calls = []
+    layerwise = ExpandedConv2d.forward_layerwise
+    monkeypatch.setattr(
+        ExpandedConv2d,
+        'forward_layerwise',
+        lambda self, x: calls.append(self.training) or layerwise(self, x),
+    )
+    cfg = seg_cfg(custom_hooks=hooks(forward='layerwise')[:1])
+    train(cfg)
+    assert calls
+    assert all(calls), 'the chain ran in eval mode'
+
+
+def test_runners_that_cannot_be_rebuilt_name_the_builder(seg_cfg):
+    cfg = seg_cfg(
+        strategy=dict(type='SingleDeviceStrategy'), env_cfg=dict(), runner_type='FlexibleRunner'
+    )
+    runner = FlexibleRunner.from_cfg(cfg)
+    with pytest.raises(RuntimeError, match='ExpandModel'):
+        runner.train()
+
+
+@pytest.mark.parametrize(
+    ('expand', 'words'),
+    [
+        (dict(method='cx'), 'method must be one of'),
+        (dict(rate=0), 'rate must be'),
+        (dict(rates=4), 'rates'),
+        (dict(include='backbone.encodr'), 'near matches: backbone.encoder'),
+        (dict(method='ck'), '3x3'),
+        (dict(init='preserve', rate=0.5), 'impossible for'),
+    ],
+)
+def test_bad_input_is_refused_before_training(seg_cfg, expand, words):
+    cfg = seg_cfg(custom_hooks=hooks(**expand))
+    with pytest.raises((ValueError, TypeError), match=words):
+        train(cfg)
+    assert not list(Path(cfg.work_dir).glob('*.pth'))
+
+
+def test_expand_hook_runs_before_ema_hook_wherever_it_stands(seg_cfg):
+    runner = Runner.from_cfg(seg_cfg(custom_hooks=[EMA, *hooks()]))
+    kinds = [type(hook) for hook in runner.hooks]
+    assert kinds.index(ExpandHook) < kinds.index(EMAHook)
