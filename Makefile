@@ -1,0 +1,15 @@
+# The first run makes .venv; compiling mmcv takes about 15 minutes of it on 2 cores.
+.PHONY: env test lint demo
+
+env:
+	@tools/setup_env.sh
+
+test: env lint
+	.venv/bin/python -m pytest
+
+lint: env
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+demo: env
+	.venv/bin/python tools/demo/run_demo.py
