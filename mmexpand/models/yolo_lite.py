@@ -22,8 +22,7 @@ class YOLOLite(BaseModule):
         in_channels: Channels of the input image.
         channels: Output channels of each stage.
         act_cfg: Config of the activation.
-        init_cfg: Initialisation. The default is darknet's: normal with variance 2 / fan-in
-            (corrected for the slope of the leaky ReLU), biases zero.
+        init_cfg: Initialisation, by default Kaiming's by fan-in for leaky ReLU, biases zero.
     """
 
     def __init__(

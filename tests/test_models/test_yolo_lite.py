@@ -46,7 +46,7 @@ def test_parameter_count_is_that_of_the_published_weights():
     assert len(detector().state_dict()) == 2 * 7
 
 
-def test_initialisation_is_darknets():
+def test_initialisation_is_kaimings_by_fan_in():
     torch.manual_seed(0)
     model = detector()
     model.init_weights()

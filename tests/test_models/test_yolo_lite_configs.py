@@ -13,6 +13,9 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import PARAM_SCHEDULERS
 from mmengine.runner import Runner
 
+from mmexpand import ExpandConfig
+from mmexpand.mm.builders import expand_built
+
 CONFIGS = Path(__file__).parents[2] / 'configs' / 'yolo_lite'
 COMPACT = CONFIGS / 'yolo-lite_1xb64-600k_voc0712-224x224.py'
 EXPANDED = CONFIGS / 'yolo-lite_expand-cl-r4_1xb64-600k_voc0712-224x224.py'
@@ -89,10 +92,27 @@ def test_twin_differs_in_hooks_only():
     hooks = expanded.pop('custom_hooks')
     assert hooks[: len(compact['custom_hooks'])] == compact.pop('custom_hooks')
     assert hooks[-2:] == [
-        dict(type='ExpandHook', include='backbone', method='cl', rate=4),
+        dict(type='ExpandHook', include='backbone', method='cl', rate=4, init='preserve'),
         dict(type='ContractHook'),
     ]
     assert expanded == compact
+
+
+def test_twin_starts_as_the_compact_network():
+    cfg = Config.fromfile(EXPANDED)
+    models = [MODELS.build(cfg.model), MODELS.build(cfg.model)]
+    settings = {k: v for k, v in cfg.custom_hooks[1].items() if k != 'type'}
+    images = torch.rand(2, 3, 64, 64)
+    outputs = []
+    for model, expanded in zip(models, (False, True), strict=True):
+        torch.manual_seed(0)
+        if expanded:
+            assert len(expand_built(model, ExpandConfig(**settings))) == 5
+        model.init_weights()
+        outputs.append(model(images, mode='tensor')[0])
+    # Five folded layers in float32.
+    torch.testing.assert_close(*outputs, rtol=1e-3, atol=1e-4)
+    assert outputs[0].abs().max() > 0.1
 
 
 def test_evaluation_protocol():
