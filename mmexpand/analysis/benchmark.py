@@ -1,0 +1,252 @@
+"""One training step: compact, expanded in every forward, and peers; time, memory and traffic."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from .bounds import CountedStep, FoldingBound, counted_step, folding_bound, measure_rates
+from .cases import COMPACT, OURS, Case, share_parameters_
+from .complexity import layer_costs
+from .footprint import (
+    OutOfMemoryError,
+    ReducedBytes,
+    SavedBytes,
+    peak_memory,
+    reduced_bytes,
+    saved_bytes,
+    tensors_in,
+)
+from .steps import Progress, Settings, StepTimes, Trainer, make_optimizer, time_in_turns
+
+TOLERANCE = 1e-2
+"""Largest difference, relative to the largest output, between the forwards in float32 on the same
+factors: far above rounding, far below what a wrong product gives."""
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Minimum and median of many steps."""
+
+    min: float
+    median: float
+
+    @classmethod
+    def of(cls, times: Sequence[float]) -> 'Seconds':
+        """Of a list of times in seconds."""
+        return cls(min(times), median(times))
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a variant holds and sends; see the classes and ``peak_memory``.
+
+    Attributes:
+        parameters: number of trained parameters.
+        saved: bytes saved for backward.
+        reduced: bytes of gradients that distributed training reduces in a step.
+        peak_memory: peak resident bytes of a process that trains this variant alone.
+        difference: largest difference between the outputs and those of the chain, on the same
+            factors, relative to the largest output; None where there are no factors.
+    """
+
+    parameters: int
+    saved: SavedBytes
+    reduced: ReducedBytes
+    peak_memory: int
+    difference: float | None
+
+
+@dataclass(frozen=True)
+class VariantResult:
+    """What was measured of one variant of a model.
+
+    Attributes:
+        steps: number of steps timed.
+        step, forward, backward, optimizer: time of the whole step and of its parts. The loss
+            belongs to forward, freeing the gradients to optimizer.
+        ratio: of the step to the compact model's: of the minima, and of the medians.
+        footprint: what it holds and sends.
+    """
+
+    steps: int
+    step: Seconds
+    forward: Seconds
+    backward: Seconds
+    optimizer: Seconds
+    ratio: Seconds
+    footprint: Footprint
+
+
+@dataclass(frozen=True)
+class GroupResult:
+    """All variants of a case at one expansion rate, timed in turns.
+
+    Attributes:
+        case: name of the case.
+        rate: the expansion rate; None: as the case's wishes say.
+        input_shape: ``(N, C, H, W)``.
+        variants: results by name: 'compact', 'layerwise', 'folded', 'auto', and peers.
+        left_out: variants that could not be run, and why.
+        bound: of the folded step; None where that could not be run.
+        counted: operations at the case's ``counted_shape``, where it has one.
+    """
+
+    case: str
+    rate: float | None
+    input_shape: tuple[int, ...]
+    variants: dict[str, VariantResult]
+    left_out: dict[str, str]
+    bound: FoldingBound | None
+    counted: CountedStep | None
+
+
+def run_group(
+    case: Case,
+    rate: float | None,
+    settings: Settings,
+    progress: Progress = lambda what, done, total: None,
+) -> GroupResult:
+    """Measure all variants of a case at one expansion rate.
+
+    Every variant is first trained in a process of its own, for its peak memory; one that does not
+    fit into memory is left out of the rest. The three forwards share their factors and optimizer.
+
+    Args:
+        case: the network and its input.
+        rate: the expansion rate; None: as the case's wishes say.
+        settings: how to measure.
+        progress: told how far it is.
+
+    Raises:
+        OutOfMemoryError: if the compact model does not fit into memory.
+        RuntimeError: if the forwards differ on the same factors.
+    """
+    torch.set_num_threads(settings.threads)
+    counted = _count(case, rate)
+    peaks, left_out = _measure_peaks(case, rate, settings, progress)
+    trainers = _build_trainers(list(peaks), case, rate, settings)
+    progress('bytes saved for backward', 0, 1)
+    footprints = _measure_footprints(trainers, peaks, case)
+    rates = measure_rates()
+    times = time_in_turns({k: trainer.step for k, trainer in trainers.items()}, settings, progress)
+    variants = {k: _result(times[k], times[COMPACT], footprints[k]) for k in trainers}
+    bound = None
+    if 'folded' in trainers:
+        models = trainers['folded'].model, trainers[COMPACT].model
+        bound = folding_bound(*models, variants[COMPACT].step.min, rates)
+    return GroupResult(case.name, rate, case.input_shape, variants, left_out, bound, counted)
+
+
+def _count(case: Case, rate: float | None) -> CountedStep | None:
+    if case.counted_shape is None:
+        return None
+    # 'meta' from the start: the parameters of a high rate take gigabytes.
+    with torch.device('meta'):
+        models = case.build_variant('folded', rate), case.build_variant(COMPACT, rate)
+    return counted_step(*models, case.counted_shape, case.forward)
+
+
+def _measure_peaks(
+    case: Case, rate: float | None, settings: Settings, progress: Progress
+) -> tuple[dict[str, int], dict[str, str]]:
+    peaks, left_out = {}, {}
+    names = (COMPACT, *OURS, *case.peers)
+    for done, name in enumerate(names):
+        progress(f'peak memory of {name}', done, len(names))
+        try:
+            peaks[name] = peak_memory(
+                _train_briefly, case, name, rate, settings, threads=settings.threads
+            )
+        except OutOfMemoryError as error:
+            if name == COMPACT:
+                raise
+            left_out[name] = str(error)
+    return peaks, left_out
+
+
+def _train_briefly(case: Case, variant: str, rate: float | None, settings: Settings) -> None:
+    model = case.build_variant(variant, rate)
+    optimizer = make_optimizer(model, settings.optimizer)
+    trainer = Trainer(model, optimizer, case.images(), case.forward)
+    # In the second step the momentum is there from the start.
+    for _ in range(2):
+        trainer.step()
+
+
+def _build_trainers(
+    names: list[str], case: Case, rate: float | None, settings: Settings
+) -> dict[str, Trainer]:
+    trainers: dict[str, Trainer] = {}
+    owner = None
+    for name in names:
+        torch.manual_seed(0)
+        model = case.build_variant(name, rate)
+        if name in OURS and owner:
+            share_parameters_(model, owner.model)
+            optimizer = owner.optimizer
+        else:
+            optimizer = make_optimizer(model, settings.optimizer)
+        trainers[name] = Trainer(model, optimizer, case.images(), case.forward)
+        if name in OURS:
+            owner = owner or trainers[name]
+    return trainers
+
+
+def _measure_footprints(
+    trainers: dict[str, Trainer], peaks: dict[str, int], case: Case
+) -> dict[str, Footprint]:
+    compact, images = trainers[COMPACT].model, case.images()
+    footprints, chain = {}, None
+    for name, trainer in trainers.items():
+        torch.manual_seed(0)  # dropout draws the same
+        saved, output = saved_bytes(trainer.model, images, case.forward)
+        output = [tensor.detach() for tensor in tensors_in(output)]
+        difference = None
+        if name in OURS:
+            chain = chain or output
+            difference = _difference(output, chain, f'{case.name}, {name}')
+        footprints[name] = Footprint(
+            sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+            saved,
+            reduced_bytes(trainer.model, compact, _folded_units(name, trainer)),
+            peaks[name],
+            difference,
+        )
+    return footprints
+
+
+def _difference(output: list[Tensor], chain: list[Tensor], what: str) -> float:
+    pairs = list(zip(output, chain, strict=True))
+    scale = max(float(b.abs().max()) for _, b in pairs)
+    difference = max(float((a - b).abs().max()) for a, b in pairs) / scale
+    if not difference <= TOLERANCE:
+        raise RuntimeError(
+            f'{what}: the outputs differ by {difference:.3g} from those of the chain with the '
+            f'same factors, allowed {TOLERANCE:g}; this would time a wrong computation'
+        )
+    return difference
+
+
+def _folded_units(variant: str, trainer: Trainer) -> set[str]:
+    """Units whose whole product is applied, of which one gradient can stand for all factors'."""
+    if variant not in ('folded', 'auto'):
+        return set()
+    costs = layer_costs(trainer.model, lambda model: trainer.forward(model, trainer.images))
+    return {k for k, cost in costs.items() if variant == 'folded' or len(cost.segments) == 1}
+
+
+def _result(
+    times: list[StepTimes], compact: list[StepTimes], footprint: Footprint
+) -> VariantResult:
+    step = Seconds.of([sum(t) for t in times])
+    base = Seconds.of([sum(t) for t in compact])
+    return VariantResult(
+        len(times),
+        step,
+        *(Seconds.of(part) for part in zip(*times, strict=True)),
+        ratio=Seconds(step.min / base.min, step.median / base.median),
+        footprint=footprint,
+    )

@@ -1,0 +1,70 @@
+"""What the training benchmark runs: a network, its input, and the variants of it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..surgery import ExpandConfig, expand_, plan
+from .peers import use_peer_
+
+COMPACT = 'compact'
+OURS = ('layerwise', 'folded', 'auto')
+
+
+def run_model(model: nn.Module, images: Tensor) -> Any:
+    """Run a plain model on images."""
+    return model(images)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network and an input to time it on. Picklable, to be built in other processes as well.
+
+    Attributes:
+        name: of the case.
+        build: makes the compact model.
+        input_shape: ``(N, C, H, W)`` of the random input.
+        wishes: which parts of the model to expand, and how: pairs of a module name ('' for the
+            whole model) and a config whose ``rate`` and ``forward`` the benchmark varies.
+        forward: runs a model on the input; returns tensors in any nesting.
+        peers: keys of ``PEERS``: blocks to time in the place of the same layers.
+        counted_shape: an input on which to count operations as well, without running.
+    """
+
+    name: str
+    build: Callable[[], nn.Module]
+    input_shape: tuple[int, int, int, int]
+    wishes: tuple[tuple[str, ExpandConfig], ...] = (('', ExpandConfig()),)
+    forward: Callable[[nn.Module, Tensor], Any] = run_model
+    peers: tuple[str, ...] = ()
+    counted_shape: tuple[int, int, int, int] | None = None
+
+    def images(self) -> Tensor:
+        """The random input; always the same."""
+        return torch.randn(self.input_shape, generator=torch.Generator().manual_seed(0))
+
+    def build_variant(self, variant: str, rate: float | None) -> nn.Module:
+        """Make the model of a variant, in training mode.
+
+        Args:
+            variant: 'compact', 'layerwise', 'folded', 'auto', or a peer.
+            rate: the expansion rate; None: as the wishes say.
+        """
+        model = self.build()
+        for name, config in self.wishes:
+            part = model.get_submodule(name)
+            if variant in self.peers:
+                use_peer_(part, [layer.name for layer in plan(part, config)], variant)
+            elif variant != COMPACT:
+                rate_here = config.rate if rate is None else rate
+                expand_(part, replace(config, rate=rate_here, forward=variant))
+        return model.train()
+
+
+def share_parameters_(model: nn.Module, owner: nn.Module) -> None:
+    """Give a model the very parameters of another one of the same structure."""
+    for mine, theirs in zip(model.modules(), owner.modules(), strict=True):
+        mine._parameters.update(theirs._parameters)

@@ -1,0 +1,181 @@
+"""What a training step holds and sends: bytes saved for backward, reduced, and resident."""
+
+import multiprocessing
+import resource
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..surgery import named_units
+
+
+@dataclass(frozen=True)
+class SavedBytes:
+    """Bytes that a forward pass keeps for backward, besides parameters and buffers.
+
+    Attributes:
+        activations: of tensors that were computed from the input, the input included.
+        folding: of tensors that were computed from the parameters alone: the products of factors.
+    """
+
+    activations: int
+    folding: int
+
+
+def saved_bytes(
+    model: nn.Module, images: Tensor, forward: Callable[[nn.Module, Tensor], Any]
+) -> tuple[SavedBytes, Any]:
+    """Count the bytes that a forward pass saves for backward.
+
+    Every storage counts once, whole, however many operations save it or views of it; it counts if
+    the graph still holds it when the forward pass is over. Parameters and buffers do not count:
+    the model holds them anyway.
+
+    Folded kernels, and what their product needs in backward, are told from activations by where
+    they come from, not by size or by the name of a method: every operation is seen as it runs,
+    and what it makes belongs to the activations if any of its arguments does, the input being the
+    first of them. What is left was computed from parameters alone, which is folding and nothing
+    else: a compact network has none (the kernels it saves are parameters).
+
+    Args:
+        model: in training mode.
+        images: the input.
+        forward: runs the model on it.
+
+    Returns:
+        The bytes, and what ``forward`` returned.
+    """
+    held = {_storage(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    saved: dict[StorageWeakRef, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        saved[_storage(tensor)] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor), _FromInput(images) as seen:
+        output = forward(model, images)
+    alive = {ref: size for ref, size in saved.items() if ref not in held and not ref.expired()}
+    activations = sum(size for ref, size in alive.items() if ref in seen.storages)
+    return SavedBytes(activations, sum(alive.values()) - activations), output
+
+
+class _FromInput(TorchDispatchMode):
+    """Notes the storages of all tensors that are computed from the input."""
+
+    def __init__(self, images: Tensor):
+        super().__init__()
+        self.storages = {_storage(images)}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001
+        output = func(*args, **(kwargs or {}))
+        if any(_storage(tensor) in self.storages for tensor in tensors_in((args, kwargs))):
+            self.storages.update(_storage(tensor) for tensor in tensors_in(output))
+        return output
+
+
+def _storage(tensor: Tensor) -> StorageWeakRef:
+    # A weak reference: the address of a freed storage is soon another's, this is not.
+    return StorageWeakRef(tensor.untyped_storage())
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors in any nesting of lists, tuples and dicts."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from tensors_in(list(value.values()))
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from tensors_in(item)
+
+
+@dataclass(frozen=True)
+class ReducedBytes:
+    """Bytes of the gradients that every process hands to the all-reduce in one step.
+
+    A ring of N processes sends 2 (N - 1) / N times as much from each.
+
+    Attributes:
+        ddp: of plain DistributedDataParallel: the gradient of every parameter.
+        compact_size: where the gradient of a folded kernel is reduced instead of its factors'.
+    """
+
+    ddp: int
+    compact_size: int
+
+
+def reduced_bytes(model: nn.Module, compact: nn.Module, folded: Collection[str]) -> ReducedBytes:
+    """Count the bytes of gradients that distributed training reduces in one step.
+
+    Args:
+        model: compact or expanded.
+        compact: the model that it was expanded from.
+        folded: names of the units whose whole product is applied, in which the gradient of one
+            kernel stands for those of all factors.
+    """
+    ddp = compact_size = _trained_bytes(model.parameters())
+    for name, unit in named_units(model).items():
+        if name in folded:
+            layer = compact.get_submodule(name)
+            compact_size += _trained_bytes(layer.parameters()) - _trained_bytes(unit.parameters())
+    return ReducedBytes(ddp, compact_size)
+
+
+def _trained_bytes(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)
+
+
+class OutOfMemoryError(RuntimeError):
+    """A process was killed before it was done, as a system short of memory does."""
+
+
+def peak_memory(train: Callable[..., None], *args: Any, threads: int) -> int:
+    """Peak resident memory of a training run, in bytes, in a process of its own.
+
+    The high-water mark of the process' resident set after ``train``, less the mark before it, when
+    the libraries are loaded and a first convolution has run. So it is what the system must have
+    for parameters, gradients, optimizer state, activations, and the scratch memory of the kernels
+    and of the allocator, and nothing that another run has left behind.
+
+    Args:
+        train: builds a model and trains it for a few steps; importable by name.
+        *args: its arguments; they are pickled.
+        threads: as in ``torch.set_num_threads``.
+
+    Raises:
+        OutOfMemoryError: if the process was killed.
+    """
+    # A server with the libraries loaded, from which every process is forked.
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['mmexpand'])
+    with ProcessPoolExecutor(1, mp_context=context) as executor:
+        try:
+            return executor.submit(_peak_of, train, args, threads).result()
+        except BrokenProcessPool:
+            raise OutOfMemoryError(
+                'the process was killed, probably for want of memory; use a smaller input or rate'
+            ) from None
+
+
+def _peak_of(train: Callable[..., None], args: tuple, threads: int) -> int:
+    torch.set_num_threads(threads)
+    kernel = torch.ones(8, 3, 3, 3, requires_grad=True)
+    F.conv2d(torch.ones(1, 3, 64, 64), kernel).sum().backward()
+    before = _resident_peak()
+    train(*args)
+    return _resident_peak() - before
+
+
+def _resident_peak() -> int:
+    unit = 1 if sys.platform == 'darwin' else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

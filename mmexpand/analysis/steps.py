@@ -1,0 +1,159 @@
+"""Training steps of several models, timed in turns in one process."""
+
+import gc
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .footprint import tensors_in
+
+OPTIMIZERS = {
+    'fused': dict(fused=True),
+    'foreach': dict(foreach=True),
+    'for-loop': dict(foreach=False),
+}
+"""Implementations of the optimizer's step, as arguments of ``torch.optim.SGD``."""
+
+MIN_STEPS = 3
+"""Steps of a model that are timed however slow it is."""
+
+Progress = Callable[[str, int, int], None]
+"""Told what is being done, and how much of it is done and to do."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to measure.
+
+    Attributes:
+        steps: training steps of every model.
+        warmup: steps of every model before those.
+        budget: seconds that one model may take for its steps; a slow one takes fewer, but at
+            least ``MIN_STEPS``.
+        threads: as in ``torch.set_num_threads``.
+        optimizer: a key of ``OPTIMIZERS``, the same for all models.
+
+    Raises:
+        ValueError: for a value that means nothing; the message names it.
+    """
+
+    steps: int = 30
+    warmup: int = 3
+    budget: float = 60
+    threads: int = field(default_factory=torch.get_num_threads)
+    optimizer: str = 'fused'
+
+    def __post_init__(self):
+        for name, least in (('steps', MIN_STEPS), ('warmup', 1), ('budget', 0), ('threads', 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f'{name} must be at least {least}, got {getattr(self, name)}')
+        if self.optimizer not in OPTIMIZERS:
+            choices = ', '.join(OPTIMIZERS)
+            raise ValueError(f'optimizer must be one of {choices}, got {self.optimizer!r}')
+
+
+class StepTimes(NamedTuple):
+    """Seconds of the parts of one training step."""
+
+    forward: float
+    backward: float
+    optimizer: float
+
+
+def make_optimizer(model: nn.Module, implementation: str) -> torch.optim.SGD:
+    """SGD with momentum 0.9 and weight decay 0.0005, as the paper trains.
+
+    Args:
+        model: any model; its frozen parameters are left out.
+        implementation: a key of ``OPTIMIZERS``.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    how = OPTIMIZERS[implementation]
+    # The rate is small, so that random data does not blow the weights up.
+    return torch.optim.SGD(trained, lr=1e-4, momentum=0.9, weight_decay=5e-4, **how)
+
+
+def mean_square_loss(output: Any) -> Tensor:
+    """The mean of squares of every output tensor, summed: a loss that costs next to nothing."""
+    return sum(tensor.square().mean() for tensor in tensors_in(output))
+
+
+@dataclass
+class Trainer:
+    """A model with its optimizer and input."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    images: Tensor
+    forward: Callable[[nn.Module, Tensor], Any]
+
+    def step(self) -> StepTimes:
+        """Do one training step: the loss counts as forward, freeing gradients as optimizer."""
+        start = time.perf_counter()
+        loss = mean_square_loss(self.forward(self.model, self.images))
+        forward = time.perf_counter()
+        loss.backward()
+        backward = time.perf_counter()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        end = time.perf_counter()
+        return StepTimes(forward - start, backward - forward, end - backward)
+
+
+def time_in_turns(
+    steps: dict[str, Callable[[], StepTimes]], settings: Settings, progress: Progress
+) -> dict[str, list[StepTimes]]:
+    """Time the steps of several models in turns, so that the machine's moods meet them all.
+
+    In every round each model does one step, in an order drawn anew, since what ran before leaves
+    its traces in caches; a slow model skips rounds at even distances.
+
+    Args:
+        steps: does one step, by name.
+        settings: how often.
+        progress: called before every timed step.
+    """
+    times: dict[str, list[StepTimes]] = {name: [] for name in steps}
+    with _no_collection():
+        counts = {name: _warm_up(step, settings) for name, step in steps.items()}
+        order, total = random.Random(0), sum(counts.values())
+        for turn in range(settings.steps):
+            due = [name for name, count in counts.items() if _is_due(turn, count, settings.steps)]
+            order.shuffle(due)
+            for name in due:
+                progress(f'step of {name}', sum(map(len, times.values())), total)
+                times[name].append(steps[name]())
+            gc.collect()
+    return times
+
+
+def _warm_up(step: Callable[[], StepTimes], settings: Settings) -> int:
+    """Do the first steps; returns how many the budget has room for."""
+    for done in range(1, settings.warmup + 1):
+        last = sum(step())
+        if done * last > settings.budget / MIN_STEPS:
+            break
+    return max(MIN_STEPS, min(settings.steps, int(settings.budget / last)))
+
+
+def _is_due(turn: int, count: int, turns: int) -> bool:
+    return (turn + 1) * count // turns > turn * count // turns
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keep Python's garbage collector, whose turn could come in any step, out of them."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.unfreeze()

@@ -1,0 +1,97 @@
+"""Built-in cases of benchmark_training.py, and a case of any config."""
+
+from collections import OrderedDict
+from functools import partial
+from typing import Any
+
+from mmdet.registry import MODELS as DETECTORS
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmseg.registry import MODELS as SEGMENTORS
+from torch import Tensor, nn
+from torchvision.models import mobilenet_v2
+
+from mmexpand import ExpandConfig
+from mmexpand.analysis.cases import Case
+from mmexpand.analysis.peers import PEERS
+from mmexpand.mm.models import build_compact_model, expand_wishes, tensor_outputs
+
+# All 3x3 depthwise convolutions. The paper expands "the non-residual 3x3 convolutional layers",
+# which it does not list.
+DEPTHWISE = r're:^features\.(1\.conv\.0\.0|([2-9]|1[0-7])\.conv\.1\.0)$'
+
+
+def yolo_lite() -> nn.Module:
+    """Backbone and the two convolutions of the head, as configs/_base_/models/yolo_lite.py."""
+    backbone = DETECTORS.build(dict(type='YOLOLite'))
+    head = DETECTORS.build(dict(type='YOLOV2Head', num_classes=20, in_channels=128))
+    return nn.Sequential(OrderedDict(backbone=backbone, bbox_head=head))
+
+
+def unet(base_channels: int) -> nn.Module:
+    """Encoder and decoder of mmseg's U-Net, without a decode head."""
+    return SEGMENTORS.build(dict(type='UNet', base_channels=base_channels))
+
+
+def config_model(cfg: Config) -> nn.Module:
+    """The compact model of a config; synchronised batch normalisation needs processes."""
+    return revert_sync_batchnorm(build_compact_model(cfg))
+
+
+def config_outputs(model: nn.Module, images: Tensor) -> Any:
+    """The raw outputs of an OpenMMLab model."""
+    return tensor_outputs(model, dict(inputs=images))
+
+
+def config_case(filename: str, cfg: Config, batch_size: int, shape: tuple[int, int]) -> Case:
+    """The model of a config on random images.
+
+    Args:
+        filename: of the config, for its name.
+        cfg: a config that expands something.
+        batch_size: number of images.
+        shape: their height and width.
+
+    Raises:
+        ValueError: if the config expands nothing.
+    """
+    wishes = expand_wishes(cfg)
+    if not wishes:
+        raise ValueError(
+            f'{filename} expands nothing; give a config with an ExpandHook, ExpandModel or '
+            'ExpandBackbone: the compact model it starts from is timed beside it'
+        )
+    name = filename.rpartition('/')[2].removesuffix('.py')
+    build = partial(config_model, cfg)
+    return Case(name, build, (batch_size, 3, *shape), tuple(wishes), config_outputs)
+
+
+def _unet_case(base_channels: int, input_shape: tuple[int, ...], **others: Any) -> Case:
+    encoder = (('', ExpandConfig(include='encoder')),)
+    return Case(
+        f'unet-{base_channels}', partial(unet, base_channels), input_shape, encoder, **others
+    )
+
+
+BUILT_IN = {
+    case.name: case
+    for case in (
+        Case(
+            'yolo-lite',
+            yolo_lite,
+            (16, 3, 224, 224),
+            (('', ExpandConfig(include='backbone')),),
+            peers=tuple(PEERS),
+        ),
+        _unet_case(16, (4, 3, 240, 320)),
+        _unet_case(32, (2, 3, 256, 512)),
+        # The paper trains it on 4 images of 512x1024 a GPU.
+        _unet_case(64, (1, 3, 256, 512), counted_shape=(4, 3, 512, 1024)),
+        Case(
+            'mobilenetv2',
+            mobilenet_v2,
+            (16, 3, 224, 224),
+            (('', ExpandConfig(include=DEPTHWISE)),),
+        ),
+    )
+}

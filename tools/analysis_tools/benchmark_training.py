@@ -1,0 +1,100 @@
+"""Time one training step: compact, the paper's chain, folded, auto, and peers, in turns.
+
+The loss is the mean of squares of the raw outputs (of a config's model: mode='tensor') on random
+images, the optimizer SGD with momentum and weight decay; both are the same for all.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from benchmark_cases import BUILT_IN, config_case
+from benchmark_report import group_table, machine, write_report
+from mmengine.config import Config, DictAction
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from mmexpand.analysis.benchmark import run_group
+from mmexpand.analysis.cases import Case
+from mmexpand.analysis.steps import OPTIMIZERS, Settings
+from mmexpand.core.shapes import check_rate
+
+
+def parse_args() -> argparse.Namespace:
+    defaults = Settings()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
+        '--case', nargs='+', choices=BUILT_IN, default=list(BUILT_IN), help='built-in cases'
+    )
+    what.add_argument('--config', help='instead, a config file that expands something')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction)
+    parser.add_argument('--batch-size', type=int, default=2, help='with --config: images a step')
+    parser.add_argument(
+        '--shape', type=int, nargs=2, default=[512, 512], help='with --config: height and width'
+    )
+    parser.add_argument(
+        '--rates',
+        type=float,
+        nargs='+',
+        help='expansion rates (default: 2 4 8; with --config: the rate that it says)',
+    )
+    parser.add_argument('--steps', type=int, default=defaults.steps, help='timed steps of each')
+    parser.add_argument('--warmup', type=int, default=defaults.warmup, help='steps before those')
+    parser.add_argument(
+        '--budget',
+        type=float,
+        default=defaults.budget,
+        help='seconds that each may take for its steps: slow ones do fewer',
+    )
+    parser.add_argument('--threads', type=int, default=defaults.threads, help="torch's threads")
+    parser.add_argument(
+        '--optimizer', choices=OPTIMIZERS, default=defaults.optimizer, help="SGD's implementation"
+    )
+    parser.add_argument(
+        '--out-dir', type=Path, help='write benchmark.json, benchmark.md and benchmark.png here'
+    )
+    return parser.parse_args()
+
+
+def find_cases(args: argparse.Namespace) -> tuple[list[Case], list[float | None]]:
+    if not args.config:
+        return [BUILT_IN[name] for name in args.case], args.rates or [2, 4, 8]
+    cfg = Config.fromfile(args.config)
+    if args.cfg_options:
+        cfg.merge_from_dict(args.cfg_options)
+    return [config_case(args.config, cfg, args.batch_size, args.shape)], args.rates or [None]
+
+
+def main() -> None:
+    args = parse_args()
+    settings = Settings(args.steps, args.warmup, args.budget, args.threads, args.optimizer)
+    cases, rates = find_cases(args)
+    for rate in args.rates or ():
+        check_rate(rate)
+    if args.out_dir:
+        args.out_dir.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(settings.threads)
+    console = Console(width=None if Console().is_terminal else 200)
+    groups = []
+    columns = TextColumn('{task.description}'), BarColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task('')
+        for case, rate in [(case, rate) for case in cases for rate in rates]:
+            title = case.name if rate is None else f'{case.name}, r = {rate:g}'
+
+            def progress(what: str, done: int, total: int, title: str = title) -> None:
+                bar.update(task, description=f'{title}: {what}', completed=done, total=total)
+
+            groups.append(run_group(case, rate, settings, progress))
+            console.print(group_table(groups[-1]))
+            if args.out_dir:
+                write_report(args.out_dir, machine(), settings, groups)
+    if args.out_dir:
+        console.print(f'Written to {args.out_dir}: benchmark.json, benchmark.md, benchmark.png')
+
+
+if __name__ == '__main__':
+    main()
