@@ -7,6 +7,7 @@ from typing import Any
 from mmdet.registry import MODELS as DETECTORS
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import DefaultScope
 from mmseg.registry import MODELS as SEGMENTORS
 from torch import Tensor, nn
 from torchvision.models import mobilenet_v2
@@ -30,7 +31,8 @@ def yolo_lite() -> nn.Module:
 
 def unet(base_channels: int) -> nn.Module:
     """Encoder and decoder of mmseg's U-Net, without a decode head."""
-    return SEGMENTORS.build(dict(type='UNet', base_channels=base_channels))
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        return SEGMENTORS.build(dict(type='UNet', base_channels=base_channels))
 
 
 def config_model(cfg: Config) -> nn.Module:

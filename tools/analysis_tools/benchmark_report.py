@@ -249,11 +249,11 @@ def _as_markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def plot(groups: Sequence[GroupResult]) -> Figure:
     """Bars of the step's ratio to compact: one panel a rate, one cluster a case."""
     rates = sorted({group.rate for group in groups}, key=lambda rate: rate or 0)
-    most = max(sum(len(g.variants) - 1 for g in groups if g.rate == rate) for rate in rates)
+    most = max(sum(len(g.variants) for g in groups if g.rate == rate) for rate in rates)
     figure, panels = plt.subplots(
         len(rates),
         1,
-        figsize=(max(6, 0.6 * most + 2), 2.6 * len(rates) + 0.8),
+        figsize=(max(7, 0.45 * most), 2.4 * len(rates) + 0.8),
         sharey=True,
         squeeze=False,
         layout='constrained',
@@ -261,19 +261,14 @@ def plot(groups: Sequence[GroupResult]) -> Figure:
     for axes, rate in zip(panels[:, 0], rates, strict=True):
         _draw_rate(axes, [group for group in groups if group.rate == rate])
         axes.set_title('' if rate is None else f'r = {rate:g}', loc='left', fontsize=10)
-    handles = {
+        axes.set_ylabel('step / compact step')
+    labels = {
         label: handle
         for axes in panels[:, 0]
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
-    figure.legend(
-        handles.values(),
-        handles.keys(),
-        loc='outside upper center',
-        ncols=len(handles),
-        frameon=False,
-    )
-    figure.supylabel("training step, relative to the compact network's", fontsize=10)
+    columns = min(len(labels), 7 if most > 18 else 4)
+    figure.legend(labels.values(), labels, loc='outside upper center', ncols=columns, frameon=False)
     return figure
 
 
