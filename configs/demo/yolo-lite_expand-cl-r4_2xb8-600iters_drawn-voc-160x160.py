@@ -1,0 +1,6 @@
+_base_ = 'yolo-lite_2xb8-600iters_drawn-voc-160x160.py'
+custom_hooks = [
+    dict(type='NumClassCheckHook'),
+    dict(type='ExpandHook', include='backbone', method='cl', rate=4, init='preserve'),
+    dict(type='ContractHook'),
+]

@@ -1,0 +1,64 @@
+"""The compact network of a config and a checkpoint, and what it is fed with."""
+
+import os
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.dataset import Compose
+from mmengine.model import revert_sync_batchnorm
+from torch import Tensor, nn
+
+from ..mm.checkpoints import match_checkpoint
+from ..mm.models import build_compact_model
+from ..surgery.checkpoint import CheckpointError, get_state_dict, load_checkpoint
+
+
+def load_compact_model(cfg: Config, checkpoint: str | os.PathLike) -> nn.Module:
+    """The compact model of a config with the weights of a checkpoint, in eval mode on the CPU.
+
+    Args:
+        cfg: the expanded or the compact config.
+        checkpoint: file of the expanded or the compact network; the former is contracted.
+
+    Raises:
+        CheckpointError: if the file cannot be read or is of another network.
+    """
+    model = revert_sync_batchnorm(build_compact_model(cfg))
+    content = dict(load_checkpoint(checkpoint))
+    match_checkpoint(model, content)
+    keys = model.load_state_dict(get_state_dict(content), strict=False)
+    if keys.missing_keys or keys.unexpected_keys:
+        raise CheckpointError(
+            f'{checkpoint} does not fit the config: it lacks {keys.missing_keys[:3]} and has '
+            f'{keys.unexpected_keys[:3]} besides; use the config it was trained with'
+        )
+    return model.eval()
+
+
+def preprocess(model: nn.Module, cfg: Config, image: str | os.PathLike) -> Tensor:
+    """One image as the network sees it in a test.
+
+    Args:
+        model: for its data preprocessor.
+        cfg: for its test pipeline; annotations are not needed.
+        image: the file.
+
+    Returns:
+        Shape (1, C, H, W), float32, normalised and padded.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no image.
+    """
+    if not Path(image).is_file():
+        raise FileNotFoundError(f'{image}: no such image')
+    dataset = cfg.test_dataloader.dataset
+    while 'pipeline' not in dataset:
+        dataset = dataset.dataset if 'dataset' in dataset else dataset.datasets[0]
+    steps = [step for step in dataset.pipeline if step['type'] != 'LoadAnnotations']
+    try:
+        data = Compose(steps)(dict(img_path=str(image), img_id=0))
+    except AssertionError as error:
+        raise ValueError(f'{image} cannot be decoded as an image') from error
+    batch = dict(inputs=[data['inputs']], data_samples=[data['data_samples']])
+    return model.data_preprocessor(batch, False)['inputs']

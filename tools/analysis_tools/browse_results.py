@@ -1,0 +1,53 @@
+"""Draw predictions beside the ground truth: boxes of a detector, masks of a segmentor.
+
+An expanded checkpoint is contracted first.
+"""
+
+import argparse
+from pathlib import Path
+
+import mmcv
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import DATASETS, VISUALIZERS
+from mmengine.utils import track_iter_progress
+
+from mmexpand.deploy import load_compact_model
+from mmexpand.mm.datasets import check_datasets
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file path')
+    parser.add_argument('checkpoint', help='checkpoint file, expanded or compact')
+    parser.add_argument('--out-dir', required=True, help='directory for the pictures')
+    parser.add_argument('--num', type=int, default=10, help='how many images of the test set')
+    parser.add_argument('--device', default='cpu')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = Config.fromfile(args.config)
+    if args.cfg_options:
+        cfg.merge_from_dict(args.cfg_options)
+    check_datasets(cfg, ('test',))
+    model = load_compact_model(cfg, args.checkpoint).to(args.device)
+    dataset = DATASETS.build(cfg.test_dataloader.dataset)
+    # Only add_datasample's out_file is written: no backends, which would want a work dir.
+    visualizer = VISUALIZERS.build({**cfg.visualizer, 'vis_backends': None})
+    visualizer.dataset_meta = dataset.metainfo
+    for index in track_iter_progress(range(min(args.num, len(dataset)))):
+        with torch.no_grad():
+            (sample,) = model.test_step(pseudo_collate([dataset[index]]))
+        path = Path(sample.img_path)
+        image = mmcv.imread(str(path), channel_order='rgb')
+        out_file = Path(args.out_dir) / f'{path.stem}.png'
+        visualizer.add_datasample(path.stem, image, sample, out_file=str(out_file))
+    print(f'\nground truth (left) and prediction (right) are in {args.out_dir}')
+
+
+if __name__ == '__main__':
+    main()
