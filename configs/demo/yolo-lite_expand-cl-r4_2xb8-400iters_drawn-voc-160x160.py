@@ -1,4 +1,4 @@
-_base_ = 'yolo-lite_2xb8-600iters_drawn-voc-160x160.py'
+_base_ = 'yolo-lite_2xb8-400iters_drawn-voc-160x160.py'
 custom_hooks = [
     dict(type='NumClassCheckHook'),
     dict(type='ExpandHook', include='backbone', method='cl', rate=4, init='preserve'),
