@@ -62,9 +62,10 @@ def randomise(model):
                     value.copy_(0.5 + noise)
                 elif value.dim() == 1:
                     value.add_(0.3 * (noise - 0.5))
-                elif 'conv_seg' in name:
-                    # Starts so small that the logits would be the biases.
-                    value.mul_(30)
+                else:
+                    # PyTorch's initialisation shrinks outputs by sqrt(3) a layer: the last ones would
+                    # see little else than biases.
+                    value.mul_(3**0.5)
     return model.eval()
 
 
