@@ -1,5 +1,6 @@
 """One training step: compact, expanded in every forward, and peers; time, memory and traffic."""
 
+import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -7,9 +8,9 @@ from statistics import median
 import torch
 from torch import Tensor
 
+from ..surgery import named_units
 from .bounds import CountedStep, FoldingBound, counted_step, folding_bound, measure_rates
 from .cases import COMPACT, OURS, Case, share_parameters_
-from .complexity import layer_costs
 from .footprint import (
     OutOfMemoryError,
     ReducedBytes,
@@ -125,6 +126,7 @@ def run_group(
         RuntimeError: if the forwards differ on the same factors.
     """
     torch.set_num_threads(settings.threads)
+    gc.collect()  # models of an earlier group, before those of this one are made
     counted = _count(case, rate)
     peaks, left_out = _measure_peaks(case, rate, settings, progress)
     trainers = _build_trainers(list(peaks), case, rate, settings)
@@ -208,10 +210,12 @@ def _measure_footprints(
         if name in OURS:
             chain = chain or output
             difference = _difference(output, chain, f'{case.name}, {name}')
+        # Where compact-size gradients are on, units on 'auto' are run folded.
+        folded = named_units(trainer.model) if name in ('folded', 'auto') else ()
         footprints[name] = Footprint(
             sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
             saved,
-            reduced_bytes(trainer.model, compact, _folded_units(name, trainer)),
+            reduced_bytes(trainer.model, compact, folded),
             peaks[name],
             difference,
         )
@@ -228,14 +232,6 @@ def _difference(output: list[Tensor], chain: list[Tensor], what: str) -> float:
             f'same factors, allowed {TOLERANCE:g}; this would time a wrong computation'
         )
     return difference
-
-
-def _folded_units(variant: str, trainer: Trainer) -> set[str]:
-    """Units whose whole product is applied, of which one gradient can stand for all factors'."""
-    if variant not in ('folded', 'auto'):
-        return set()
-    costs = layer_costs(trainer.model, lambda model: trainer.forward(model, trainer.images))
-    return {k for k, cost in costs.items() if variant == 'folded' or len(cost.segments) == 1}
 
 
 def _result(

@@ -61,7 +61,8 @@ class Case:
             elif variant != COMPACT:
                 rate_here = config.rate if rate is None else rate
                 expand_(part, replace(config, rate=rate_here, forward=variant))
-        return model.train()
+        model.train()
+        return model
 
 
 def share_parameters_(model: nn.Module, owner: nn.Module) -> None:

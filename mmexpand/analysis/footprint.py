@@ -120,8 +120,8 @@ def reduced_bytes(model: nn.Module, compact: nn.Module, folded: Collection[str])
     Args:
         model: compact or expanded.
         compact: the model that it was expanded from.
-        folded: names of the units whose whole product is applied, in which the gradient of one
-            kernel stands for those of all factors.
+        folded: names of the units that are run folded, in which the gradient of one kernel can
+            stand for those of all factors.
     """
     ddp = compact_size = _trained_bytes(model.parameters())
     for name, unit in named_units(model).items():
