@@ -41,18 +41,26 @@ def compose(first: Affine, second: Affine, groups: int = 1) -> Affine:
 def _compose_weight(first: Tensor, second: Tensor, groups: int) -> Tensor:
     if 1 not in (first[0, 0].numel(), second[0, 0].numel()):
         return _compose_taps(first, second, groups)
-    # One of them is 1x1: a plain matrix product. Kernels in the channels_last memory format are
-    # viewed as these matrices, not copied, and so are their gradients.
-    left, right = second.permute(0, 2, 3, 1), first.permute(0, 2, 3, 1)
+    # One of them is 1x1: a plain matrix product.
     height, width = (a + b - 1 for a, b in zip(first.shape[2:], second.shape[2:], strict=True))
+    left, right = _channels_last(second), _channels_last(first)
     if groups == 1:
-        product = left.reshape(-1, left.shape[3]) @ right.reshape(right.shape[0], -1)
+        product = left.reshape(-1, second.shape[1]) @ right.reshape(len(first), -1)
     else:
         product = torch.bmm(
-            left.reshape(groups, -1, left.shape[3]),
-            right.reshape(groups, right.shape[0] // groups, -1),
+            left.reshape(groups, -1, second.shape[1]),
+            right.reshape(groups, len(first) // groups, -1),
         )
+    if height == width == 1:
+        return product.reshape(len(second), first.shape[1], 1, 1)
     return product.reshape(len(second), height, width, first.shape[1]).permute(0, 3, 1, 2)
+
+
+def _channels_last(kernel: Tensor) -> Tensor:
+    # Kernels in that memory format are viewed as matrices, not copied, and so are their
+    # gradients. A 1x1 kernel is one as it is: permuting it would give its gradient strides that
+    # differ from its own.
+    return kernel.flatten(1) if kernel[0, 0].numel() == 1 else kernel.permute(0, 2, 3, 1)
 
 
 def _compose_taps(first: Tensor, second: Tensor, groups: int) -> Tensor:

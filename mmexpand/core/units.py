@@ -6,9 +6,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from . import init as initialisation
 from .algebra import Affine, fold
+from .leaf import FoldedLeaf
 from .order import Segments, cheapest_segments, check_forward
 from .shapes import Shape, check_rate, conv_factors, conv_method, linear_factors
 
@@ -19,6 +21,18 @@ EXPANDED_ALREADY = 'it is expanded already'
 PLAIN_LAYERS: set[type] = {nn.Conv2d, nn.Linear}
 """Classes known to compute what ``nn.Conv2d`` or ``nn.Linear`` do, besides the subclasses that
 have no forward of their own. A framework's thin wrappers are added by the layer that knows it."""
+
+
+# Fused optimizers change parameters without a trace on their version counters.
+_optimizer_steps = 0
+
+
+def _count_optimizer_step(*_: object) -> None:
+    global _optimizer_steps
+    _optimizer_steps += 1
+
+
+register_optimizer_step_post_hook(_count_optimizer_step)
 
 
 class _ExpandedLayer(nn.Module):
@@ -43,6 +57,7 @@ class _ExpandedLayer(nn.Module):
         # gives back this class with these attributes and hooks.
         self._layer = (_without_parameters(layer),)
         self._folded: tuple | None = None
+        self.leaf: FoldedLeaf | None = None
         self.train(layer.training)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -50,7 +65,7 @@ class _ExpandedLayer(nn.Module):
 
         In eval mode the product is applied whatever ``forward`` says: the compact computation.
         """
-        if not self.training or self.forward_order == 'folded':
+        if not self.training or self.forward_order == 'folded' or self.leaf is not None:
             return self._apply_segments(x, ((0, len(self.factors)),))
         if self.forward_order == 'layerwise':
             return self.forward_layerwise(x)
@@ -101,18 +116,31 @@ class _ExpandedLayer(nn.Module):
             affine = fold([_cast(_affine(factor), wide) for factor in factors], self.groups)
         return _cast(affine, dtype)
 
+    def factor_state(self) -> tuple:
+        """Equal as long as no factor was trained, changed in place, loaded, replaced or moved."""
+        factors = tuple((p.data_ptr(), p._version, p.dtype) for p in self.factors.parameters())
+        return _optimizer_steps, factors
+
+    def kernel_for_forward(self, affine: Affine) -> Affine:
+        """A product in the memory format that the network runs in."""
+        return affine
+
     def _constant_fold(self) -> Affine:
         """The whole product, kept until a factor changes; for where no gradient is asked for."""
-        state = tuple((p.data_ptr(), p._version, p.dtype) for p in self.factors.parameters())
+        state = self.factor_state()
         if self._folded is None or self._folded[0] != state:
             with torch.no_grad():
-                self._folded = state, self.fold()
+                self._folded = state, self.kernel_for_forward(self.fold())
         return self._folded[1]
 
     def _fold_for_forward(self, segment: tuple[int, int]) -> Affine:
-        whole = segment == (0, len(self.factors))
-        trained = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
-        return self.fold(segment) if trained or not whole else self._constant_fold()
+        if segment == (0, len(self.factors)):
+            if self.training and self.leaf is not None:
+                return self.leaf.refresh()
+            trained = any(parameter.requires_grad for parameter in self.factors.parameters())
+            if not (trained and torch.is_grad_enabled()):
+                return self._constant_fold()
+        return self.kernel_for_forward(self.fold(segment))
 
     def train(self, mode: bool = True) -> nn.Module:
         """Set the mode, and forget the kept product.
@@ -120,12 +148,17 @@ class _ExpandedLayer(nn.Module):
         Swapping weights through ``Tensor.data``, as EMA hooks do around a validation, leaves no
         trace on a parameter, but is followed by a change of mode.
         """
-        self._folded = None
+        self._forget_products()
         return super().train(mode)
 
+    def _forget_products(self) -> None:
+        self._folded = None
+        if self.leaf is not None:
+            self.leaf.forget()
+
     def __getstate__(self) -> dict:
-        """Pickle and deep-copy without the kept product."""
-        return {**self.__dict__, '_folded': None}
+        """Pickle and deep-copy without kept products: a copy is not part of a reducer."""
+        return {**self.__dict__, '_folded': None, 'leaf': None}
 
     @torch.no_grad()
     def set_weight(self, weight: Tensor, bias: Tensor | None) -> None:
@@ -311,11 +344,16 @@ class ExpandedConv2d(_ExpandedLayer):
     def _apply_segments(self, x: Tensor, segments: Segments) -> Tensor:
         for start, stop in segments:
             weight, bias = self._fold_for_forward((start, stop))
-            if self.memory_format == torch.contiguous_format:
-                # A channels_last kernel would turn the whole network channels_last.
-                weight = weight.contiguous()
             x = self._convolve(x, weight, bias, start, stop)
         return x
+
+    def kernel_for_forward(self, affine: Affine) -> Affine:
+        """A product in the memory format that the network runs in.
+
+        A channels_last kernel would turn the whole network channels_last.
+        """
+        weight, bias = affine
+        return weight.contiguous(memory_format=self.memory_format), bias
 
     def _convolve(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, start: int, stop: int
@@ -363,7 +401,7 @@ class ExpandedConv2d(_ExpandedLayer):
         probe = probe.contiguous(memory_format=self.memory_format)
         self.memory_format = _memory_format(fn(probe))
         self._lay_out_factors()
-        self._folded = None
+        self._forget_products()
         return self
 
 

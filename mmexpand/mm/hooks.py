@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..surgery import ExpandConfig, is_expanded
 from ..surgery.checkpoint import get_state_dict, load_checkpoint
+from ..surgery.distributed import can_reduce_compact, reduce_compact
 from .builders import expand_built
 from .checkpoints import CheckpointGuardHook, is_training, match_checkpoint, unwrap
 from .contraction import (
@@ -35,13 +36,17 @@ class ExpandHook(CheckpointGuardHook):
     parameters are built again from its config. It runs before EMAHook copies the model.
 
     Args:
+        compact_gradients: whether DDP reduces the gradients of folded kernels, which are of the
+            compact network's size, and not the factors'; where a unit's ``forward`` is
+            'layerwise' it can't.
         **expand: fields of ``ExpandConfig``; patterns are relative to the whole model.
 
     Raises:
         TypeError, ValueError: see ``ExpandConfig`` and, once the model is there, ``plan``.
     """
 
-    def __init__(self, **expand: object):
+    def __init__(self, compact_gradients: bool = True, **expand: object):
+        self.compact_gradients = compact_gradients
         self.cfg = ExpandConfig(**expand)
 
     def before_run(self, runner: Runner) -> None:
@@ -51,7 +56,6 @@ class ExpandHook(CheckpointGuardHook):
             RuntimeError: where the Runner cannot be rebuilt; names the builder to use instead.
         """
         _check_rebuildable(runner)
-        wrapper = runner.model if isinstance(runner.model, DistributedDataParallel) else None
         model = unwrap(runner.model)
         params = sum(p.numel() for p in model.parameters())
         plan = expand_built(model, self.cfg)
@@ -64,14 +68,23 @@ class ExpandHook(CheckpointGuardHook):
                 f'  {", ".join(layer.names)}: {layer.method.upper()}, rate {layer.rate}, '
                 f'{layer.params_before:,} -> {layer.params_after:,} parameters'
             )
-        if wrapper is not None:
-            runner.model = model
-            # The old wrapper's hooks on the remaining parameters go with its last reference.
-            del wrapper
-            gc.collect()
-            runner.model = runner.wrap_model(runner.cfg.get('model_wrapper_cfg'), model)
+        if isinstance(runner.model, DistributedDataParallel):
+            _rewrap(runner, self.compact_gradients)
         if is_training(runner):
             _rebuild_optimizer(runner)
+
+
+def _rewrap(runner: Runner, compact_gradients: bool) -> None:
+    model = unwrap(runner.model)
+    # The old wrapper's hooks on the remaining parameters go with its last reference.
+    runner.model = model
+    gc.collect()
+    cfg = runner.cfg.get('model_wrapper_cfg')
+    if compact_gradients and can_reduce_compact(model):
+        log('ExpandHook: gradients are reduced at the size of the compact network')
+        runner.model = reduce_compact(model, lambda m: runner.wrap_model(cfg, m))
+    else:
+        runner.model = runner.wrap_model(cfg, model)
 
 
 def _check_rebuildable(runner: Runner) -> None:

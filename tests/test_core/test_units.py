@@ -180,13 +180,13 @@ def test_a_subclass_comes_back_as_it_was():
 def test_kept_product_follows_every_change():
     unit = trained(ExpandedConv2d.from_conv(nn.Conv2d(4, 6, 3).double()))
     x = torch.randn(1, 4, 8, 8, dtype=torch.float64)
-    optimizer = torch.optim.SGD(unit.parameters(), 0.1)
 
-    def step():
-        unit.train()
-        unit(x).square().mean().backward()
-        optimizer.step()
-        unit.eval()
+    def step(**kind):
+        def change():
+            unit(x).square().mean().backward()
+            torch.optim.SGD(unit.parameters(), 1e-5, **kind).step()
+
+        return change
 
     def load():
         unit.load_state_dict({k: v + 1 for k, v in unit.state_dict().items()})
@@ -209,12 +209,13 @@ def test_kept_product_follows_every_change():
     with torch.no_grad():
         kept = unit(x)
         assert unit._constant_fold() is unit._constant_fold(), 'it was to be kept'
-    for change in (step, load, edit, replace, swap_as_ema_hook, recast):
+    steps = step(foreach=False), step(foreach=True), step(fused=True)
+    for change in (*steps, load, edit, replace, swap_as_ema_hook, recast):
         change()
         with torch.no_grad():
             now = unit(x)
-            assert relative_error(now, unit.forward_layerwise(x)) < 1e-12, change.__name__
-            assert not torch.equal(now, kept), change.__name__
+            assert relative_error(now, unit.forward_layerwise(x)) < 1e-12, change
+            assert not torch.equal(now, kept), change
         kept = now
 
 

@@ -1,0 +1,87 @@
+"""The folded kernel as a leaf of the graph, so that its gradient is what is reduced.
+
+In distributed training the gradient of a folded kernel is as small as the compact layer's. The
+network is run on leaves that hold the products; once their gradients are reduced, the factors'
+gradients are computed from them locally. The product is linear in the reduced gradient, so the
+result is the same as reducing the factors' gradients.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from .algebra import Affine
+
+if TYPE_CHECKING:
+    from .units import _ExpandedLayer
+
+
+class FoldedLeaf:
+    """The product of a unit's factors, cut off from them until ``deliver``.
+
+    Attributes:
+        weight: the folded kernel as the network sees it.
+        bias: the folded bias, or None.
+    """
+
+    def __init__(self, unit: '_ExpandedLayer'):
+        self._unit = unit
+        self._product: Affine | None = None
+        self._state: tuple | None = None
+        with torch.no_grad():
+            weight, bias = unit.kernel_for_forward(unit.fold())
+        self.weight = nn.Parameter(weight.clone())
+        self.bias = None if bias is None else nn.Parameter(bias.clone())
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The leaves."""
+        return [leaf for leaf in (self.weight, self.bias) if leaf is not None]
+
+    def refresh(self) -> Affine:
+        """The leaves, holding the product of the present factors.
+
+        They are written anew when a factor has changed or a gradient was delivered since, and
+        only then: writing them between a forward and its backward would spoil the gradient.
+        """
+        state = self._unit.factor_state()
+        if self._product is None or self._state != state:
+            with torch.enable_grad():
+                self._product = self._unit.kernel_for_forward(self._unit.fold())
+            self._state = state
+            with torch.no_grad():
+                for leaf, value in zip(self.parameters, self._values(), strict=True):
+                    leaf.copy_(value)
+        return self.weight, self.bias
+
+    def deliver(self) -> None:
+        """Turn the leaves' gradients into the factors', adding to what those have."""
+        if all(leaf.grad is None for leaf in self.parameters):
+            return
+        if self._product is None:
+            self.refresh()
+        pairs = [
+            (value, leaf.grad)
+            for value, leaf in zip(self._values(), self.parameters, strict=True)
+            if leaf.grad is not None and value.requires_grad
+        ]
+        trained = [p for p in self._unit.factors.parameters() if p.requires_grad]
+        values, gradients = zip(*pairs, strict=True)
+        for parameter, gradient in zip(
+            trained, torch.autograd.grad(values, trained, gradients, allow_unused=True), strict=True
+        ):
+            if gradient is not None and parameter.grad is not None:
+                gradient = parameter.grad + gradient
+            if gradient is not None:
+                parameter.grad = gradient
+        for leaf in self.parameters:
+            leaf.grad = None
+        self._product = None
+
+    def forget(self) -> None:
+        """Make the next ``refresh`` write the leaves anew."""
+        self._product = None
+
+    def _values(self) -> list[torch.Tensor]:
+        return [value for value in self._product if value is not None]

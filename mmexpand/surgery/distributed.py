@@ -1,0 +1,93 @@
+"""Compact-size gradients in distributed training: what DDP reduces is the folded kernels'."""
+
+from collections.abc import Callable
+from itertools import chain
+
+import torch
+from torch import nn
+from torch.autograd import Variable
+from torch.nn.parallel import DistributedDataParallel
+
+from ..core.leaf import FoldedLeaf
+from .swap import named_units
+
+
+def can_reduce_compact(model: nn.Module) -> bool:
+    """Whether every unit of a model is run folded; those on 'auto' then are."""
+    units = named_units(model).values()
+    return bool(units) and all(unit.forward_order != 'layerwise' for unit in units)
+
+
+def reduce_compact(
+    model: nn.Module, wrap: Callable[[nn.Module], DistributedDataParallel]
+) -> DistributedDataParallel:
+    """Wrap an expanded model so that DDP reduces compact-size gradients.
+
+    DDP is shown the folded kernels in the place of the factors: its buckets, their overlap with
+    the backward pass, ``no_sync``, unused parameters and static graphs work on them as on any
+    parameter. When its reduction is done, and only then, the factors receive their gradients. The
+    optimizer, the state dict and everything else know the factors alone.
+
+    Args:
+        model: every unit of it is to run folded (see ``can_reduce_compact``).
+        wrap: builds the DDP wrapper of the model.
+
+    Returns:
+        The wrapper. Its factors are those of rank 0.
+    """
+    units = named_units(model)
+    trained = {n: u for n, u in units.items() if any(p.requires_grad for p in u.parameters())}
+    factors = [
+        f'{name}.{key}' for name, unit in units.items() for key, _ in unit.named_parameters()
+    ]
+    ignored = list(getattr(model, '_ddp_params_and_buffers_to_ignore', []))
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ignored + factors)
+    for unit in trained.values():
+        unit.leaf = FoldedLeaf(unit)
+        # Registered while DDP looks for parameters, and not a moment longer.
+        for index, leaf in enumerate(unit.leaf.parameters):
+            unit.register_parameter(f'leaf_{index}', leaf)
+    try:
+        wrapper = wrap(model)
+    finally:
+        for unit in trained.values():
+            for name in [key for key in unit._parameters if key.startswith('leaf_')]:
+                del unit._parameters[name]
+    for parameter in chain.from_iterable(unit.parameters() for unit in units.values()):
+        torch.distributed.broadcast(parameter.data, 0, group=wrapper.process_group)
+    _Delivery(wrapper, [unit.leaf for unit in trained.values()])
+    return wrapper
+
+
+class _Delivery:
+    """Delivers gradients to the factors when DDP has finished with a backward pass."""
+
+    def __init__(self, wrapper: DistributedDataParallel, leaves: list[FoldedLeaf]):
+        self._leaves = leaves
+        self._sync = True
+        self._queued = False
+        wrapper.register_forward_pre_hook(self._before_forward)
+        # Any parameter may be the only one that this rank has used.
+        others = [p for p in wrapper.module.parameters() if p.requires_grad]
+        for parameter in chain(others, *(leaf.parameters for leaf in leaves)):
+            parameter.register_post_accumulate_grad_hook(self._after_accumulation)
+
+    def _before_forward(self, wrapper: DistributedDataParallel, _: tuple) -> None:
+        # As for DDP itself, the forward pass decides whether its backward is reduced.
+        if torch.is_grad_enabled():
+            self._sync = wrapper.require_backward_grad_sync
+
+    def _after_accumulation(self, _: nn.Parameter) -> None:
+        if self._sync and not self._queued:
+            self._queued = True
+            Variable._execution_engine.queue_callback(self._requeue)
+
+    def _requeue(self) -> None:
+        # Callbacks run in the order they were queued: DDP's last one is queued by now, and the
+        # one queued here comes behind it.
+        Variable._execution_engine.queue_callback(self._deliver)
+
+    def _deliver(self) -> None:
+        self._queued = False
+        for leaf in self._leaves:
+            leaf.deliver()
