@@ -63,7 +63,7 @@ def randomise(model):
                 elif value.dim() == 1:
                     value.add_(0.3 * (noise - 0.5))
                 else:
-                    # PyTorch's initialisation shrinks outputs by sqrt(3) a layer: the last ones would
+                    # PyTorch's initialisation shrinks outputs by sqrt(3) a layer: the last would
                     # see little else than biases.
                     value.mul_(3**0.5)
     return model.eval()
