@@ -1,6 +1,7 @@
 """The expanded layers: a chain of linear factors in the place of one layer (Sec. 3)."""
 
 import copy
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -13,6 +14,8 @@ from .algebra import Affine, fold
 from .leaf import FoldedLeaf
 from .order import Segments, cheapest_segments, check_forward
 from .shapes import Shape, check_rate, conv_factors, conv_method, linear_factors
+
+logger = logging.getLogger(__name__)
 
 INITS = ('default', 'preserve')
 
@@ -57,6 +60,7 @@ class _ExpandedLayer(nn.Module):
         # gives back this class with these attributes and hooks.
         self._layer = (_without_parameters(layer),)
         self._folded: tuple | None = None
+        self._last_segments: Segments | None = None
         self.leaf: FoldedLeaf | None = None
         self.train(layer.training)
 
@@ -69,7 +73,11 @@ class _ExpandedLayer(nn.Module):
             return self._apply_segments(x, ((0, len(self.factors)),))
         if self.forward_order == 'layerwise':
             return self.forward_layerwise(x)
-        return self._apply_segments(x, self.segments(x.shape))
+        segments = self.segments(x.shape)
+        if segments != self._last_segments:
+            self._last_segments = segments
+            logger.debug('%s at %s: %s', self._layer[0], tuple(x.shape), segments)
+        return self._apply_segments(x, segments)
 
     def forward_layerwise(self, x: Tensor) -> Tensor:
         """Apply one factor after another, in any mode: the paper's chain."""

@@ -85,8 +85,7 @@ def train_step(model, optimizer, batches, clip):
     return torch.stack(losses).sum()
 
 
-def main(case: str) -> None:
-    dist.init_process_group('gloo')
+def run(case: str) -> None:
     rank, world = dist.get_rank(), dist.get_world_size()
     options = {
         'unused': dict(find_unused_parameters=True),
@@ -152,9 +151,11 @@ def main(case: str) -> None:
             state_dict_keys=len(nets[0].state_dict()) == len(nets[2].state_dict()),
             copies=not hasattr(copy.deepcopy(nets[0]).neck.leaf, 'weight'),
         )
-        print(json.dumps(result))
-    dist.destroy_process_group()
+        print(json.dumps({case: result}), flush=True)
 
 
 if __name__ == '__main__':
-    main(sys.argv[1])
+    dist.init_process_group('gloo')
+    for case in sys.argv[1:]:
+        run(case)
+    dist.destroy_process_group()
