@@ -1,11 +1,13 @@
 """What a training step holds and sends: bytes saved for backward, reduced, and resident."""
 
 import multiprocessing
+import os
 import resource
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,7 +62,8 @@ def saved_bytes(
 
     def pack(tensor: Tensor) -> Tensor:
         saved[_storage(tensor)] = tensor.untyped_storage().nbytes()
-        return tensor
+        # Itself, an output that its own operation saves would keep the graph alive for ever.
+        return tensor.detach()
 
     with saved_tensors_hooks(pack, lambda tensor: tensor), _FromInput(images) as seen:
         output = forward(model, images)
@@ -135,6 +138,11 @@ def _trained_bytes(parameters: Iterable[nn.Parameter]) -> int:
     return sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)
 
 
+HAND_BACK = {'MALLOC_MMAP_THRESHOLD_': str(2**17)}
+"""Environment of a process whose C library maps every block of 128 KiB or more by itself, its
+threshold at the start, and unmaps it when it is freed."""
+
+
 class OutOfMemoryError(RuntimeError):
     """A process was killed before it was done, as a system short of memory does."""
 
@@ -143,10 +151,10 @@ def peak_memory(train: Callable[..., None], *args: Any, threads: int) -> int:
     """Peak resident memory of a training run, in bytes, in a process of its own.
 
     The high-water mark of the process' resident set after ``train``, less the mark before it, when
-    the libraries are loaded and a first convolution has run. So it is what the system must have
-    for parameters, gradients, optimizer state, activations, and the scratch memory of the kernels
-    and of the allocator, and nothing that another run has left behind. How well the allocator
-    reuses memory is partly luck, worth some 15 % between equal runs: the smaller of two counts.
+    the libraries are loaded and a first convolution has run. So it is what parameters, gradients,
+    optimizer state, activations and the kernels' scratch memory take together, and nothing that
+    another run has left behind. The C library is told to hand large blocks back at once: how much
+    of what is freed it keeps by default is luck, up to 40 % between equal runs.
 
     Args:
         train: builds a model and trains it for a few steps; importable by name.
@@ -156,20 +164,27 @@ def peak_memory(train: Callable[..., None], *args: Any, threads: int) -> int:
     Raises:
         OutOfMemoryError: if the process was killed.
     """
-    return min(_peak_in_process(train, args, threads) for _ in range(2))
-
-
-def _peak_in_process(train: Callable[..., None], args: tuple, threads: int) -> int:
     # A server with the libraries loaded, from which every process is forked.
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload(['mmexpand'])
-    with ProcessPoolExecutor(1, mp_context=context) as executor:
+    with _set_in_environment(HAND_BACK), ProcessPoolExecutor(1, mp_context=context) as executor:
         try:
             return executor.submit(_peak_of, train, args, threads).result()
         except BrokenProcessPool:
             raise OutOfMemoryError(
                 'the process was killed, probably for want of memory; use a smaller input or rate'
             ) from None
+
+
+@contextmanager
+def _set_in_environment(values: dict[str, str]) -> Iterator[None]:
+    kept = dict(os.environ)
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(kept)
 
 
 def _peak_of(train: Callable[..., None], args: tuple, threads: int) -> int:

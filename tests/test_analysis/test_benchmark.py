@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
 
 import mmexpand
@@ -94,6 +95,20 @@ def test_saved_bytes_are_told_apart_by_where_they_come_from():
     saved, output = saved_bytes(Product(), torch.ones(5, 8), run_model)
     assert (saved.activations, saved.folding) == (4 * 5 * 8, 4 * 8 * 8)
     assert output.requires_grad
+
+
+def test_counting_saved_bytes_leaves_nothing_behind():
+    alive = []
+
+    class Watched(nn.ReLU):
+        def forward(self, x):
+            output = super().forward(x)
+            alive.append(StorageWeakRef(output.untyped_storage()))
+            return output
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), Watched())
+    saved_bytes(model, torch.randn(IMAGES), run_model)
+    assert alive[0].expired()
 
 
 def test_reduced_bytes():

@@ -34,8 +34,8 @@ multiply-accumulate operations of the factors' products at the rate of a large m
 plus the memory traffic of the additional parameters' gradients and optimizer state at the \
 bandwidth of a large copy, both rates measured in the same run. Saved: bytes kept for backward \
 besides parameters; those of folding are computed from parameters alone. Peak: peak resident \
-memory of a process that trains this variant alone, over what the loaded libraries take. Reduced: \
-bytes of gradients each process hands to the all-reduce in a step, of plain DDP and where the \
+memory of a process that trains this variant alone, over what the loaded libraries take, freed \
+blocks being handed back at once. Reduced: bytes of gradients each process hands to the all-reduce in a step, of plain DDP and where the \
 gradients of folded kernels are reduced in the place of their factors'."""
 
 
@@ -278,17 +278,19 @@ def _draw_rate(axes: Axes, groups: Sequence[GroupResult]) -> None:
         names = sorted(set(group.variants) - {COMPACT}, key=_place)
         for index, name in enumerate(names):
             ratio = group.variants[name].ratio.min
-            bars = axes.bar(left + index, ratio, 0.85, color=COLORS[name], label=name)
+            bars = axes.bar(left + index, ratio, 0.85, color=COLORS[name], label=name, zorder=2)
             axes.bar_label(bars, [f'{ratio:.2f}' if ratio < 10 else f'{ratio:.1f}'], fontsize=8)
             if name == 'folded' and group.bound:
                 ends = left + index - 0.42, left + index + 0.42
-                axes.hlines(group.bound.ratio, *ends, 'black', lw=1.5, label='bound of folded')
+                axes.hlines(
+                    group.bound.ratio, *ends, 'black', lw=1.5, zorder=3, label='bound of folded'
+                )
         ticks.append((left + (len(names) - 1) / 2, group.case))
         left += len(names) + 1
     axes.axhline(1, color='grey', lw=0.8)
     axes.set_yscale('log')
-    axes.set_ylim(bottom=0.8)
-    axes.set_yticks([1, 2, 5, 10, 20], ['1', '2', '5', '10', '20'])
+    axes.set_ylim(bottom=0.5)
+    axes.set_yticks([0.5, 1, 2, 5, 10, 20], ['0.5', '1', '2', '5', '10', '20'])
     axes.minorticks_off()
     axes.margins(y=0.15)
     axes.set_xticks(*zip(*ticks, strict=True))
