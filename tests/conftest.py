@@ -64,55 +64,60 @@ def street(tmp_path_factory):
     return root
 
 
+def small_config(street, directory, **changes) -> Config:
+    """A config that trains SEGMENTOR for a few iterations, with ``changes`` merged into it."""
+    dataset = dict(
+        type='CityscapesDataset',
+        data_root=str(street),
+        data_prefix=dict(img_path='leftImg8bit/train', seg_map_path='gtFine/train'),
+        pipeline=[
+            dict(type='LoadImageFromFile'),
+            dict(type='LoadAnnotations'),
+            dict(type='PackSegInputs'),
+        ],
+    )
+    loader = dict(batch_size=2, num_workers=0, dataset=dataset)
+    val = dict(loader, sampler=dict(type='DefaultSampler', shuffle=False))
+    evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
+    cfg = Config(
+        dict(
+            default_scope='mmseg',
+            custom_imports=dict(imports=['mmexpand'], allow_failed_imports=False),
+            model=SEGMENTOR,
+            train_dataloader=dict(loader, sampler=dict(type='InfiniteSampler', shuffle=False)),
+            val_dataloader=val,
+            test_dataloader=val,
+            val_evaluator=evaluator,
+            test_evaluator=evaluator,
+            train_cfg=dict(type='IterBasedTrainLoop', max_iters=4, val_interval=2),
+            val_cfg=dict(type='ValLoop'),
+            test_cfg=dict(type='TestLoop'),
+            optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01, momentum=0.9)),
+            param_scheduler=[dict(type='PolyLR', power=0.9, end=8, by_epoch=False)],
+            default_hooks=dict(
+                checkpoint=dict(type='CheckpointHook', interval=2, by_epoch=False),
+                logger=dict(type='LoggerHook', interval=1, log_metric_by_epoch=False),
+            ),
+            custom_hooks=[
+                dict(type='ExpandHook', include='backbone.encoder', rate=2),
+                dict(type='ContractHook'),
+            ],
+            log_processor=dict(by_epoch=False),
+            randomness=dict(seed=0),
+            work_dir=str(directory),
+            experiment_name=f'test_{next(_runs)}',
+            launcher='none',
+        )
+    )
+    cfg.merge_from_dict(changes)
+    return cfg
+
+
 @pytest.fixture
 def seg_cfg(street, tmp_path):
-    """A config that trains SEGMENTOR for a few iterations; keyword arguments are merged into it."""
+    """Makes a ``small_config``; keyword arguments are merged into it."""
 
     def make(**changes) -> Config:
-        dataset = dict(
-            type='CityscapesDataset',
-            data_root=str(street),
-            data_prefix=dict(img_path='leftImg8bit/train', seg_map_path='gtFine/train'),
-            pipeline=[
-                dict(type='LoadImageFromFile'),
-                dict(type='LoadAnnotations'),
-                dict(type='PackSegInputs'),
-            ],
-        )
-        loader = dict(batch_size=2, num_workers=0, dataset=dataset)
-        val = dict(loader, sampler=dict(type='DefaultSampler', shuffle=False))
-        evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
-        cfg = Config(
-            dict(
-                default_scope='mmseg',
-                custom_imports=dict(imports=['mmexpand'], allow_failed_imports=False),
-                model=SEGMENTOR,
-                train_dataloader=dict(loader, sampler=dict(type='InfiniteSampler', shuffle=False)),
-                val_dataloader=val,
-                test_dataloader=val,
-                val_evaluator=evaluator,
-                test_evaluator=evaluator,
-                train_cfg=dict(type='IterBasedTrainLoop', max_iters=4, val_interval=2),
-                val_cfg=dict(type='ValLoop'),
-                test_cfg=dict(type='TestLoop'),
-                optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01, momentum=0.9)),
-                param_scheduler=[dict(type='PolyLR', power=0.9, end=8, by_epoch=False)],
-                default_hooks=dict(
-                    checkpoint=dict(type='CheckpointHook', interval=2, by_epoch=False),
-                    logger=dict(type='LoggerHook', interval=1, log_metric_by_epoch=False),
-                ),
-                custom_hooks=[
-                    dict(type='ExpandHook', include='backbone.encoder', rate=2),
-                    dict(type='ContractHook'),
-                ],
-                log_processor=dict(by_epoch=False),
-                randomness=dict(seed=0),
-                work_dir=str(tmp_path / 'work_dir'),
-                experiment_name=f'test_{next(_runs)}',
-                launcher='none',
-            )
-        )
-        cfg.merge_from_dict(changes)
-        return cfg
+        return small_config(street, tmp_path / 'work_dir', **changes)
 
     return make

@@ -8,6 +8,7 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from ..surgery.checkpoint import load_checkpoint
 from .checkpoints import CheckpointGuardHook
 from .contraction import check_writable
 from .datasets import check_datasets
@@ -63,9 +64,12 @@ def build_runner(cfg: Config, splits: tuple[str, ...]) -> Runner:
     Raises:
         PermissionError: if the work dir cannot be written to.
         FileNotFoundError: if a data set is missing.
+        CheckpointError: if the checkpoint that it names cannot be read.
     """
     check_writable(cfg.work_dir)
     check_datasets(cfg, splits)
+    if cfg.get('load_from') and '://' not in cfg.load_from:
+        load_checkpoint(cfg.load_from)
     prepare_cpu(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     # Also for configs without a hook of ours: a checkpoint is never half loaded.

@@ -1,0 +1,83 @@
+"""The user's config without anything of ours."""
+
+import pytest
+from mmengine.config import Config
+
+from mmexpand.mm.compact_config import make_compact_config
+from mmexpand.mm.models import build_compact_model, build_expanded_model, expand_wishes
+from mmexpand.surgery import named_units
+
+
+def config(**changes):
+    return Config(
+        dict(
+            dict(
+                model=dict(type='Net', backbone=dict(type='UNet')),
+                custom_imports=dict(imports=['mmexpand', 'other'], allow_failed_imports=False),
+                custom_hooks=[
+                    dict(type='ExpandHook', rate=4),
+                    dict(type='EMAHook'),
+                    dict(type='mmengine.ContractHook'),
+                ],
+                load_from='x.pth',
+                resume=True,
+                launcher='pytorch',
+            ),
+            **changes,
+        )
+    )
+
+
+def test_hooks_imports_and_loading_go():
+    cfg = config()
+    before = cfg.pretty_text
+    compact = make_compact_config(cfg)
+    assert [hook.type for hook in compact.custom_hooks] == ['EMAHook']
+    assert compact.custom_imports.imports == ['other']
+    assert (compact.resume, compact.load_from, compact.launcher) == (False, None, 'none')
+    assert cfg.pretty_text == before
+    assert 'xpand' not in compact.pretty_text
+
+
+def test_nothing_empty_is_left():
+    compact = make_compact_config(
+        config(custom_hooks=[dict(type='ExpandHook')], custom_imports=dict(imports='mmexpand'))
+    )
+    assert 'custom_hooks' not in compact
+    assert 'custom_imports' not in compact
+
+
+def test_builders_give_way_to_what_they_build():
+    inner = dict(
+        type='Net', backbone=dict(type='mmengine.ExpandBackbone', backbone=dict(type='UNet'))
+    )
+    compact = make_compact_config(
+        config(model=dict(type='ExpandModel', model=inner, rate=2, data_preprocessor=dict(a=1)))
+    )
+    assert compact.model == dict(
+        type='Net', backbone=dict(type='UNet'), data_preprocessor=dict(a=1)
+    )
+
+
+@pytest.mark.parametrize('network', ['YOLOLite', 'mmdet.YOLOV2Head'])
+def test_networks_of_ours_keep_the_import(network):
+    compact = make_compact_config(config(model=dict(type='Net', part=dict(type=network))))
+    assert 'mmexpand' in compact.custom_imports.imports
+
+
+def test_wishes_are_found_where_they_stand(seg_cfg):
+    cfg = seg_cfg()
+    assert [(name, wish.rate) for name, wish in expand_wishes(cfg)] == [('', 2)]
+    cfg.model.backbone = dict(
+        type='ExpandBackbone', backbone=cfg.model.backbone, include='encoder', rate=3
+    )
+    cfg.custom_hooks = []
+    assert [(name, wish.rate) for name, wish in expand_wishes(cfg)] == [('backbone', 3)]
+    names = list(named_units(build_expanded_model(cfg)))
+    assert len(names) == 3
+    assert all(name.startswith('backbone.encoder') for name in names)
+    assert not named_units(build_compact_model(cfg))
+    cfg.model = cfg.model
+    cfg.model.backbone = cfg.model.backbone.backbone
+    with pytest.raises(ValueError, match='expands nothing'):
+        build_expanded_model(cfg)

@@ -1,0 +1,168 @@
+"""The command line, as a user types it: two processes, resuming, testing, contracting."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+TOOLS = Path(__file__).parents[2] / 'tools'
+ENV = dict(
+    os.environ,
+    OMP_NUM_THREADS='1',
+    PATH=f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}',
+)
+
+
+def call(*command, fails=False) -> str:
+    command = list(map(str, command))
+    if command[0].endswith('.py'):
+        command = [sys.executable, *command]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=ENV, timeout=300
+    )
+    assert (done.returncode != 0) == fails, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        return str(free.getsockname()[1])
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory, street):
+    """An expanded U-Net, trained on two processes by dist_train.sh."""
+    from tests.conftest import small_config
+
+    root = tmp_path_factory.mktemp('trained')
+    config = root / 'small.py'
+    cfg = small_config(street, root / 'work_dir')
+    cfg.model.backbone.norm_cfg.type = 'SyncBN'
+    cfg.dump(config)
+    ENV['PORT'] = free_port()
+    output = call('bash', TOOLS / 'dist_train.sh', config, 2)
+    return config, root / 'work_dir', output
+
+
+def metric(output: str) -> float:
+    return float(re.findall(r'mIoU: (\S+)', output)[-1])
+
+
+def test_two_processes_train_and_contract(trained):
+    _, work_dir, output = trained
+    assert 'gradients are reduced at the size of the compact network' in output
+    assert 'compact_last.pth: 3 layers contracted' in output
+    compact = torch.load(work_dir / 'compact_last.pth', weights_only=True)
+    assert compact['meta']['mmexpand']['max_error'] < 1e-4
+    text = (work_dir / 'compact_config.py').read_text()
+    assert 'ExpandHook' not in text
+    assert 'device_ids' not in text
+
+
+def test_every_kind_of_checkpoint_tests_the_same(trained):
+    config, work_dir, _ = trained
+    last, compact = work_dir / 'iter_4.pth', work_dir / 'compact_last.pth'
+    results = [
+        metric(call(TOOLS / 'test.py', some_config, checkpoint, '--work-dir', work_dir / 'test'))
+        for some_config, checkpoint in (
+            (config, last),
+            (config, compact),
+            (work_dir / 'compact_config.py', compact),
+            (work_dir / 'compact_config.py', last),
+        )
+    ]
+    assert len(set(results)) == 1
+
+
+def test_dist_test(trained):
+    config, work_dir, _ = trained
+    one = metric(call(TOOLS / 'test.py', config, work_dir / 'iter_4.pth'))
+    ENV['PORT'] = free_port()
+    output = call('bash', TOOLS / 'dist_test.sh', config, work_dir / 'iter_4.pth', 2)
+    assert metric(output) == one
+
+
+def test_a_killed_run_resumes(trained, tmp_path):
+    config, work_dir, _ = trained
+    shutil.copy(work_dir / 'iter_2.pth', tmp_path)
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'iter_2.pth'))
+    output = call(TOOLS / 'train.py', config, '--work-dir', tmp_path, '--resume')
+    assert 'resumed epoch: 0, iter: 2' in output
+    assert (tmp_path / 'compact_last.pth').exists()
+
+
+def test_contract_gives_what_the_hook_gave(trained, tmp_path):
+    config, work_dir, _ = trained
+    hooked = torch.load(work_dir / 'compact_last.pth', weights_only=True)['state_dict']
+    for options in ([], ['--shape', '32', '48']):
+        output = call(
+            TOOLS / 'contract.py', config, work_dir / 'iter_4.pth', '--work-dir', tmp_path, *options
+        )
+        assert 'layers contracted' in output
+        ours = torch.load(tmp_path / 'compact_iter_4.pth', weights_only=True)
+        assert all(torch.equal(ours['state_dict'][name], hooked[name]) for name in hooked)
+        assert ours['meta']['dataset_meta']['classes'][0] == 'road'
+        (tmp_path / 'compact_iter_4.pth').unlink()
+
+
+def test_plan_shows_layers_and_costs(trained):
+    output = call(TOOLS / 'plan.py', trained[0], '--shape', '32', '48')
+    assert 'backbone.encoder.0.0.convs.0.conv' in output
+    assert '6x3x1x1 8x6x3x3 4x8x1x1' in output
+    assert 'not included' in output
+    assert 'folded' in output
+    output = call(TOOLS / 'plan.py', trained[0], '--method', 'fc', fails=True)
+    assert 'nothing to expand' in output
+
+
+@pytest.mark.parametrize(
+    ('command', 'words'),
+    [
+        (['train.py', 'CONFIG', '--work-dir', 'FILE/x'], 'cannot write to the work dir'),
+        (
+            ['train.py', 'CONFIG', '--cfg-options', 'train_dataloader.dataset.data_root=none'],
+            'train_dataloader.dataset: data_root not found',
+        ),
+        (['train.py', 'none.py'], 'none.py'),
+        (['test.py', 'CONFIG', 'none.pth'], 'none.pth'),
+        (['contract.py', 'CONFIG', 'none.pth'], 'none.pth: no such checkpoint'),
+        (['contract.py', 'CONFIG', 'WORK/compact_last.pth'], 'compact already'),
+        (['contract.py', 'CONFIG', 'TRUNCATED'], 'truncated'),
+        (['test.py', 'CONFIG', 'TRUNCATED'], 'truncated'),
+        (['train.py', 'CONFIG', '--resume', 'TRUNCATED'], 'truncated'),
+        (
+            ['test.py', 'CONFIG', 'WORK/iter_4.pth', '--cfg-options',
+             'model.decode_head.num_classes=5'],
+            'trained on 19 classes',
+        ),
+        (
+            ['contract.py', 'CONFIG', 'WORK/iter_4.pth', '--shape', '32', '48', '--cfg-options',
+             'custom_hooks.0.rate=3'],
+            'method, rate and include',
+        ),
+    ],
+)  # fmt: skip
+def test_bad_input_says_what_to_do(trained, tmp_path, command, words):
+    config, work_dir, _ = trained
+    truncated = tmp_path / 'truncated.pth'
+    truncated.write_bytes((work_dir / 'iter_4.pth').read_bytes()[:-1000])
+    (tmp_path / 'file').write_text('')
+    names = {'CONFIG': config, 'WORK': work_dir, 'FILE': tmp_path / 'file', 'TRUNCATED': truncated}
+    filled = [
+        str(names.get(part.split('/')[0], part.split('/')[0])) + part[len(part.split('/')[0]) :]
+        for part in command
+    ]
+    before = sorted(path.name for path in work_dir.iterdir())
+    if '--work-dir' not in filled:
+        filled += ['--work-dir', str(tmp_path / 'out')]
+    output = call(TOOLS / filled[0], *filled[1:], fails=True)
+    assert words in output.splitlines()[-1]
+    assert not list(tmp_path.glob('out/*.pth'))
+    assert sorted(path.name for path in work_dir.iterdir()) == before
