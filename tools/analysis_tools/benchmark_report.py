@@ -35,8 +35,9 @@ plus the memory traffic of the additional parameters' gradients and optimizer st
 bandwidth of a large copy, both rates measured in the same run. Saved: bytes kept for backward \
 besides parameters; those of folding are computed from parameters alone. Peak: peak resident \
 memory of a process that trains this variant alone, over what the loaded libraries take, freed \
-blocks being handed back at once. Reduced: bytes of gradients each process hands to the all-reduce in a step, of plain DDP and where the \
-gradients of folded kernels are reduced in the place of their factors'."""
+blocks being handed back at once. Reduced: bytes of gradients each process hands to the \
+all-reduce in a step, of plain DDP and where the gradients of folded kernels are reduced in the \
+place of their factors'."""
 
 
 def machine() -> dict:
@@ -262,6 +263,11 @@ def plot(groups: Sequence[GroupResult]) -> Figure:
         _draw_rate(axes, [group for group in groups if group.rate == rate])
         axes.set_title('' if rate is None else f'r = {rate:g}', loc='left', fontsize=10)
         axes.set_ylabel('step / compact step')
+    largest = max(result.ratio.min for group in groups for result in group.variants.values())
+    ticks = [tick for tick in (0.5, 1, 2, 5, 10, 20, 50, 100) if tick <= largest]
+    axes.set_ylim(0.5, 1.6 * largest)
+    axes.set_yticks(ticks, [f'{tick:g}' for tick in ticks])
+    axes.minorticks_off()
     labels = {
         label: handle
         for axes in panels[:, 0]
@@ -289,10 +295,6 @@ def _draw_rate(axes: Axes, groups: Sequence[GroupResult]) -> None:
         left += len(names) + 1
     axes.axhline(1, color='grey', lw=0.8)
     axes.set_yscale('log')
-    axes.set_ylim(bottom=0.5)
-    axes.set_yticks([0.5, 1, 2, 5, 10, 20], ['0.5', '1', '2', '5', '10', '20'])
-    axes.minorticks_off()
-    axes.margins(y=0.15)
     axes.set_xticks(*zip(*ticks, strict=True))
     axes.tick_params(axis='x', length=0)
     axes.spines[['top', 'right']].set_visible(False)
