@@ -43,3 +43,4 @@ train_cfg = dict(max_iters=200, val_interval=100)
 param_scheduler = [dict(type='PolyLR', power=0.9, begin=0, end=200, by_epoch=False)]
 optim_wrapper = dict(optimizer=dict(lr=0.05))
 default_hooks = dict(checkpoint=dict(interval=100), logger=dict(interval=20))
+randomness = dict(seed=0)
