@@ -81,7 +81,7 @@ def _rewrap(runner: Runner, compact_gradients: bool) -> None:
     gc.collect()
     cfg = runner.cfg.get('model_wrapper_cfg')
     if compact_gradients and can_reduce_compact(model):
-        log('ExpandHook: gradients are reduced at the size of the compact network')
+        log('Gradients are reduced at the size of the compact network')
         runner.model = reduce_compact(model, lambda m: runner.wrap_model(cfg, m))
     else:
         runner.model = runner.wrap_model(cfg, model)
@@ -120,9 +120,23 @@ class ContractHook(CheckpointGuardHook):
     In the work dir: ``compact_last.pth``, ``compact_best.pth`` where ``save_best`` is on,
     ``compact_ema.pth`` where EMAHook is on, and ``compact_config.py``, which stock OpenMMLab
     loads them with.
+
+    Args:
+        compact_gradients: as for ExpandHook, for a model that ExpandModel or ExpandBackbone has
+            expanded.
     """
 
     priority = 'LOWEST'
+
+    def __init__(self, compact_gradients: bool = True):
+        self.compact_gradients = compact_gradients
+
+    def before_run(self, runner: Runner) -> None:
+        """Wrap a model that a builder has expanded as ExpandHook would have."""
+        builder = not any(isinstance(hook, ExpandHook) for hook in runner.hooks)
+        expanded = is_expanded(unwrap(runner.model))
+        if builder and expanded and isinstance(runner.model, DistributedDataParallel):
+            _rewrap(runner, self.compact_gradients)
 
     def before_train(self, runner: Runner) -> None:
         """Look whether there will be something to contract, and somewhere to write it."""

@@ -57,7 +57,7 @@ def metric(output: str) -> float:
 
 def test_two_processes_train_and_contract(trained):
     _, work_dir, output = trained
-    assert 'gradients are reduced at the size of the compact network' in output
+    assert 'Gradients are reduced at the size of the compact network' in output
     assert 'compact_last.pth: 3 layers contracted' in output
     compact = torch.load(work_dir / 'compact_last.pth', weights_only=True)
     assert compact['meta']['mmexpand']['max_error'] < 1e-4
