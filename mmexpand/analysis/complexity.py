@@ -51,7 +51,8 @@ def layer_costs(model: nn.Module, forward: Callable[[nn.Module], Any]) -> dict[s
     ]
     modes = {module: module.training for module in model.modules()}
     try:
-        forward(model.eval())
+        model.eval()  # mmseg's UNet.train returns nothing
+        forward(model)
     finally:
         for handle in handles:
             handle.remove()

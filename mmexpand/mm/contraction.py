@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.dist import broadcast_object_list, is_main_process
+from mmengine.dist import broadcast, broadcast_object_list, is_main_process
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 from torch import nn
@@ -59,6 +59,10 @@ def contract_and_check(expanded: nn.Module, runner: Runner) -> Contraction:
     Raises:
         VerificationError: on all ranks, if the compact model computes something else.
     """
+    # Every process keeps running statistics of its own; what is evaluated is what is written.
+    expanded = copy.deepcopy(expanded)
+    for value in expanded.state_dict().values():
+        broadcast(value)
     compact = contract(expanded)
     verification = _on_main_process(lambda: _verify(expanded, compact, runner))
     result = Contraction(compact, describe_units(expanded), verification)
