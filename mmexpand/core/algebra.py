@@ -29,17 +29,23 @@ def compose(first: Affine, second: Affine, groups: int = 1) -> Affine:
         ``second(first(x))``; the bias is None when neither has one.
     """
     (first_weight, first_bias), (second_weight, second_bias) = first, second
-    weight = _compose_weight(first_weight, second_weight, groups)
     if first_bias is None:
-        return weight, second_bias
+        return _compose_weight(first_weight, second_weight, groups), second_bias
     # The first bias reaches every pixel that the second kernel sees, so all its taps see it.
-    taps = second_weight.sum((2, 3)).unflatten(0, (groups, -1))
-    bias = torch.bmm(taps, first_bias.view(groups, -1, 1)).flatten()
+    if _is_pointwise(first_weight) and not _is_pointwise(second_weight):
+        # As one more input channel of value 1 (Sec. 3.1): one product gives kernel and bias.
+        first_weight = torch.cat((first_weight, first_bias[:, None, None, None]), dim=1)
+        weight = _compose_weight(first_weight, second_weight, groups)
+        weight, bias = weight[:, :-1], weight[:, -1].sum((1, 2))
+    else:
+        weight = _compose_weight(first_weight, second_weight, groups)
+        taps = second_weight.sum((2, 3)).unflatten(0, (groups, -1))
+        bias = torch.bmm(taps, first_bias.view(groups, -1, 1)).flatten()
     return weight, bias if second_bias is None else bias + second_bias
 
 
 def _compose_weight(first: Tensor, second: Tensor, groups: int) -> Tensor:
-    if 1 not in (first[0, 0].numel(), second[0, 0].numel()):
+    if not (_is_pointwise(first) or _is_pointwise(second)):
         return _compose_taps(first, second, groups)
     # One of them is 1x1: a plain matrix product.
     height, width = (a + b - 1 for a, b in zip(first.shape[2:], second.shape[2:], strict=True))
@@ -51,8 +57,10 @@ def _compose_weight(first: Tensor, second: Tensor, groups: int) -> Tensor:
             left.reshape(groups, -1, second.shape[1]),
             right.reshape(groups, len(first) // groups, -1),
         )
-    if height == width == 1:
-        return product.reshape(len(second), first.shape[1], 1, 1)
+    if first.shape[1] == 1 or height == width == 1:
+        # Strides are those of the contiguous format, not the ambiguous ones of a permutation,
+        # which would turn a depthwise convolution channels_last.
+        return product.reshape(len(second), first.shape[1], height, width)
     return product.reshape(len(second), height, width, first.shape[1]).permute(0, 3, 1, 2)
 
 
@@ -60,7 +68,11 @@ def _channels_last(kernel: Tensor) -> Tensor:
     # Kernels in that memory format are viewed as matrices, not copied, and so are their
     # gradients. A 1x1 kernel is one as it is: permuting it would give its gradient strides that
     # differ from its own.
-    return kernel.flatten(1) if kernel[0, 0].numel() == 1 else kernel.permute(0, 2, 3, 1)
+    return kernel.flatten(1) if _is_pointwise(kernel) else kernel.permute(0, 2, 3, 1)
+
+
+def _is_pointwise(kernel: Tensor) -> bool:
+    return kernel.shape[2:] == (1, 1)
 
 
 def _compose_taps(first: Tensor, second: Tensor, groups: int) -> Tensor:

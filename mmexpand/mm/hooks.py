@@ -80,7 +80,7 @@ def _rewrap(runner: Runner, compact_gradients: bool) -> None:
     runner.model = model
     gc.collect()
     cfg = runner.cfg.get('model_wrapper_cfg')
-    if compact_gradients and can_reduce_compact(model):
+    if compact_gradients and is_training(runner) and can_reduce_compact(model):
         log('Gradients are reduced at the size of the compact network')
         runner.model = reduce_compact(model, lambda m: runner.wrap_model(cfg, m))
     else:

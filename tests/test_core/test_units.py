@@ -241,6 +241,14 @@ def test_factors_have_the_layout_that_folding_multiplies():
         assert not tensor.is_contiguous()
 
 
+@pytest.mark.parametrize('bias', [True, False])
+def test_a_depthwise_kernel_does_not_change_the_memory_format(bias):
+    conv = nn.Conv2d(6, 6, 3, groups=6, bias=bias)
+    unit = ExpandedConv2d.from_conv(conv)
+    x = torch.randn(2, 6, 9, 9)
+    assert unit(x).stride() == conv(x).stride()
+
+
 def test_fold_is_full_precision_under_autocast():
     unit = ExpandedConv2d.from_conv(nn.Conv2d(4, 6, 3))
     with torch.autocast('cpu', dtype=torch.bfloat16):
