@@ -147,18 +147,32 @@ def _factorise_refusal(model: nn.Module, state_dict: Mapping) -> str:
 
 def _check_shapes(model: nn.Module, checkpoint: Mapping) -> None:
     state_dict = checkpoint.get('state_dict', checkpoint)
-    if not set(model.state_dict()) & {key.removeprefix('module.') for key in state_dict}:
+    found = {key.removeprefix('module.') for key in state_dict}
+    missing = [key for key in _parameter_names(model, state_dict) if key not in found]
+    if missing:
         raise CheckpointError(
-            f'the checkpoint holds no weight of {type(model).__name__}; it is of another network '
-            f'(its keys are like {next(iter(state_dict), "(none)")!r})'
+            f'the checkpoint lacks {len(missing)} of the parameters of {type(model).__name__}, '
+            f'{missing[0]} first; it is of another network (its keys are like '
+            f'{next(iter(state_dict), "(none)")!r})'
         )
     for key, value in model.state_dict().items():
-        found = state_dict.get(key, value)
-        if found.shape != value.shape:
+        given = state_dict.get(key, value)
+        if given.shape != value.shape:
             raise CheckpointError(
-                f'{key} has shape {tuple(found.shape)} in the checkpoint and {tuple(value.shape)} '
+                f'{key} has shape {tuple(given.shape)} in the checkpoint and {tuple(value.shape)} '
                 f'in the model{_classes(checkpoint)}'
             )
+
+
+def _parameter_names(model: nn.Module, state_dict: Mapping) -> list[str]:
+    """What a checkpoint must hold for this model; of a unit, factors or the compact weight."""
+    names = [name for name, _ in model.named_parameters()]
+    if is_expanded_state_dict(state_dict):
+        return names
+    units = named_units(model)
+    inside = tuple(f'{name}.factors.' for name in units)
+    others = [name for name in names if not (inside and name.startswith(inside))]
+    return [f'{name}.weight' for name in units] + others
 
 
 def _classes(checkpoint: Mapping) -> str:

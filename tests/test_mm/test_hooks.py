@@ -13,6 +13,7 @@ from mmengine.runner import FlexibleRunner, Runner
 import mmexpand
 from mmexpand import ExpandedConv2d
 from mmexpand.mm import builders
+from mmexpand.mm.checkpoints import match_checkpoint
 from mmexpand.mm.hooks import ExpandHook
 from mmexpand.surgery import VerificationError, named_units
 from mmexpand.surgery.checkpoint import META_KEY, CheckpointError, load_checkpoint
@@ -200,6 +201,14 @@ def test_an_expanded_checkpoint_starts_a_compact_model(seg_cfg):
     )
     for name, value in mmexpand.contract(expanded).state_dict().items():
         torch.testing.assert_close(runner.model.state_dict()[name], value, rtol=1e-5, atol=1e-7)
+
+
+def test_another_networks_checkpoint_is_refused(seg_cfg, tmp_path):
+    runner = train(seg_cfg(**{'train_cfg.max_iters': 0}))
+    weights = mmexpand.contract(runner.model).state_dict()
+    del weights['decode_head.conv_seg.bias']
+    with pytest.raises(CheckpointError, match=r'lacks 1 .* decode_head\.conv_seg\.bias'):
+        match_checkpoint(runner.model, dict(state_dict=weights))
 
 
 def test_nothing_is_written_when_verification_fails(seg_cfg, monkeypatch):
