@@ -6,6 +6,7 @@ import os
 import numpy as np
 import pytest
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
 from PIL import Image
 
 os.environ.setdefault('CUDA_VISIBLE_DEVICES', '-1')
@@ -41,6 +42,13 @@ SEGMENTOR = dict(
     ),
     test_cfg=dict(mode='whole'),
 )
+
+
+@pytest.fixture(autouse=True)
+def no_default_scope():
+    """A Runner leaves its default scope behind, and the next test would look for types in it."""
+    yield
+    DefaultScope._instance_dict.clear()
 
 
 @pytest.fixture(scope='session')
