@@ -25,13 +25,14 @@ def load_compact_model(cfg: Config, checkpoint: str | os.PathLike) -> nn.Module:
     """
     model = revert_sync_batchnorm(build_compact_model(cfg))
     content = dict(load_checkpoint(checkpoint))
-    match_checkpoint(model, content)
-    keys = model.load_state_dict(get_state_dict(content), strict=False)
-    if keys.missing_keys or keys.unexpected_keys:
+    try:
+        match_checkpoint(model, content)
+        model.load_state_dict(get_state_dict(content))
+    except RuntimeError as error:
+        # Of the guard, or of torch, which names keys that the network has no place for.
         raise CheckpointError(
-            f'{checkpoint} does not fit the config: it lacks {keys.missing_keys[:3]} and has '
-            f'{keys.unexpected_keys[:3]} besides; use the config it was trained with'
-        )
+            f'{checkpoint} does not fit the config: {error}; use the config it was trained with'
+        ) from None
     return model.eval()
 
 

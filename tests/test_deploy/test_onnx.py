@@ -217,7 +217,7 @@ def test_bad_input(trained, image, tmp_path, monkeypatch):
         load_compact_model(other, checkpoint)
     state_dict = {k: v for k, v in model.state_dict().items() if not k.endswith('bias')}
     torch.save(dict(state_dict=state_dict), tmp_path / 'part.pth')
-    with pytest.raises(CheckpointError, match=r'part\.pth does not fit the config: it lacks'):
+    with pytest.raises(CheckpointError, match=r'part\.pth does not fit the config: .* lacks'):
         load_compact_model(cfg, tmp_path / 'part.pth')
     (tmp_path / 'part.pth').unlink()
     monkeypatch.setattr(deploy, 'find_spec', lambda name: None)
