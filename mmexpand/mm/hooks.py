@@ -4,6 +4,7 @@ import copy
 import gc
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from mmengine.dist import barrier, broadcast_object_list, is_main_process
@@ -58,7 +59,10 @@ class ExpandHook(CheckpointGuardHook):
         _check_rebuildable(runner)
         model = unwrap(runner.model)
         params = sum(p.numel() for p in model.parameters())
-        plan = expand_built(model, self.cfg)
+        # Without training the weights come from a checkpoint: none is to be initialised (or
+        # fetched, where init_cfg says Pretrained) just to be preserved.
+        cfg = self.cfg if is_training(runner) else replace(self.cfg, init='default')
+        plan = expand_built(model, cfg)
         if not plan:
             return
         sizes = f'{params:,} -> {plan.params_after:,} parameters'

@@ -253,6 +253,22 @@ def test_preserve_starts_from_the_frameworks_weights(seg_cfg, monkeypatch):
         assert weight.std().item() == pytest.approx((2 / (9 * len(weight))) ** 0.5, rel=0.3)
 
 
+def test_a_test_run_initialises_nothing(seg_cfg, monkeypatch):
+    cfg = seg_cfg(custom_hooks=hooks(init='preserve'))
+    trained = train(cfg)
+    tested = Runner.from_cfg(
+        seg_cfg(
+            custom_hooks=hooks(init='preserve'),
+            load_from=f'{cfg.work_dir}/iter_4.pth',
+            work_dir=cfg.work_dir + '2',
+        )
+    )
+    monkeypatch.setattr(type(tested.model), 'init_weights', lambda self: pytest.fail('initialised'))
+    tested.test()
+    for name, value in trained.model.state_dict().items():
+        assert torch.equal(tested.model.state_dict()[name], value)
+
+
 @pytest.mark.parametrize('type_', ['ExpandModel', 'ExpandBackbone'])
 def test_builders(seg_cfg, type_):
     cfg = seg_cfg(custom_hooks=[dict(type='ContractHook'), EMA])
