@@ -15,6 +15,7 @@ from ..surgery.checkpoint import (
     CheckpointError,
     contract_state_dict,
     expanded_layers,
+    get_state_dict,
     is_expanded_state_dict,
 )
 
@@ -79,7 +80,7 @@ def match_checkpoint(
     Raises:
         CheckpointError: naming the first layer that does not fit, and what to do.
     """
-    state_dict = checkpoint.get('state_dict', checkpoint)
+    state_dict = get_state_dict(checkpoint)
     expanded = is_expanded_state_dict(state_dict)
     if resume and expanded != is_expanded(model):
         raise CheckpointError(_cannot_resume(expanded))
@@ -146,7 +147,7 @@ def _factorise_refusal(model: nn.Module, state_dict: Mapping) -> str:
 
 
 def _check_shapes(model: nn.Module, checkpoint: Mapping) -> None:
-    state_dict = checkpoint.get('state_dict', checkpoint)
+    state_dict = get_state_dict(checkpoint)
     found = {key.removeprefix('module.') for key in state_dict}
     missing = [key for key in _parameter_names(model, state_dict) if key not in found]
     if missing:
