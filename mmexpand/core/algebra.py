@@ -29,23 +29,17 @@ def compose(first: Affine, second: Affine, groups: int = 1) -> Affine:
         ``second(first(x))``; the bias is None when neither has one.
     """
     (first_weight, first_bias), (second_weight, second_bias) = first, second
+    weight = _compose_weight(first_weight, second_weight, groups)
     if first_bias is None:
-        return _compose_weight(first_weight, second_weight, groups), second_bias
+        return weight, second_bias
     # The first bias reaches every pixel that the second kernel sees, so all its taps see it.
-    if _is_pointwise(first_weight) and not _is_pointwise(second_weight):
-        # As one more input channel of value 1 (Sec. 3.1): one product gives kernel and bias.
-        first_weight = torch.cat((first_weight, first_bias[:, None, None, None]), dim=1)
-        weight = _compose_weight(first_weight, second_weight, groups)
-        weight, bias = weight[:, :-1], weight[:, -1].sum((1, 2))
-    else:
-        weight = _compose_weight(first_weight, second_weight, groups)
-        taps = second_weight.sum((2, 3)).unflatten(0, (groups, -1))
-        bias = torch.bmm(taps, first_bias.view(groups, -1, 1)).flatten()
+    taps = second_weight.flatten(2).sum(2) if _has_taps(second_weight) else second_weight
+    bias = torch.bmm(taps.view(groups, -1, taps.shape[1]), first_bias.view(groups, -1, 1)).flatten()
     return weight, bias if second_bias is None else bias + second_bias
 
 
 def _compose_weight(first: Tensor, second: Tensor, groups: int) -> Tensor:
-    if not (_is_pointwise(first) or _is_pointwise(second)):
+    if _has_taps(first) and _has_taps(second):
         return _compose_taps(first, second, groups)
     # One of them is 1x1: a plain matrix product.
     height, width = (a + b - 1 for a, b in zip(first.shape[2:], second.shape[2:], strict=True))
@@ -68,11 +62,11 @@ def _channels_last(kernel: Tensor) -> Tensor:
     # Kernels in that memory format are viewed as matrices, not copied, and so are their
     # gradients. A 1x1 kernel is one as it is: permuting it would give its gradient strides that
     # differ from its own.
-    return kernel.flatten(1) if _is_pointwise(kernel) else kernel.permute(0, 2, 3, 1)
+    return kernel.permute(0, 2, 3, 1) if _has_taps(kernel) else kernel.flatten(1)
 
 
-def _is_pointwise(kernel: Tensor) -> bool:
-    return kernel.shape[2:] == (1, 1)
+def _has_taps(kernel: Tensor) -> bool:
+    return kernel.shape[2:] != (1, 1)
 
 
 def _compose_taps(first: Tensor, second: Tensor, groups: int) -> Tensor:
@@ -92,6 +86,13 @@ def fold(factors: Sequence[Affine], groups: int = 1) -> Affine:
         groups: the number of groups, the same in all.
     """
     shapes = tuple(tuple(weight.shape) for weight, _ in factors)
+    weight, bias = factors[0]
+    # As one more input channel of value 1 (Sec. 3.1), the bias takes part in the kernels' products.
+    # Multiplied by itself, it would cost backward another gradient as large as the next factor.
+    as_channel = bias is not None and len(factors) > 1 and not _has_taps(weight)
+    if as_channel:
+        weight = torch.cat((weight, bias[:, None, None, None]), dim=1)
+        factors = ((weight, None), *factors[1:])
 
     def multiply(start: int, stop: int) -> Affine:
         if stop - start == 1:
@@ -99,7 +100,11 @@ def fold(factors: Sequence[Affine], groups: int = 1) -> Affine:
         split = fold_order(shapes, start, stop)[1]
         return compose(multiply(start, split), multiply(split, stop), groups)
 
-    return multiply(0, len(factors))
+    weight, bias = multiply(0, len(factors))
+    if as_channel:
+        weight, ones = weight.split((shapes[0][1], 1), dim=1)
+        bias = bias + ones.flatten(1).sum(1)
+    return weight, bias
 
 
 @lru_cache(maxsize=4096)
@@ -123,7 +128,9 @@ def fold_order(shapes: tuple[tuple[int, ...], ...], start: int, stop: int) -> tu
         left, right = shapes[start:split], shapes[split:stop]
         macs = right[-1][0] * right[0][1] * left[0][1] * _taps(left) * _taps(right)
         macs += fold_order(shapes, start, split)[0] + fold_order(shapes, split, stop)[0]
-        if best is None or macs < best[0]:
+        # Of equals the last: with the large factor on the left, every product runs along its
+        # rows, which libraries are faster at.
+        if best is None or macs <= best[0]:
             best = macs, split
     return best
 
