@@ -33,39 +33,44 @@ def compose(first: Affine, second: Affine, groups: int = 1) -> Affine:
     if first_bias is None:
         return weight, second_bias
     # The first bias reaches every pixel that the second kernel sees, so all its taps see it.
-    taps = second_weight.flatten(2).sum(2) if _has_taps(second_weight) else second_weight
-    bias = torch.bmm(taps.view(groups, -1, taps.shape[1]), first_bias.view(groups, -1, 1)).flatten()
+    taps = second_weight.sum((2, 3)) if has_taps(second_weight) else second_weight.flatten(1)
+    if groups == 1:
+        bias = taps @ first_bias
+    else:
+        bias = torch.bmm(taps.unflatten(0, (groups, -1)), first_bias.view(groups, -1, 1)).flatten()
     return weight, bias if second_bias is None else bias + second_bias
 
 
 def _compose_weight(first: Tensor, second: Tensor, groups: int) -> Tensor:
-    if _has_taps(first) and _has_taps(second):
+    if has_taps(first) and has_taps(second):
         return _compose_taps(first, second, groups)
     # One of them is 1x1: a plain matrix product.
     height, width = (a + b - 1 for a, b in zip(first.shape[2:], second.shape[2:], strict=True))
-    left, right = _channels_last(second), _channels_last(first)
     if groups == 1:
-        product = left.reshape(-1, second.shape[1]) @ right.reshape(len(first), -1)
+        product = _taps_as_rows(second) @ _taps_as_columns(first)
     else:
-        product = torch.bmm(
-            left.reshape(groups, -1, second.shape[1]),
-            right.reshape(groups, len(first) // groups, -1),
-        )
+        left = _taps_as_rows(second).unflatten(0, (groups, -1))
+        product = torch.bmm(left, _taps_as_columns(first).unflatten(0, (groups, -1)))
     if first.shape[1] == 1 or height == width == 1:
         # Strides are those of the contiguous format, not the ambiguous ones of a permutation,
         # which would turn a depthwise convolution channels_last.
-        return product.reshape(len(second), first.shape[1], height, width)
-    return product.reshape(len(second), height, width, first.shape[1]).permute(0, 3, 1, 2)
+        return product.view(len(second), first.shape[1], height, width)
+    return product.view(len(second), height, width, first.shape[1]).permute(0, 3, 1, 2)
 
 
-def _channels_last(kernel: Tensor) -> Tensor:
-    # Kernels in that memory format are viewed as matrices, not copied, and so are their
-    # gradients. A 1x1 kernel is one as it is: permuting it would give its gradient strides that
-    # differ from its own.
-    return kernel.permute(0, 2, 3, 1) if _has_taps(kernel) else kernel.flatten(1)
+# Kernels in the channels_last format are viewed as matrices, not copied, and so are their
+# gradients. A 1x1 kernel is one as it is: permuting it would give its gradient strides that differ
+# from its own.
+def _taps_as_rows(kernel: Tensor) -> Tensor:
+    return kernel.permute(0, 2, 3, 1).flatten(0, 2) if has_taps(kernel) else kernel.flatten(1)
 
 
-def _has_taps(kernel: Tensor) -> bool:
+def _taps_as_columns(kernel: Tensor) -> Tensor:
+    return kernel.permute(0, 2, 3, 1).flatten(1) if has_taps(kernel) else kernel.flatten(1)
+
+
+def has_taps(kernel: Tensor) -> bool:
+    """Whether a kernel is larger than 1x1."""
     return kernel.shape[2:] != (1, 1)
 
 
@@ -89,7 +94,7 @@ def fold(factors: Sequence[Affine], groups: int = 1) -> Affine:
     weight, bias = factors[0]
     # As one more input channel of value 1 (Sec. 3.1), the bias takes part in the kernels' products.
     # Multiplied by itself, it would cost backward another gradient as large as the next factor.
-    as_channel = bias is not None and len(factors) > 1 and not _has_taps(weight)
+    as_channel = bias is not None and len(factors) > 1 and not has_taps(weight)
     if as_channel:
         weight = torch.cat((weight, bias[:, None, None, None]), dim=1)
         factors = ((weight, None), *factors[1:])

@@ -68,13 +68,7 @@ class FoldedLeaf:
         ]
         trained = [p for p in self._unit.factors.parameters() if p.requires_grad]
         values, gradients = zip(*pairs, strict=True)
-        for parameter, gradient in zip(
-            trained, torch.autograd.grad(values, trained, gradients, allow_unused=True), strict=True
-        ):
-            if gradient is not None and parameter.grad is not None:
-                gradient = parameter.grad + gradient
-            if gradient is not None:
-                parameter.grad = gradient
+        torch.autograd.backward(values, gradients, inputs=trained)
         for leaf in self.parameters:
             leaf.grad = None
         self._product = None

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.checkpoint import checkpoint
 
 from . import init as initialisation
-from .algebra import Affine, fold
+from .algebra import Affine, fold, has_taps
 from .leaf import FoldedLeaf
 from .order import Segments, cheapest_segments, check_forward
 from .shapes import Shape, check_rate, conv_factors, conv_method, linear_factors
@@ -77,6 +78,18 @@ class _ExpandedLayer(nn.Module):
         if segments != self._last_segments:
             self._last_segments = segments
             logger.debug('%s at %s: %s', self._layer[0], tuple(x.shape), segments)
+        if segments[0] == (0, 1) and not has_taps(_as_kernel(self.factors[0].weight)):
+            # The first 1x1 costs next to nothing beside the others, and its output is r times
+            # larger than its input: kept is the input, from which backward applies it again.
+            # (Checkpointing stops there: what follows is not computed twice.)
+            x = checkpoint(
+                self._apply_segments,
+                x,
+                segments[:2],
+                use_reentrant=False,
+                preserve_rng_state=False,
+            )
+            segments = segments[2:]
         return self._apply_segments(x, segments)
 
     def forward_layerwise(self, x: Tensor) -> Tensor:
@@ -88,6 +101,13 @@ class _ExpandedLayer(nn.Module):
         raise NotImplementedError
 
     def _apply_segments(self, x: Tensor, segments: Segments) -> Tensor:
+        for segment in segments:
+            x = self._apply_product(x, *self._fold_for_forward(segment), segment)
+        return x
+
+    def _apply_product(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, segment: tuple[int, int]
+    ) -> Tensor:
         raise NotImplementedError
 
     @property
@@ -115,14 +135,14 @@ class _ExpandedLayer(nn.Module):
         Computed in float32 at least, and outside autocast: a product of rounded factors drifts.
         """
         start, stop = segment or (0, len(self.factors))
-        factors = self.factors[start:stop]
-        if len(factors) == 1:
-            return _as_kernel(factors[0].weight), factors[0].bias
-        dtype = factors[0].weight.dtype
-        wide = torch.promote_types(dtype, torch.float32)
-        with torch.autocast(factors[0].weight.device.type, enabled=False):
-            affine = fold([_cast(_affine(factor), wide) for factor in factors], self.groups)
-        return _cast(affine, dtype)
+        affines = [_affine(factor) for factor in self.factors][start:stop]
+        if len(affines) == 1:
+            return affines[0]
+        like = affines[0][0]
+        wide = torch.promote_types(like.dtype, torch.float32)
+        with torch.autocast(like.device.type, enabled=False):
+            affine = fold([_cast(affine, wide) for affine in affines], self.groups)
+        return _cast(affine, like.dtype)
 
     def factor_state(self) -> tuple:
         """Equal as long as no factor was trained, changed in place, loaded, replaced or moved."""
@@ -349,12 +369,6 @@ class ExpandedConv2d(_ExpandedLayer):
             pixels.append((batch[0] if batch else 1) * size[0] * size[1])
         return tuple(pixels)
 
-    def _apply_segments(self, x: Tensor, segments: Segments) -> Tensor:
-        for start, stop in segments:
-            weight, bias = self._fold_for_forward((start, stop))
-            x = self._convolve(x, weight, bias, start, stop)
-        return x
-
     def kernel_for_forward(self, affine: Affine) -> Affine:
         """A product in the memory format that the network runs in.
 
@@ -363,10 +377,11 @@ class ExpandedConv2d(_ExpandedLayer):
         weight, bias = affine
         return weight.contiguous(memory_format=self.memory_format), bias
 
-    def _convolve(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, start: int, stop: int
+    def _apply_product(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, segment: tuple[int, int]
     ) -> Tensor:
-        factors = self.factors[start:stop]
+        start, stop = segment
+        factors = list(self.factors)[start:stop]
         stride = tuple(max(f.stride[axis] for f in factors) for axis in (0, 1))
         dilation = tuple(max(f.dilation[axis] for f in factors) for axis in (0, 1))
         padding = factors[0].padding
@@ -378,7 +393,7 @@ class ExpandedConv2d(_ExpandedLayer):
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         # nn.Conv2d's, with a kernel that the caller made from ours (efficient_conv_bn_eval).
-        return self._convolve(x, weight, bias, 0, len(self.factors))
+        return self._apply_product(x, weight, bias, (0, len(self.factors)))
 
     def to_conv(self) -> nn.Conv2d:
         """The exact convolution it came from, its weight the product of the factors.
@@ -458,11 +473,10 @@ class ExpandedLinear(_ExpandedLayer):
         """Rows of the output of every factor, for an input ``(..., m)``."""
         return (torch.Size(input_shape[:-1]).numel(),) * len(self.factors)
 
-    def _apply_segments(self, x: Tensor, segments: Segments) -> Tensor:
-        for segment in segments:
-            weight, bias = self._fold_for_forward(segment)
-            x = F.linear(x, self._as_layer_weight(weight), bias)
-        return x
+    def _apply_product(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, segment: tuple[int, int]
+    ) -> Tensor:
+        return F.linear(x, self._as_layer_weight(weight), bias)
 
     def to_linear(self) -> nn.Linear:
         """The exact linear layer it came from; see ``ExpandedConv2d.to_conv``."""

@@ -67,10 +67,13 @@ class _Delivery:
         self._sync = True
         self._queued = False
         wrapper.register_forward_pre_hook(self._before_forward)
-        # Any parameter may be the only one that this rank has used.
-        others = [p for p in wrapper.module.parameters() if p.requires_grad]
+        # Any parameter that DDP sees may be the only one that this rank has used.
+        units = named_units(wrapper.module).values()
+        factors = set(chain.from_iterable(unit.parameters() for unit in units))
+        others = set(wrapper.module.parameters()) - factors
         for parameter in chain(others, *(leaf.parameters for leaf in leaves)):
-            parameter.register_post_accumulate_grad_hook(self._after_accumulation)
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(self._after_accumulation)
 
     def _before_forward(self, wrapper: DistributedDataParallel, _: tuple) -> None:
         # As for DDP itself, the forward pass decides whether its backward is reduced.
