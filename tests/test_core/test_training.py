@@ -76,7 +76,7 @@ def test_activation_checkpointing(forward, reference):
 
 @pytest.mark.parametrize('method', ['cl', 'ck'])
 def test_fused_optimizer(method):
-    """Fused SGD on a CPU takes memory as it lies: a gradient laid out unlike its factor is wrong."""
+    """On a CPU it takes memory as it lies: a gradient laid out unlike its factor is misread."""
     layerwise = train(net('layerwise', method), foreach=False)
     for forward in FORWARDS:
         losses = train(net(forward, method), fused=True)
