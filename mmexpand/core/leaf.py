@@ -14,7 +14,7 @@ from torch import nn
 from .algebra import Affine
 
 if TYPE_CHECKING:
-    from .units import _ExpandedLayer
+    from .expanded_layer import ExpandedLayer
 
 
 class FoldedLeaf:
@@ -25,7 +25,7 @@ class FoldedLeaf:
         bias: the folded bias, or None.
     """
 
-    def __init__(self, unit: '_ExpandedLayer'):
+    def __init__(self, unit: 'ExpandedLayer'):
         self._unit = unit
         self._product: Affine | None = None
         self._state: tuple | None = None

@@ -11,7 +11,7 @@ from .runtime import allow_mmengine_checkpoints
 if find_spec('mmcv'):
     from mmcv.cnn.bricks.wrappers import Conv2d, Linear
 
-    from ..core.units import PLAIN_LAYERS
+    from ..core.eligibility import PLAIN_LAYERS
 
     # What conv_cfg=None and mmcv.cnn.Linear build: nn's own forward but for empty batches on old
     # torch versions.

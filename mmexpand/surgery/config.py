@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..core.init import check_init
 from ..core.order import check_forward
 from ..core.shapes import check_method, check_rate
-from ..core.units import check_init
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from ..core.eligibility import EXPANDED_ALREADY, refusal
 from ..core.init import preserve_refusal
 from ..core.shapes import Shape, conv_factors, conv_method, linear_factors
-from ..core.units import EXPANDED_ALREADY, ExpandedConv2d, ExpandedLinear, refusal
+from ..core.units import ExpandedConv2d, ExpandedLinear
 from .config import ExpandConfig
 
 

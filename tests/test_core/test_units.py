@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from mmexpand import ExpandedConv2d, ExpandedLinear
-from mmexpand.core.units import PLAIN_LAYERS
+from mmexpand.core.eligibility import PLAIN_LAYERS
 
 KERNELS = [((1, 1), 'cl'), ((3, 3), 'cl'), ((2, 3), 'cl'), ((5, 5), 'ck'), ((7, 7), 'ck')]
 GEOMETRIES = [
