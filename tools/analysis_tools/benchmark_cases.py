@@ -79,6 +79,12 @@ BUILT_IN = {
     case.name: case
     for case in (
         Case(
+            'mobilenetv2',
+            mobilenet_v2,
+            (16, 3, 224, 224),
+            (('', ExpandConfig(include=DEPTHWISE)),),
+        ),
+        Case(
             'yolo-lite',
             yolo_lite,
             (16, 3, 224, 224),
@@ -89,11 +95,5 @@ BUILT_IN = {
         _unet_case(32, (2, 3, 256, 512)),
         # The paper trains it on 4 images of 512x1024 a GPU.
         _unet_case(64, (1, 3, 256, 512), counted_shape=(4, 3, 512, 1024)),
-        Case(
-            'mobilenetv2',
-            mobilenet_v2,
-            (16, 3, 224, 224),
-            (('', ExpandConfig(include=DEPTHWISE)),),
-        ),
     )
 }
