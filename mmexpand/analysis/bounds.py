@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..core.order import count_macs
 from ..surgery import named_units
+from .complexity import unit_costs
 
 PASSES = 6
 """Times that a step of SGD with momentum moves a parameter's worth of bytes: backward writes the
@@ -158,30 +159,14 @@ def counted_step(
         forward: runs either model on an input.
     """
     images, units = torch.empty(input_shape, device='meta'), named_units(model)
-    calls: list[tuple[str, torch.Size]] = []
-    handles = [
-        compact.get_submodule(name).register_forward_pre_hook(
-            lambda _, args, name=name: calls.append((name, args[0].shape))
-        )
-        for name in units
-    ]
+    layers = {name: compact.get_submodule(name) for name in units}
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        forward(compact.to('meta'), images)
-    for handle in handles:
-        handle.remove()
+        costs = unit_costs(units, layers, lambda: forward(compact.to('meta'), images)).values()
     total = counter.get_total_flops() // 2
-    added = [_added_macs(units[name], shape) for name, shape in calls]
-    layerwise, auto = (sum(macs) for macs in zip(*added, strict=True))
     return CountedStep(
-        tuple(input_shape), total, total + layerwise, total + folding_macs(model), total + auto
+        tuple(input_shape),
+        compact=total,
+        layerwise=total + sum(cost.macs_layerwise - cost.macs_compact for cost in costs),
+        folded=total + folding_macs(model),
+        auto=total + sum(cost.macs_auto - cost.macs_compact for cost in costs),
     )
-
-
-def _added_macs(unit: nn.Module, input_shape: torch.Size) -> tuple[int, int]:
-    """What the chain, and the cheapest order, take more than the layer that the unit stands for."""
-    shapes, pixels = tuple(unit.factor_shapes), unit.output_pixels(input_shape)
-    chain = tuple((index, index + 1) for index in range(len(shapes)))
-    whole = ((0, len(shapes)),)
-    compact = count_macs(shapes, pixels, unit.groups, whole, with_folding=False)
-    orders = chain, unit.segments(input_shape)
-    return tuple(count_macs(shapes, pixels, unit.groups, order) - compact for order in orders)

@@ -41,23 +41,38 @@ def layer_costs(model: nn.Module, forward: Callable[[nn.Module], Any]) -> dict[s
         model: an expanded model, run in eval mode and left as it was.
         forward: runs the model on an input.
     """
-    calls: dict[str, list[tuple[int, ...]]] = {}
     units = named_units(model)
-    handles = [
-        unit.register_forward_pre_hook(
-            lambda _, args, name=name: calls.setdefault(name, []).append(tuple(args[0].shape))
-        )
-        for name, unit in units.items()
-    ]
     modes = {module: module.training for module in model.modules()}
     try:
         model.eval()  # mmseg's UNet.train returns nothing
-        forward(model)
+        return unit_costs(units, units, lambda: forward(model))
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def unit_costs(
+    units: dict[str, nn.Module], layers: dict[str, nn.Module], run: Callable[[], Any]
+) -> dict[str, LayerCost]:
+    """Count the cost of every unit, at the inputs that the layers of the same names are given.
+
+    Args:
+        units: the units by name.
+        layers: those units, or the layers that they stand for in a compact model.
+        run: does a forward pass through the layers.
+    """
+    calls: dict[str, list[tuple[int, ...]]] = {}
+    handles = [
+        layer.register_forward_pre_hook(
+            lambda _, args, name=name: calls.setdefault(name, []).append(tuple(args[0].shape))
+        )
+        for name, layer in layers.items()
+    ]
+    try:
+        run()
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in modes.items():
-            module.training = mode
     return {name: _cost(units[name], shapes) for name, shapes in calls.items()}
 
 

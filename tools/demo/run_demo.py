@@ -11,7 +11,6 @@ import os
 import re
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -120,11 +119,12 @@ def run(command: Sequence[str | Path], log: Path) -> None:
 def environment() -> dict[str, str]:
     """Two processes of one thread each, with this interpreter's programs."""
     import torch
+    from torch.distributed.elastic.utils.distributed import get_free_port
 
     env = dict(
         os.environ,
         PATH=f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}',
-        PORT=str(free_port()),
+        PORT=str(get_free_port()),
         OMP_NUM_THREADS='1',
         PYTHONWARNINGS='ignore',
     )
@@ -132,12 +132,6 @@ def environment() -> dict[str, str]:
     if torch.cuda.device_count() < 2:
         env['CUDA_VISIBLE_DEVICES'] = ''
     return env
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(('127.0.0.1', 0))
-        return listener.getsockname()[1]
 
 
 def shorten(line: str) -> str:
@@ -245,29 +239,21 @@ def collect(task: Task, folder: Path, image: Path) -> dict[str, str]:
 
 
 def count(task: Task, image: Path) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
-    """Input size; parameters and MACs of the convolutions, expanded layer by layer and compact."""
-    import torch
+    """Input size; parameters and MACs, expanded (the MACs layer by layer) and compact."""
     from mmengine.config import Config
 
-    from mmexpand.analysis.complexity import layer_costs
+    from mmexpand.analysis.bounds import counted_step
     from mmexpand.deploy import preprocess
     from mmexpand.mm.models import build_compact_model, build_expanded_model, tensor_outputs
 
     cfg = Config.fromfile(ROOT / 'configs/demo' / task.config)
     compact, expanded = build_compact_model(cfg).eval(), build_expanded_model(cfg)
-    inputs = dict(inputs=preprocess(compact, cfg, image))
-    macs = []
-    for module in compact.modules():
-        if isinstance(module, torch.nn.Conv2d):
-            module.register_forward_hook(
-                lambda conv, _, output: macs.append(output[0, 0].numel() * conv.weight.numel())
-            )
-    with torch.no_grad():
-        tensor_outputs(compact, inputs)
-    costs = layer_costs(expanded, lambda model: tensor_outputs(model, inputs)).values()
-    more = sum(cost.macs_layerwise - cost.macs_compact for cost in costs)
     params = [sum(p.numel() for p in model.parameters()) for model in (expanded, compact)]
-    return tuple(inputs['inputs'].shape[-2:]), tuple(params), (sum(macs) + more, sum(macs))
+    shape = preprocess(compact, cfg, image).shape
+    counted = counted_step(
+        expanded, compact, shape, lambda model, images: tensor_outputs(model, dict(inputs=images))
+    )
+    return tuple(shape[-2:]), tuple(params), (counted.layerwise, counted.compact)
 
 
 def steps_a_second(work_dir: Path) -> float:
