@@ -17,16 +17,6 @@ INITS = ('default', 'preserve')
 """Values of ``init``."""
 
 
-def check_init(init: str) -> None:
-    """Refuse an unknown initialisation.
-
-    Raises:
-        ValueError: naming those there are.
-    """
-    if init not in INITS:
-        raise ValueError(f'init must be one of {", ".join(map(repr, INITS))}, got {init!r}')
-
-
 def preserve_refusal(method: str, shapes: Sequence[Shape], groups: int) -> str:
     """Why no product of such factors equals an arbitrary kernel; empty where one does.
 

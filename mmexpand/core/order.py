@@ -16,17 +16,6 @@ Segments = tuple[tuple[int, int], ...]
 """Half-open ranges of factors: each range is multiplied out, then applied to the image."""
 
 
-def check_forward(forward: str) -> None:
-    """Refuse an unknown forward.
-
-    Raises:
-        ValueError: naming the forwards there are.
-    """
-    if forward not in FORWARDS:
-        choices = ', '.join(map(repr, FORWARDS))
-        raise ValueError(f'forward must be one of {choices}, got {forward!r}')
-
-
 @lru_cache(maxsize=4096)
 def cheapest_segments(shapes: tuple[Shape, ...], pixels: tuple[int, ...], groups: int) -> Segments:
     """The order of association with the fewest multiply-accumulate operations.

@@ -1,6 +1,7 @@
 """Which factors a layer becomes: the three strategies of Sec. 3.1 and 3.2, as shapes."""
 
 import math
+from collections.abc import Sequence
 from numbers import Real
 
 METHODS = ('cl', 'ck', 'fc', 'auto', 'cl+fc', 'ck+fc')
@@ -23,14 +24,19 @@ def check_rate(rate: float) -> None:
         raise ValueError(f'rate must be a number above 0, got {rate!r}')
 
 
-def check_method(method: str) -> None:
-    """Refuse an unknown method.
+def check_choice(key: str, value: str, choices: Sequence[str]) -> None:
+    """Refuse a value that is none of those there are.
+
+    Args:
+        key: the name of the option, for the message.
+        value: what it was given.
+        choices: what it can be.
 
     Raises:
-        ValueError: naming the methods there are.
+        ValueError: naming the choices.
     """
-    if method not in METHODS:
-        raise ValueError(f'method must be one of {", ".join(map(repr, METHODS))}, got {method!r}')
+    if value not in choices:
+        raise ValueError(f'{key} must be one of {", ".join(map(repr, choices))}, got {value!r}')
 
 
 def conv_method(method: str, kernel_size: tuple[int, int]) -> str:
@@ -39,7 +45,7 @@ def conv_method(method: str, kernel_size: tuple[int, int]) -> str:
     Raises:
         ValueError: if the method does not expand such a convolution; the message is the reason.
     """
-    check_method(method)
+    check_choice('method', method, METHODS)
     height, width = kernel_size
     if height != width:
         ck_refusal = f'its kernel is not square ({height}x{width})'

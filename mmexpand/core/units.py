@@ -9,9 +9,9 @@ from torch.nn import functional as F
 from .algebra import Affine
 from .eligibility import refusal
 from .expanded_layer import ExpandedLayer
-from .init import check_init
-from .order import check_forward
-from .shapes import Shape, check_rate, conv_factors, conv_method, linear_factors
+from .init import INITS
+from .order import FORWARDS
+from .shapes import Shape, check_choice, check_rate, conv_factors, conv_method, linear_factors
 
 
 class ExpandedConv2d(ExpandedLayer):
@@ -233,8 +233,8 @@ def _check(layer: nn.Module, kind: type, rate: float, init: str, forward: str) -
     if reason:
         raise TypeError(f'{type(layer).__name__} cannot be expanded: {reason}')
     check_rate(rate)
-    check_forward(forward)
-    check_init(init)
+    check_choice('forward', forward, FORWARDS)
+    check_choice('init', init, INITS)
 
 
 def _set_requires_grad(unit: ExpandedLayer, layer: nn.Module) -> None:

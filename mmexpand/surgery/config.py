@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..core.init import check_init
-from ..core.order import check_forward
-from ..core.shapes import check_method, check_rate
+from ..core.init import INITS
+from ..core.order import FORWARDS
+from ..core.shapes import METHODS, check_choice, check_rate
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ class ExpandConfig:
     forward: str = 'auto'
 
     def __post_init__(self):
-        check_method(self.method)
+        check_choice('method', self.method, METHODS)
         check_rate(self.rate)
-        check_init(self.init)
-        check_forward(self.forward)
+        check_choice('init', self.init, INITS)
+        check_choice('forward', self.forward, FORWARDS)
         for key in ('include', 'exclude'):
             object.__setattr__(self, key, _as_patterns(key, getattr(self, key)))
 
