@@ -3,11 +3,11 @@
 import pytest
 import torch
 from mmengine.hub import get_config
+from mmengine.model import revert_sync_batchnorm
 
 import mmexpand
 from mmexpand import ExpandConfig
 from mmexpand.mm.models import build_compact_model, tensor_outputs
-from mmexpand.mm.runtime import _replace_sync_bn
 
 NETWORKS = [
     ('mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py', 'cl'),
@@ -35,8 +35,7 @@ def test_expands_and_contracts_exactly(name, method):
     torch.manual_seed(0)
     cfg = get_config(name)
     without_downloads(cfg._cfg_dict)
-    _replace_sync_bn(cfg._cfg_dict)
-    model = build_compact_model(cfg).double()
+    model = revert_sync_batchnorm(build_compact_model(cfg)).double()
     keys = list(model.state_dict())
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     plan = mmexpand.expand_(model, ExpandConfig(method, 1.5))

@@ -2,13 +2,13 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from torch import nn
+from torch.distributed.elastic.utils.distributed import get_free_port
 
 import mmexpand
 from mmexpand import ExpandConfig
@@ -26,11 +26,8 @@ def results() -> dict[int, dict]:
 
 
 def run(cases: list[str], processes: int) -> dict:
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
     command = [sys.executable, '-m', 'torch.distributed.run', f'--nproc_per_node={processes}']
-    command += [f'--master_port={port}', str(WORKER), *cases]
+    command += [f'--master_port={get_free_port()}', str(WORKER), *cases]
     done = subprocess.run(
         command,
         capture_output=True,

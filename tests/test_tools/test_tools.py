@@ -3,13 +3,13 @@
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.elastic.utils.distributed import get_free_port
 
 TOOLS = Path(__file__).parents[2] / 'tools'
 ENV = dict(
@@ -30,12 +30,6 @@ def call(*command, fails=False) -> str:
     return done.stdout + done.stderr
 
 
-def free_port() -> str:
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        return str(free.getsockname()[1])
-
-
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory, street):
     """An expanded U-Net, trained on two processes by dist_train.sh."""
@@ -46,7 +40,7 @@ def trained(tmp_path_factory, street):
     cfg = small_config(street, root / 'work_dir')
     cfg.model.backbone.norm_cfg.type = 'SyncBN'
     cfg.dump(config)
-    ENV['PORT'] = free_port()
+    ENV['PORT'] = str(get_free_port())
     output = call('bash', TOOLS / 'dist_train.sh', config, 2)
     return config, root / 'work_dir', output
 
@@ -84,7 +78,7 @@ def test_every_kind_of_checkpoint_tests_the_same(trained):
 def test_dist_test(trained):
     config, work_dir, _ = trained
     one = metric(call(TOOLS / 'test.py', config, work_dir / 'iter_4.pth'))
-    ENV['PORT'] = free_port()
+    ENV['PORT'] = str(get_free_port())
     output = call('bash', TOOLS / 'dist_test.sh', config, work_dir / 'iter_4.pth', 2)
     assert metric(output) == one
 
@@ -155,10 +149,8 @@ def test_bad_input_says_what_to_do(trained, tmp_path, command, words):
     truncated.write_bytes((work_dir / 'iter_4.pth').read_bytes()[:-1000])
     (tmp_path / 'file').write_text('')
     names = {'CONFIG': config, 'WORK': work_dir, 'FILE': tmp_path / 'file', 'TRUNCATED': truncated}
-    filled = [
-        str(names.get(part.split('/')[0], part.split('/')[0])) + part[len(part.split('/')[0]) :]
-        for part in command
-    ]
+    place = re.compile(rf'^({"|".join(names)})\b')
+    filled = [place.sub(lambda match: str(names[match[0]]), part) for part in command]
     before = sorted(path.name for path in work_dir.iterdir())
     if '--work-dir' not in filled:
         filled += ['--work-dir', str(tmp_path / 'out')]
