@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..core.order import count_macs
+from ..core.expression import fold_macs
 from ..surgery import named_units
 from .complexity import unit_costs
 
@@ -62,12 +62,7 @@ def folding_macs(model: nn.Module) -> int:
     In the cheapest order, for units that fold completely. Backward takes twice as many: each
     product ``C = A B`` has the gradients ``dA = dC B^T`` and ``dB = A^T dC``.
     """
-    total = 0
-    for unit in named_units(model).values():
-        shapes = unit.factor_shapes
-        # Applied to no pixels, what is left is the product.
-        total += count_macs(shapes, [0] * len(shapes), unit.groups, ((0, len(shapes)),))
-    return total
+    return sum(fold_macs(unit.expression) for unit in named_units(model).values())
 
 
 @dataclass(frozen=True)

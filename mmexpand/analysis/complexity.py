@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..core.order import Segments, count_macs
+from ..core.order import Segments
 from ..surgery import named_units
 
 
@@ -77,16 +77,15 @@ def unit_costs(
 
 
 def _cost(unit: nn.Module, input_shapes: list[tuple[int, ...]]) -> LayerCost:
-    shapes = tuple(unit.factor_shapes)
-    chain = tuple((index, index + 1) for index in range(len(shapes)))
+    count = len(unit.factor_shapes)
+    folded, layerwise = ((0, count),), tuple((index, index + 1) for index in range(count))
     totals = [0, 0, 0]
     for input_shape in input_shapes:
-        pixels = unit.output_pixels(input_shape)
-        segments = unit.segments(input_shape)
-        whole = count_macs(shapes, pixels, unit.groups, ((0, len(shapes)),), with_folding=False)
-        totals[0] += whole
-        totals[1] += count_macs(shapes, pixels, unit.groups, chain)
-        totals[2] += count_macs(shapes, pixels, unit.groups, segments)
+        # In training mode a block with norms in its branches is never folded.
+        segments = unit.segments(input_shape) if unit.is_linear else layerwise
+        totals[0] += unit.count_macs(input_shape, folded, with_folding=False)
+        totals[1] += unit.count_macs(input_shape, layerwise)
+        totals[2] += unit.count_macs(input_shape, segments)
     return LayerCost(input_shapes[-1], *totals, segments)
 
 

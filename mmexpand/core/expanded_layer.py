@@ -1,4 +1,4 @@
-"""What the expanded layers share: a chain of linear factors in the place of one layer (Sec. 3)."""
+"""What the expanded layers share: linear factors in the place of one layer (Sec. 3)."""
 
 import copy
 import logging
@@ -9,11 +9,28 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.checkpoint import checkpoint
 
-from . import init as initialisation
 from .algebra import Affine, fold, has_taps
+from .blocks import BLOCKS
+from .expression import (
+    Chain,
+    Norm,
+    Shape,
+    apply_macs,
+    as_kernel,
+    fold_macs,
+    fold_node,
+    kernel_refusal,
+    leaves,
+)
 from .leaf import FoldedLeaf
-from .order import Segments, cheapest_segments
-from .shapes import Shape
+from .order import Segments, cheapest_segments, count_macs
+from .site import Site
+
+FACTORS = 'factors'
+"""Where a chain is in a unit; the expression of another block is under the block's name."""
+
+SITE_KEY = 'expanded_site'
+"""The buffer of any other block's expression that says what it is built from."""
 
 logger = logging.getLogger(__name__)
 
@@ -31,32 +48,33 @@ register_optimizer_step_post_hook(_count_optimizer_step)
 
 
 class ExpandedLayer(nn.Module):
-    """What both units share: factors, their product, and the layer they stand for.
+    """What both units share: an expression in the place of a layer, and the layer it stands for.
 
     Attributes:
-        method: 'cl', 'ck' or 'fc'.
+        method: the block: a key of ``BLOCKS``.
         rate: the expansion rate.
-        groups: the number of groups, the same in all factors.
+        groups: the number of groups.
         forward_order: 'layerwise', 'folded' or 'auto'.
-        factors: the chain, the one applied first in front.
-        leaf: what the network sees of the product where compact-size gradients are on, else None.
+        factors: of 'cl', 'ck' and 'fc': the chain, the one applied first in front. The expression
+            of any other block is an attribute of the block's name.
+        leaf: what the network sees of the kernel where compact-size gradients are on, else None.
     """
 
-    def __init__(
-        self,
-        layer: nn.Module,
-        method: str,
-        rate: float,
-        factors: Sequence[nn.Module],
-        groups: int,
-        forward: str,
-    ):
+    def __init__(self, layer: nn.Module, block: str, site: Site, forward: str):
         super().__init__()
-        self.method = method
-        self.rate = rate
-        self.groups = groups
+        self.method = block
+        self.rate = site.rate
+        self.groups = site.groups
         self.forward_order = forward
-        self.factors = nn.ModuleList(factors)
+        expression = BLOCKS[block].build(site)
+        self._is_chain = isinstance(expression, Chain)
+        self._root = FACTORS if self._is_chain else block
+        self.add_module(self._root, expression)
+        if not self._is_chain:
+            # A state dict alone is to say what it is the expression of.
+            expression.register_buffer(SITE_KEY, site.record().to(site.like.device))
+        self.is_linear = not any(isinstance(module, Norm) for module in self.modules())
+        self._has_bias = site.bias
         # The layer without its parameters, in a tuple so that it is no submodule: contraction
         # gives back this class with these attributes and hooks.
         self._layer = (_without_parameters(layer),)
@@ -65,20 +83,30 @@ class ExpandedLayer(nn.Module):
         self.leaf: FoldedLeaf | None = None
         self.train(layer.training)
 
+    @property
+    def expression(self) -> nn.Module:
+        """What the kernel is computed from."""
+        return self._modules[self._root]
+
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer: the same shapes in and out as the layer it stands for.
 
-        In eval mode the product is applied whatever ``forward`` says: the compact computation.
+        In eval mode the folded kernel is applied whatever ``forward`` says: the compact
+        computation. In training mode a block with norms in its branches is run layer by layer.
         """
-        if not self.training or self.forward_order == 'folded' or self.leaf is not None:
-            return self._apply_segments(x, ((0, len(self.factors)),))
-        if self.forward_order == 'layerwise':
+        if self.training and (self.forward_order == 'layerwise' or not self.is_linear):
             return self.forward_layerwise(x)
+        if not self.training or self.forward_order == 'folded' or self.leaf is not None:
+            return self._apply_folded(x)
         segments = self.segments(x.shape)
         if segments != self._last_segments:
             self._last_segments = segments
             logger.debug('%s at %s: %s', self._layer[0], tuple(x.shape), segments)
-        if segments[0] == (0, 1) and not has_taps(_as_kernel(self.factors[0].weight)):
+        if len(segments) == 1:
+            return self._apply_folded(x)
+        if not self._is_chain:
+            return self.forward_layerwise(x)
+        if segments[0] == (0, 1) and not has_taps(as_kernel(self.factors[0].weight)):
             # The first 1x1 costs next to nothing beside the others, and its output is r times
             # larger than its input: kept is the input, from which backward applies it again.
             # (Checkpointing stops there: what follows is not computed twice.)
@@ -94,20 +122,75 @@ class ExpandedLayer(nn.Module):
 
     def forward_layerwise(self, x: Tensor) -> Tensor:
         """Apply one factor after another, in any mode: the paper's chain."""
-        return self._apply_segments(x, tuple((i, i + 1) for i in range(len(self.factors))))
+        if self._is_chain:
+            return self._apply_segments(x, self._layerwise)
+        return self._apply_branches(x)
 
     def segments(self, input_shape: Sequence[int]) -> Segments:
         """The cheapest order of association for an input of this shape."""
-        pixels = self.output_pixels(input_shape)
-        return cheapest_segments(tuple(self.factor_shapes), pixels, self.groups)
+        if self._is_chain:
+            pixels = self.output_pixels(input_shape)
+            return cheapest_segments(tuple(self.factor_shapes), pixels, self.groups)
+        orders = self._folded_order, self._layerwise
+        return min(orders, key=lambda order: self.count_macs(input_shape, order))
+
+    @property
+    def _folded_order(self) -> Segments:
+        return ((0, len(self.factor_shapes)),)
+
+    @property
+    def _layerwise(self) -> Segments:
+        return tuple((index, index + 1) for index in range(len(self.factor_shapes)))
+
+    def count_macs(
+        self, input_shape: Sequence[int], segments: Segments, with_folding: bool = True
+    ) -> int:
+        """Multiply-accumulate operations of a forward pass in a given order of association.
+
+        Args:
+            input_shape: of the layer's input.
+            segments: the order: of a block that is no chain, all factors at once or each by
+                itself.
+            with_folding: whether to count the products of factors, not only their application.
+        """
+        if self._is_chain:
+            pixels = self.output_pixels(input_shape)
+            return count_macs(self.factor_shapes, pixels, self.groups, segments, with_folding)
+        batch, size = self._padded_size(input_shape)
+        whole, _ = apply_macs(self.expression, size)
+        if len(segments) > 1:
+            return batch * whole
+        out, inside, height, width = self.expression.shape
+        applied = batch * self._layer_pixels(size) * out * inside * height * width
+        return applied + with_folding * fold_macs(self.expression)
 
     def output_pixels(self, input_shape: Sequence[int]) -> tuple[int, ...]:
-        """Output pixels of every factor, batch included, for an input of this shape."""
+        """Output pixels of every factor of a chain, batch included."""
+        raise NotImplementedError
+
+    def _padded_size(self, input_shape: Sequence[int]) -> tuple[int, tuple[int, int]]:
+        """The batch, and the image as the expression gets it."""
+        raise NotImplementedError
+
+    def _layer_pixels(self, size: tuple[int, int]) -> int:
+        """Output pixels of the layer for an image of this size."""
+        raise NotImplementedError
+
+    def _apply_folded(self, x: Tensor) -> Tensor:
+        return self._apply_kernel(x, *self._fold_for_forward())
+
+    def _apply_kernel(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Apply the layer with this kernel."""
+        raise NotImplementedError
+
+    def _apply_branches(self, x: Tensor) -> Tensor:
+        """Apply an expression that is no chain, layer by layer."""
         raise NotImplementedError
 
     def _apply_segments(self, x: Tensor, segments: Segments) -> Tensor:
         for segment in segments:
-            x = self._apply_product(x, *self._fold_for_forward(segment), segment)
+            affine = self.kernel_for_forward(self.fold(segment))
+            x = self._apply_product(x, *affine, segment)
         return x
 
     def _apply_product(
@@ -127,32 +210,39 @@ class ExpandedLayer(nn.Module):
 
     @property
     def factor_shapes(self) -> list[Shape]:
-        """Kernel shapes of the factors, the one applied first in front."""
-        return [tuple(_as_kernel(factor.weight).shape) for factor in self.factors]
+        """Kernel shapes of the factors; of a chain the one applied first in front."""
+        return [tuple(as_kernel(factor.weight).shape) for factor in leaves(self.expression)]
 
     @property
-    def _has_bias(self) -> bool:
-        return self.factors[-1].bias is not None
+    def like(self) -> Tensor:
+        """A parameter: of the device and dtype of all."""
+        return next(self.expression.parameters())
 
     def fold(self, segment: tuple[int, int] | None = None) -> Affine:
-        """The product of the factors, or of a range of them, as a 4-dimensional kernel and bias.
+        """The whole kernel and bias, 4-dimensional; or the product of a range of a chain's factors.
 
         Computed in float32 at least, and outside autocast: a product of rounded factors drifts.
         """
-        start, stop = segment or (0, len(self.factors))
-        affines = [_affine(factor) for factor in self.factors][start:stop]
-        if len(affines) == 1:
-            return affines[0]
-        like = affines[0][0]
+        like = self.like
+        nodes = self.expression
+        if segment is not None:
+            nodes = list(nodes)[slice(*segment)]
+            if len(nodes) == 1:
+                return as_kernel(nodes[0].weight), nodes[0].bias
         wide = torch.promote_types(like.dtype, torch.float32)
         with torch.autocast(like.device.type, enabled=False):
-            affine = fold([_cast(affine, wide) for affine in affines], self.groups)
+            if segment is None:
+                affine = nodes.fold(wide)
+            else:
+                affine = fold([fold_node(node, wide) for node in nodes], self.groups)
         return _cast(affine, like.dtype)
 
     def factor_state(self) -> tuple:
         """Equal as long as no factor was trained, changed in place, loaded, replaced or moved."""
-        factors = tuple((p.data_ptr(), p._version, p.dtype) for p in self.factors.parameters())
-        return _optimizer_steps, factors
+        tensors = list(self.expression.parameters())
+        if not self.is_linear:
+            tensors += self.expression.buffers()
+        return _optimizer_steps, tuple((t.data_ptr(), t._version, t.dtype) for t in tensors)
 
     def kernel_for_forward(self, affine: Affine) -> Affine:
         """A product in the memory format that the network runs in."""
@@ -166,14 +256,13 @@ class ExpandedLayer(nn.Module):
                 self._folded = state, self.kernel_for_forward(self.fold())
         return self._folded[1]
 
-    def _fold_for_forward(self, segment: tuple[int, int]) -> Affine:
-        if segment == (0, len(self.factors)):
-            if self.training and self.leaf is not None:
-                return self.leaf.refresh()
-            trained = any(parameter.requires_grad for parameter in self.factors.parameters())
-            if not (trained and torch.is_grad_enabled()):
-                return self._constant_fold()
-        return self.kernel_for_forward(self.fold(segment))
+    def _fold_for_forward(self) -> Affine:
+        if self.training and self.leaf is not None:
+            return self.leaf.refresh()
+        trained = any(parameter.requires_grad for parameter in self.expression.parameters())
+        if not (trained and torch.is_grad_enabled()):
+            return self._constant_fold()
+        return self.kernel_for_forward(self.fold())
 
     def train(self, mode: bool = True) -> nn.Module:
         """Set the mode, and forget the kept product.
@@ -202,35 +291,32 @@ class ExpandedLayer(nn.Module):
             bias: in the shape of the layer's bias, None where it has none.
 
         Raises:
-            ValueError: if the rate makes it impossible ('preserve' in DESIGN: CL and FC need
-                r >= 1, CK r >= 4 or more).
+            ValueError: if the rate or the block makes it impossible.
         """
-        present = [_as_kernel(factor.weight) for factor in self.factors]
-        kernel = _as_kernel(weight.to(present[0].device))
-        new = initialisation.factorise(kernel, self.strategy, present, self.groups)
-        for factor, value in zip(self.factors, new, strict=True):
-            factor.weight.copy_(value.view_as(factor.weight))
-        if self._has_bias:
-            for factor in self.factors[:-1]:
-                factor.bias.zero_()
-            self.factors[-1].bias.copy_(bias)
-
-    @property
-    def strategy(self) -> str:
-        """How the factors multiply: 'cl' or 'ck'; a linear layer's three factors are a 1x1 CL."""
-        return 'cl' if self.method == 'fc' else self.method
+        reason = kernel_refusal(self.expression)
+        if reason:
+            raise ValueError(reason)
+        self.expression.set_kernel(
+            as_kernel(weight.to(self.like.device)).double(), None if bias is None else bias.double()
+        )
 
     def _contract(self) -> nn.Module:
         with torch.no_grad():
-            factors = [_cast(_affine(factor), torch.float64) for factor in self.factors]
-            weight, bias = fold(factors, self.groups)
-        like = self.factors[0].weight
+            weight, bias = self.expression.fold(torch.float64)
+        dtype = self.like.dtype
         layer = _without_parameters(self._layer[0])
-        weight = self._as_layer_weight(weight).to(like.dtype).contiguous()
-        layer.weight = nn.Parameter(weight, any(f.weight.requires_grad for f in self.factors))
+        trained = {
+            kind: any(
+                p.requires_grad
+                for name, p in self.expression.named_parameters()
+                if name.endswith('bias') == (kind == 'bias')
+            )
+            for kind in ('weight', 'bias')
+        }
+        weight = self._as_layer_weight(weight).to(dtype).contiguous()
+        layer.weight = nn.Parameter(weight, trained['weight'])
         if self._has_bias:
-            trained = any(factor.bias.requires_grad for factor in self.factors)
-            layer.bias = nn.Parameter(bias.to(like.dtype), trained)
+            layer.bias = nn.Parameter(bias.to(dtype), trained['bias'])
         return layer.train(self.training)
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
@@ -278,14 +364,6 @@ def _without_parameters(layer: nn.Module) -> nn.Module:
     bare.__dict__.update((k, v.copy()) for k, v in layer.__dict__.items() if isinstance(v, dict))
     bare._parameters = dict.fromkeys(layer._parameters)
     return bare
-
-
-def _as_kernel(weight: Tensor) -> Tensor:
-    return weight if weight.dim() == 4 else weight[:, :, None, None]
-
-
-def _affine(factor: nn.Module) -> Affine:
-    return _as_kernel(factor.weight), factor.bias
 
 
 def _cast(affine: Affine, dtype: torch.dtype) -> Affine:

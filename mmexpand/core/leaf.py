@@ -66,7 +66,7 @@ class FoldedLeaf:
             for value, leaf in zip(self._values(), self.parameters, strict=True)
             if leaf.grad is not None and value.requires_grad
         ]
-        trained = [p for p in self._unit.factors.parameters() if p.requires_grad]
+        trained = [p for p in self._unit.expression.parameters() if p.requires_grad]
         values, gradients = zip(*pairs, strict=True)
         torch.autograd.backward(values, gradients, inputs=trained)
         for leaf in self.parameters:

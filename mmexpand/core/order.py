@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from .algebra import fold_order, kernel_size
-from .shapes import Shape
+from .expression import Shape
 
 FORWARDS = ('auto', 'layerwise', 'folded')
 

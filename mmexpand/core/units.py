@@ -7,20 +7,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .algebra import Affine
+from .blocks import choose_block
 from .eligibility import refusal
 from .expanded_layer import ExpandedLayer
-from .init import INITS
+from .expression import Chain, Shape, geometry, leaves, output_size
+from .factorise import INITS
 from .order import FORWARDS
-from .shapes import Shape, check_choice, check_rate, conv_factors, conv_method, linear_factors
+from .site import Site, check_choice, check_rate, pads_apart
 
 
 class ExpandedConv2d(ExpandedLayer):
-    """A convolution as a chain of convolutions without anything nonlinear between (Sec. 3.1, 3.2).
+    """A convolution as a block: a chain of convolutions (Sec. 3.1, 3.2), or a sum of branches.
 
     Attributes:
-        factors: the chain, ``nn.Conv2d`` layers, the one applied first in front. A bias sits
-            exactly where the original has one, the padding on the first factor, the stride on
-            the kxk ('cl') or last ('ck') one, the dilation on all with taps.
+        factors: of 'cl' and 'ck': the chain, ``nn.Conv2d`` layers, the one applied first in
+            front. A bias sits exactly where the original has one.
         weight: the folded kernel ``(n, m / groups, kh, kw)``, differentiable.
         bias: the folded bias ``(n,)`` or None, differentiable.
     """
@@ -33,43 +34,26 @@ class ExpandedConv2d(ExpandedLayer):
         method: str = 'cl',
         init: str = 'default',
         forward: str = 'auto',
+        shortcut: bool = False,
     ) -> 'ExpandedConv2d':
         """Expand a convolution; device, dtype, mode and ``requires_grad`` carry over.
 
         Args:
             conv: the layer; it is not changed.
             rate: the expansion rate r > 0.
-            method: 'cl', 'ck', or 'auto' ('ck' where an odd square kernel > 3 allows it).
+            method: as in ``ExpandConfig``; 'auto': 'ck' where an odd square kernel > 3 allows it.
             init: 'default' or 'preserve'.
             forward: 'layerwise', 'folded' or 'auto'.
+            shortcut: whether 'cl' or 'ck' has a per-channel identity beside it.
 
         Raises:
             TypeError: if it is not a plain convolution.
             ValueError: for an unknown or unfit method, rate, init or forward.
         """
         _check(conv, nn.Conv2d, rate, init, forward)
-        method = conv_method(method, conv.kernel_size)
-        shapes = conv_factors(
-            method, rate, conv.in_channels, conv.out_channels, conv.kernel_size, conv.groups
-        )
-        last_with_taps = 1 if method == 'cl' else len(shapes) - 1
-        factors = []
-        for index, (out, inside, *kernel) in enumerate(shapes):
-            factor = nn.Conv2d(
-                inside * conv.groups,
-                out,
-                kernel,
-                stride=conv.stride if index == last_with_taps else 1,
-                padding=conv.padding if index == 0 and not _pads_apart(conv) else 0,
-                dilation=1 if method == 'cl' and index != 1 else conv.dilation,
-                groups=conv.groups,
-                bias=conv.bias is not None,
-                device=conv.weight.device,
-                dtype=conv.weight.dtype,
-            )
-            factors.append(factor)
-        unit = cls(conv, method, rate, factors, conv.groups, forward)
-        unit._carry_over(conv, init)
+        site = Site.of(conv, rate)
+        unit = cls(conv, choose_block(method, shortcut, site), site, forward)
+        _carry_over(unit, conv, init)
         return unit
 
     def __init__(self, layer: nn.Conv2d, *args):
@@ -89,27 +73,28 @@ class ExpandedConv2d(ExpandedLayer):
             setattr(self, name, getattr(layer, name))
         self.memory_format = _memory_format(layer.weight)
 
-    def _carry_over(self, conv: nn.Conv2d, init: str) -> None:
-        _set_requires_grad(self, conv)
-        self._lay_out_factors()
-        if init == 'preserve':
-            self.set_weight(conv.weight, conv.bias)
-
     def output_pixels(self, input_shape: Sequence[int]) -> tuple[int, ...]:
         """Output pixels of every factor, batch included, for an input ``(N, m, H, W)``."""
-        *batch, _, height, width = input_shape
-        left, right, top, bottom = self._layer[0]._reversed_padding_repeated_twice
-        size = [height + top + bottom, width + left + right]
+        batch, size = self._padded_size(input_shape)
         pixels = []
         for factor in self.factors:
-            size = [
-                (size[axis] - factor.dilation[axis] * (factor.kernel_size[axis] - 1) - 1)
-                // factor.stride[axis]
-                + 1
-                for axis in (0, 1)
-            ]
-            pixels.append((batch[0] if batch else 1) * size[0] * size[1])
+            size = output_size(size, *geometry(factor))
+            pixels.append(batch * size[0] * size[1])
         return tuple(pixels)
+
+    def _padded_size(self, input_shape: Sequence[int]) -> tuple[int, tuple[int, int]]:
+        *batch, _, height, width = input_shape
+        layer = self._layer[0]
+        if pads_apart(layer):
+            left, right, top, bottom = layer._reversed_padding_repeated_twice
+            height, width = height + top + bottom, width + left + right
+        return batch[0] if batch else 1, (height, width)
+
+    def _layer_pixels(self, size: tuple[int, int]) -> int:
+        layer = self._layer[0]
+        padding = (0, 0) if pads_apart(layer) else layer.padding
+        height, width = output_size(size, layer.kernel_size, layer.stride, padding, layer.dilation)
+        return height * width
 
     def kernel_for_forward(self, affine: Affine) -> Affine:
         """A product in the memory format that the network runs in.
@@ -119,23 +104,34 @@ class ExpandedConv2d(ExpandedLayer):
         weight, bias = affine
         return weight.contiguous(memory_format=self.memory_format), bias
 
+    def _pad(self, x: Tensor) -> Tensor:
+        layer = self._layer[0]
+        if not pads_apart(layer):
+            return x
+        mode = 'constant' if layer.padding_mode == 'zeros' else layer.padding_mode
+        return F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
+
+    def _apply_kernel(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        layer = self._layer[0]
+        padding = 0 if pads_apart(layer) else layer.padding
+        x = self._pad(x)
+        return F.conv2d(x, weight, bias, layer.stride, padding, layer.dilation, self.groups)
+
+    # nn.Conv2d's, with a kernel that the caller made from ours (efficient_conv_bn_eval).
+    _conv_forward = _apply_kernel
+
     def _apply_product(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, segment: tuple[int, int]
     ) -> Tensor:
-        start, stop = segment
-        factors = list(self.factors)[start:stop]
+        factors = list(self.factors)[slice(*segment)]
         stride = tuple(max(f.stride[axis] for f in factors) for axis in (0, 1))
         dilation = tuple(max(f.dilation[axis] for f in factors) for axis in (0, 1))
-        padding = factors[0].padding
-        layer = self._layer[0]
-        if start == 0 and _pads_apart(layer):
-            mode = 'constant' if layer.padding_mode == 'zeros' else layer.padding_mode
-            x = F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
-        return F.conv2d(x, weight, bias, stride, padding, dilation, self.groups)
+        x = self._pad(x) if segment[0] == 0 else x
+        return F.conv2d(x, weight, bias, stride, factors[0].padding, dilation, self.groups)
 
-    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        # nn.Conv2d's, with a kernel that the caller made from ours (efficient_conv_bn_eval).
-        return self._apply_product(x, weight, bias, (0, len(self.factors)))
+    def _apply_branches(self, x: Tensor) -> Tensor:
+        # Some factors are in the format that folding wants: they must not spread it.
+        return self.expression(self._pad(x)).contiguous(memory_format=self.memory_format)
 
     def to_conv(self) -> nn.Conv2d:
         """The exact convolution it came from, its weight the product of the factors.
@@ -156,13 +152,18 @@ class ExpandedConv2d(ExpandedLayer):
 
     def _lay_out_factors(self) -> None:
         # Kernels with the channels last are the matrices that folding multiplies: no copies.
-        for factor in self.factors:
-            factor.weight.data = factor.weight.data.contiguous(memory_format=torch.channels_last)
+        if not self.is_linear:
+            return
+        for module in self.expression.modules():
+            if isinstance(module, Chain):
+                for factor in leaves(module):
+                    weight = factor.weight.data
+                    factor.weight.data = weight.contiguous(memory_format=torch.channels_last)
 
     def _apply(self, fn, recurse: bool = True) -> nn.Module:  # noqa: ANN001
         """Move or cast, keeping the factors' layout; a new memory format is the folded kernel's."""
         super()._apply(fn, recurse)
-        probe = torch.empty(2, 2, 2, 2, device=self.factors[0].weight.device)
+        probe = torch.empty(2, 2, 2, 2, device=self.like.device)
         probe = probe.contiguous(memory_format=self.memory_format)
         self.memory_format = _memory_format(fn(probe))
         self._lay_out_factors()
@@ -192,15 +193,8 @@ class ExpandedLinear(ExpandedLayer):
         _check(linear, nn.Linear, rate, init, forward)
         if 'fc' not in method.split('+'):
             raise ValueError(f"a linear layer is expanded by 'fc', got {method!r}")
-        bias, like = linear.bias is not None, linear.weight
-        factors = [
-            nn.Linear(inside, out, bias=bias, device=like.device, dtype=like.dtype)
-            for out, inside, *_ in linear_factors(rate, linear.in_features, linear.out_features)
-        ]
-        unit = cls(linear, 'fc', rate, factors, 1, forward)
-        _set_requires_grad(unit, linear)
-        if init == 'preserve':
-            unit.set_weight(linear.weight, linear.bias)
+        unit = cls(linear, 'fc', Site.of(linear, rate), forward)
+        _carry_over(unit, linear, init)
         return unit
 
     def __init__(self, layer: nn.Linear, *args):
@@ -211,10 +205,13 @@ class ExpandedLinear(ExpandedLayer):
         """Rows of the output of every factor, for an input ``(..., m)``."""
         return (torch.Size(input_shape[:-1]).numel(),) * len(self.factors)
 
+    def _apply_kernel(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(x, self._as_layer_weight(weight), bias)
+
     def _apply_product(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, segment: tuple[int, int]
     ) -> Tensor:
-        return F.linear(x, self._as_layer_weight(weight), bias)
+        return self._apply_kernel(x, weight, bias)
 
     def to_linear(self) -> nn.Linear:
         """The exact linear layer it came from; see ``ExpandedConv2d.to_conv``."""
@@ -237,16 +234,15 @@ def _check(layer: nn.Module, kind: type, rate: float, init: str, forward: str) -
     check_choice('init', init, INITS)
 
 
-def _set_requires_grad(unit: ExpandedLayer, layer: nn.Module) -> None:
-    for factor in unit.factors:
-        for name, parameter in factor.named_parameters():
-            parameter.requires_grad_(getattr(layer, name).requires_grad)
-        factor.train(layer.training)
-
-
-def _pads_apart(conv: nn.Conv2d) -> bool:
-    # Padding that no factor can do: once, before the first one.
-    return conv.padding_mode != 'zeros' or isinstance(conv.padding, str)
+def _carry_over(unit: ExpandedLayer, layer: nn.Module, init: str) -> None:
+    for name, parameter in unit.named_parameters():
+        like = layer.bias if name.endswith('bias') else layer.weight
+        parameter.requires_grad_(like is not None and like.requires_grad)
+    unit.train(layer.training)
+    if isinstance(unit, ExpandedConv2d):
+        unit._lay_out_factors()
+    if init == 'preserve':
+        unit.set_weight(layer.weight, layer.bias)
 
 
 def _memory_format(weight: Tensor) -> torch.memory_format:

@@ -8,7 +8,7 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import BaseLoop, Runner
 from torch import nn
 
-from ..core.init import preserve_refusal
+from ..core.expression import kernel_refusal
 from ..surgery import contract_, is_expanded, named_units
 from ..surgery.checkpoint import (
     META_KEY,
@@ -125,24 +125,31 @@ def _replace_state_dict(checkpoint: dict, state_dict: Mapping) -> None:
 
 def _check_same_units(model: nn.Module, state_dict: Mapping) -> None:
     ours = {
-        name: [tuple(factor.weight.shape) for factor in unit.factors]
+        name: {key: tuple(value.shape) for key, value in unit.state_dict().items()}
         for name, unit in named_units(model).items()
     }
     theirs = expanded_layers(state_dict)
     for name in sorted({*ours, *theirs}):
         if ours.get(name) != theirs.get(name):
             raise CheckpointError(
-                f'{name} has factors {theirs.get(name, "(none)")} in the checkpoint and '
-                f'{ours.get(name, "(none)")} in the model: use the method, rate and include that '
+                f'{name} has factors {_shapes(theirs, name)} in the checkpoint and '
+                f'{_shapes(ours, name)} in the model: use the method, rate and include that '
                 'the checkpoint was trained with, or contract it with tools/contract.py first'
             )
 
 
+def _shapes(layers: Mapping, name: str) -> str:
+    held = layers.get(name, {})
+    return (
+        ', '.join(str(shape) for key, shape in held.items() if key.endswith('weight')) or '(none)'
+    )
+
+
 def _factorise_refusal(model: nn.Module, state_dict: Mapping) -> str:
     for name, unit in named_units(model).items():
-        reason = preserve_refusal(unit.strategy, unit.factor_shapes, unit.groups)
+        reason = kernel_refusal(unit.expression)
         if reason and f'{name}.weight' in state_dict:
-            return f'{name}, rate {unit.rate}: {reason}'
+            return f'{name}, method {unit.method!r}, rate {unit.rate}: {reason}'
     return ''
 
 
@@ -171,7 +178,7 @@ def _parameter_names(model: nn.Module, state_dict: Mapping) -> list[str]:
     if is_expanded_state_dict(state_dict):
         return names
     units = named_units(model)
-    inside = tuple(f'{name}.factors.' for name in units)
+    inside = tuple(f'{name}.' for name in units)
     others = [name for name in names if not (inside and name.startswith(inside))]
     return [f'{name}.weight' for name in units] + others
 

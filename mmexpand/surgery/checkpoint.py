@@ -12,11 +12,16 @@ import torch
 from torch import Tensor
 
 from ..core.algebra import fold
+from ..core.blocks import BLOCKS
+from ..core.expanded_layer import FACTORS, SITE_KEY
+from ..core.expression import as_kernel
+from ..core.site import Site
 
 META_KEY = 'mmexpand'
 """Where a checkpoint's ``meta`` says what it is: ``dict(kind='expanded' or 'compact', ...)``."""
 
-_FACTOR = re.compile(r'(?:(?P<layer>.+)\.)?factors\.(?P<index>\d+)\.(?P<kind>weight|bias)')
+_FACTOR = re.compile(rf'(?:(?P<layer>.+)\.)?(?P<block>{FACTORS})\.\d+\.(?:weight|bias)')
+_SITE = re.compile(rf'(?:(?P<layer>.+)\.)?(?P<block>{"|".join(BLOCKS)})\.{SITE_KEY}')
 
 
 class CheckpointError(RuntimeError):
@@ -78,26 +83,30 @@ def get_state_dict(checkpoint: Mapping[str, Any]) -> Mapping[str, Tensor]:
 
 
 def is_expanded_state_dict(state_dict: Mapping[str, Tensor]) -> bool:
-    """Whether a state dict holds factors."""
-    return any(_FACTOR.fullmatch(key) for key in state_dict)
+    """Whether a state dict holds expanded layers."""
+    return any(_FACTOR.fullmatch(key) or _SITE.fullmatch(key) for key in state_dict)
 
 
-def expanded_layers(state_dict: Mapping[str, Tensor]) -> dict[str, list[tuple[int, ...]]]:
-    """Names of the expanded layers in a state dict, each with its factors' weight shapes."""
-    layers: dict[str, list[tuple[int, ...]]] = {}
+def expanded_layers(state_dict: Mapping[str, Tensor]) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Names of the expanded layers in a state dict, each with the shapes of what it holds."""
+    layers: dict[str, dict[str, tuple[int, ...]]] = {}
+    prefixes = _prefixes(state_dict)
     for key, value in state_dict.items():
-        match = _FACTOR.fullmatch(key)
-        if match and match['kind'] == 'weight':
-            layers.setdefault(match['layer'] or '', []).append(tuple(value.shape))
+        prefix = _prefix_of(key, prefixes)
+        if prefix is not None:
+            layer = prefix.rpartition('.')[0]
+            inside = key.removeprefix(layer).removeprefix('.')
+            layers.setdefault(layer, {})[inside] = tuple(value.shape)
     return layers
 
 
 def contract_state_dict(state_dict: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:
     """Turn an expanded state dict into the compact one, without a model.
 
-    Shapes say all that is needed: the product of the kernels' taps depends on nothing else than
-    the groups, and these show in the channel counts of neighbouring factors. A compact state
-    dict comes back as it is.
+    The kernels of a chain say all that is needed: the product of their taps depends on nothing
+    else than the groups, and these show in the channel counts of neighbouring factors. Any other
+    block holds a few integers that it is built from again. A compact state dict comes back as it
+    is.
 
     Args:
         state_dict: of an expanded model; it is not changed.
@@ -106,31 +115,60 @@ def contract_state_dict(state_dict: Mapping[str, Tensor]) -> OrderedDict[str, Te
         The state dict of the compact model, products taken in float64, in the order of its keys.
     """
     compact: OrderedDict[str, Tensor] = OrderedDict()
+    prefixes = _prefixes(state_dict)
     for key, value in state_dict.items():
-        match = _FACTOR.fullmatch(key)
-        if match is None:
+        prefix = _prefix_of(key, prefixes)
+        if prefix is None:
             compact[key] = value
             continue
-        prefix = f'{match["layer"]}.' if match['layer'] else ''
-        if f'{prefix}weight' not in compact:
-            weight, bias = _contract_layer(state_dict, prefix)
-            compact[f'{prefix}weight'] = weight
+        layer, _, block = prefix.rpartition('.')
+        name = f'{layer}.' if layer else ''
+        if f'{name}weight' not in compact:
+            contract_layer = _contract_chain if block == FACTORS else _contract_block
+            inside = {
+                k.removeprefix(f'{prefix}.'): v
+                for k, v in state_dict.items()
+                if k.startswith(f'{prefix}.')
+            }
+            compact[f'{name}weight'], bias = contract_layer(inside, block)
             if bias is not None:
-                compact[f'{prefix}bias'] = bias
+                compact[f'{name}bias'] = bias
     return compact
 
 
-def _contract_layer(state_dict: Mapping[str, Tensor], prefix: str) -> tuple[Tensor, Tensor | None]:
+def _prefixes(state_dict: Mapping[str, Tensor]) -> set[str]:
+    """Where in a state dict expressions are: 'LAYER.factors' or 'LAYER.BLOCK'."""
+    matches = (_SITE.fullmatch(key) or _FACTOR.fullmatch(key) for key in state_dict)
+    found = {f'{m["layer"]}.{m["block"]}' if m['layer'] else m['block'] for m in matches if m}
+    # A chain inside another block's expression is part of that.
+    return {p for p in found if not any(p.startswith(f'{other}.') for other in found)}
+
+
+def _prefix_of(key: str, prefixes: set[str]) -> str | None:
+    while key:
+        key = key.rpartition('.')[0]
+        if key in prefixes:
+            return key
+    return None
+
+
+def _contract_chain(state_dict: Mapping[str, Tensor], _: str) -> tuple[Tensor, Tensor | None]:
     factors = []
-    while f'{prefix}factors.{len(factors)}.weight' in state_dict:
-        name = f'{prefix}factors.{len(factors)}'
+    while f'{len(factors)}.weight' in state_dict:
+        name = len(factors)
         weight, bias = state_dict[f'{name}.weight'], state_dict.get(f'{name}.bias')
-        factors.append((weight.double(), None if bias is None else bias.double()))
-    linear = factors[0][0].dim() == 2
-    if linear:
-        factors = [(weight[:, :, None, None], bias) for weight, bias in factors]
+        factors.append((as_kernel(weight.double()), None if bias is None else bias.double()))
     groups = len(factors[0][0]) // factors[1][0].shape[1]
     weight, bias = fold(factors, groups)
-    dtype = state_dict[f'{prefix}factors.0.weight'].dtype
-    weight = (weight[:, :, 0, 0] if linear else weight).to(dtype).contiguous()
-    return weight, None if bias is None else bias.to(dtype)
+    like = state_dict['0.weight']
+    weight = (weight[:, :, 0, 0] if like.dim() == 2 else weight).to(like.dtype).contiguous()
+    return weight, None if bias is None else bias.to(like.dtype)
+
+
+@torch.no_grad()
+def _contract_block(state_dict: Mapping[str, Tensor], block: str) -> tuple[Tensor, Tensor | None]:
+    like = next(value for value in state_dict.values() if value.is_floating_point())
+    expression = BLOCKS[block].build(Site.from_record(state_dict[SITE_KEY], like))
+    expression.load_state_dict({k: v for k, v in state_dict.items() if k != SITE_KEY})
+    weight, bias = expression.fold(torch.float64)
+    return weight.to(like.dtype).contiguous(), None if bias is None else bias.to(like.dtype)

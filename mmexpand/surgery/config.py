@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..core.init import INITS
+from ..core.blocks import check_method
+from ..core.factorise import INITS
 from ..core.order import FORWARDS
-from ..core.shapes import METHODS, check_choice, check_rate
+from ..core.site import check_choice, check_rate
 
 
 @dataclass(frozen=True)
@@ -14,8 +15,11 @@ class ExpandConfig:
 
     Args:
         method: 'cl' (1x1, kxk, 1x1), 'ck' (a chain of 3x3), 'fc' (linear layers), 'cl+fc',
-            'ck+fc', or 'auto' ('ck' where an odd square kernel > 3 allows it, else 'cl').
-        rate: the expansion rate r > 0; channel counts are rounded, at least 1.
+            'ck+fc', or 'auto' ('ck' where an odd square kernel > 3 allows it, else 'cl'); other
+            linear blocks: 'orepa', 'do', 'ac', 'rep'; blocks with norms in their branches, which
+            are run branch by branch while training: 'acnet', 'repvgg', 'dbb'.
+        rate: the expansion rate r > 0 of 'cl', 'ck' and 'fc'; channel counts are rounded, at
+            least 1.
         include: which layers: module-name prefixes, globs, or regular expressions ('re:...').
             None: every layer that the method can expand.
         exclude: which of those not; patterns as in ``include``.
@@ -23,6 +27,7 @@ class ExpandConfig:
             (factors whose product is the present weight).
         forward: 'layerwise' (the paper's chain), 'folded' (one convolution with the product),
             or 'auto' (the cheaper, per layer and input size).
+        shortcut: whether 'cl' or 'ck' has a per-channel identity beside it.
 
     Raises:
         TypeError, ValueError: for a value that means nothing; the message names the key.
@@ -34,9 +39,10 @@ class ExpandConfig:
     exclude: str | Sequence[str] | None = None
     init: str = 'default'
     forward: str = 'auto'
+    shortcut: bool = False
 
     def __post_init__(self):
-        check_choice('method', self.method, METHODS)
+        check_method(self.method, self.shortcut)
         check_rate(self.rate)
         check_choice('init', self.init, INITS)
         check_choice('forward', self.forward, FORWARDS)

@@ -9,13 +9,18 @@ from torch.autograd import Variable
 from torch.nn.parallel import DistributedDataParallel
 
 from ..core.leaf import FoldedLeaf
-from .swap import named_units
+from .swap import Unit, named_units
 
 
 def can_reduce_compact(model: nn.Module) -> bool:
-    """Whether every unit of a model is run folded; those on 'auto' then are."""
-    units = named_units(model).values()
+    """Whether every linear unit of a model is run folded; those on 'auto' then are."""
+    units = _linear_units(model).values()
     return bool(units) and all(unit.forward_order != 'layerwise' for unit in units)
+
+
+def _linear_units(model: nn.Module) -> dict[str, Unit]:
+    """The units with a kernel while training; others are left to DDP as any module is."""
+    return {name: unit for name, unit in named_units(model).items() if unit.is_linear}
 
 
 def reduce_compact(
@@ -35,7 +40,7 @@ def reduce_compact(
     Returns:
         The wrapper. Its factors are those of rank 0.
     """
-    units = named_units(model)
+    units = _linear_units(model)
     trained = {n: u for n, u in units.items() if any(p.requires_grad for p in u.parameters())}
     factors = [
         f'{name}.{key}' for name, unit in units.items() for key, _ in unit.named_parameters()
@@ -68,7 +73,7 @@ class _Delivery:
         self._queued = False
         wrapper.register_forward_pre_hook(self._before_forward)
         # Any parameter that DDP sees may be the only one that this rank has used.
-        units = named_units(wrapper.module).values()
+        units = _linear_units(wrapper.module).values()
         factors = set(chain.from_iterable(unit.parameters() for unit in units))
         others = set(wrapper.module.parameters()) - factors
         for parameter in chain(others, *(leaf.parameters for leaf in leaves)):

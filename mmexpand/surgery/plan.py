@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from ..core.blocks import BLOCKS, choose_block
 from ..core.eligibility import EXPANDED_ALREADY, refusal
-from ..core.init import preserve_refusal
-from ..core.shapes import Shape, conv_factors, conv_method, linear_factors
+from ..core.expression import Shape, as_kernel, kernel_refusal, leaves
+from ..core.site import Site
 from ..core.units import ExpandedConv2d, ExpandedLinear
 from .config import ExpandConfig
 
@@ -23,10 +24,10 @@ class LayerPlan:
     Attributes:
         name: its module name; the first of ``names``.
         names: all names under which the model holds it.
-        method: 'cl', 'ck' or 'fc'.
+        method: the block: 'cl', 'ck', 'fc', 'orepa', ...
         rate: the expansion rate r.
-        factor_shapes: kernel shapes ``(out, in / groups, kh, kw)``, the one applied first in
-            front; of a linear layer as 1x1 kernels.
+        factor_shapes: kernel shapes ``(out, in / groups, kh, kw)``, of a chain the one applied
+            first in front; of a linear layer as 1x1 kernels.
         params_before: number of parameters of the layer.
         params_after: number of parameters of its factors.
     """
@@ -112,7 +113,7 @@ def _layer_names(model: nn.Module) -> dict[nn.Module, list[str]]:
     inside_units: set[nn.Module] = set()
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, (ExpandedConv2d, ExpandedLinear)):
-            inside_units.update(module.factors)
+            inside_units.update(leaves(module))
         if module not in inside_units and _is_layer(module):
             names.setdefault(module, []).append(name)
     return names
@@ -173,38 +174,36 @@ def _refuse(layer: nn.Module, owners: Counter, cfg: ExpandConfig) -> str:
         return reason
     if any(owners[id(parameter)] > 1 for parameter in layer.parameters()):
         return 'it shares a parameter with another layer'
-    if kind is nn.Linear:
-        if 'fc' not in cfg.method.split('+'):
-            return f"method {cfg.method!r} expands convolutions only; 'cl+fc' or 'ck+fc' do both"
-        return ''
     try:
-        conv_method(cfg.method, layer.kernel_size)
+        _choose_block(layer, cfg)
     except ValueError as error:
         return str(error)
     return ''
 
 
+def _choose_block(layer: nn.Module, cfg: ExpandConfig) -> str:
+    return choose_block(cfg.method, cfg.shortcut, Site.of(layer, cfg.rate))
+
+
 def _plan_layer(layer: nn.Module, aliases: list[str], cfg: ExpandConfig) -> LayerPlan:
-    if isinstance(layer, nn.Linear):
-        method, strategy, groups = 'fc', 'cl', 1
-        shapes = linear_factors(cfg.rate, layer.in_features, layer.out_features)
-    else:
-        method = strategy = conv_method(cfg.method, layer.kernel_size)
-        groups = layer.groups
-        shapes = conv_factors(
-            method, cfg.rate, layer.in_channels, layer.out_channels, layer.kernel_size, groups
-        )
-    impossible = cfg.init == 'preserve' and preserve_refusal(strategy, shapes, groups)
+    block = _choose_block(layer, cfg)
+    # On the meta device it takes no memory, and has all shapes.
+    expression = BLOCKS[block].build(Site.of(layer, cfg.rate, device='meta'))
+    impossible = cfg.init == 'preserve' and kernel_refusal(expression)
     if impossible:
         raise ValueError(
-            f"init='preserve' is impossible for {aliases[0]} with rate={cfg.rate}: {impossible}; "
-            "raise the rate, exclude the layer, or use init='default'"
+            f"init='preserve' is impossible for {aliases[0]} with method={cfg.method!r} and "
+            f'rate={cfg.rate}: {impossible}; raise the rate, exclude the layer, or use '
+            "init='default'"
         )
-    after = sum(out * inside * height * width for out, inside, height, width in shapes)
-    if layer.bias is not None:
-        after += sum(out for out, *_ in shapes)
     return LayerPlan(
-        aliases[0], tuple(aliases), method, cfg.rate, tuple(shapes), _count(layer), after
+        aliases[0],
+        tuple(aliases),
+        block,
+        cfg.rate,
+        tuple(tuple(as_kernel(factor.weight).shape) for factor in leaves(expression)),
+        _count(layer),
+        _count(expression),
     )
 
 

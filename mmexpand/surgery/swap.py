@@ -7,7 +7,7 @@ from torch import nn
 
 from ..core.units import ExpandedConv2d, ExpandedLinear
 from .config import ExpandConfig
-from .plan import LayerPlan, Plan, plan
+from .plan import Plan, plan
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ def expand_(model: nn.Module, cfg: ExpandConfig | None = None) -> Plan:
             'the model is a single layer, which has no place to be replaced in; make a unit of it '
             'with ExpandedConv2d.from_conv or ExpandedLinear.from_linear'
         )
-    units = [(layer, _expand_layer(model.get_submodule(layer.name), layer, cfg)) for layer in done]
+    units = [(layer, _expand_layer(model.get_submodule(layer.name), cfg)) for layer in done]
     for layer, unit in units:
         _replace(model, layer.names, unit)
         logger.info(
@@ -51,11 +51,11 @@ def expand_(model: nn.Module, cfg: ExpandConfig | None = None) -> Plan:
     return done
 
 
-def _expand_layer(layer: nn.Module, layer_plan: LayerPlan, cfg: ExpandConfig) -> Unit:
-    how = dict(rate=cfg.rate, method=layer_plan.method, init=cfg.init, forward=cfg.forward)
+def _expand_layer(layer: nn.Module, cfg: ExpandConfig) -> Unit:
+    how = dict(rate=cfg.rate, method=cfg.method, init=cfg.init, forward=cfg.forward)
     if isinstance(layer, nn.Linear):
         return ExpandedLinear.from_linear(layer, **how)
-    return ExpandedConv2d.from_conv(layer, **how)
+    return ExpandedConv2d.from_conv(layer, shortcut=cfg.shortcut, **how)
 
 
 def contract_(model: nn.Module) -> nn.Module:

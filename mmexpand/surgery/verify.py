@@ -69,7 +69,7 @@ def verify(
     """
     units = named_units(expanded)
     if tolerance is None:
-        dtype = next(iter(units.values())).factors[0].weight.dtype
+        dtype = next(iter(units.values())).like.dtype
         tolerance = TOLERANCES[dtype]
     layers: dict[str, float] = {}
 

@@ -52,8 +52,15 @@ def test_contract_state_dict_needs_no_model(method, rate):
 def test_layers_and_shapes_are_read_off():
     expanded = net()
     mmexpand.expand_(expanded, ExpandConfig(rate=2, include='0'))
-    assert expanded_layers(expanded.state_dict()) == {
-        '0': [(6, 3, 1, 1), (16, 6, 3, 3), (8, 16, 1, 1)]
+    shapes = expanded_layers(expanded.state_dict())
+    assert list(shapes) == ['0']
+    assert shapes['0'] == {
+        'factors.0.weight': (6, 3, 1, 1),
+        'factors.0.bias': (6,),
+        'factors.1.weight': (16, 6, 3, 3),
+        'factors.1.bias': (16,),
+        'factors.2.weight': (8, 16, 1, 1),
+        'factors.2.bias': (8,),
     }
 
 

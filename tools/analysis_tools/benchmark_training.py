@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from mmexpand.analysis.benchmark import run_group
 from mmexpand.analysis.cases import Case
 from mmexpand.analysis.steps import OPTIMIZERS, Settings
-from mmexpand.core.shapes import check_rate
+from mmexpand.core.site import check_rate
 
 
 def parse_args() -> argparse.Namespace:

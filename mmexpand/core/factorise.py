@@ -1,36 +1,42 @@
-"""Starting weights of a unit: factors whose product is a given kernel ('preserve').
+"""Factors with a given product: what 'preserve', and loading a compact weight, need.
 
-The other start, 'default', needs no code: factors are ``torch.nn`` layers, which initialise
-themselves, and which the framework's ``init_cfg`` reaches (the paper's choice).
+The factor that is solved for keeps the random values it has wherever they do not show in the
+product, and the others are random semi-orthogonal mixtures: rows of zeros, as in a padded
+identity, would get no useful gradient.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 
 import torch
 from torch import Tensor
 
 from .algebra import fold
-from .shapes import Shape
+
+Shape = tuple[int, int, int, int]
 
 INITS = ('default', 'preserve')
-"""Values of ``init``."""
+"""Values of ``init``. 'default' needs no code: factors are ``torch.nn`` layers, which initialise
+themselves, and which the framework's ``init_cfg`` reaches (the paper's choice)."""
 
 
-def preserve_refusal(method: str, shapes: Sequence[Shape], groups: int) -> str:
-    """Why no product of such factors equals an arbitrary kernel; empty where one does.
+def cl_refusal(shapes: Sequence[Shape], groups: int) -> str:
+    """Why no product of 1x1, kxk and 1x1 factors equals an arbitrary kernel, or ''.
 
     Args:
-        method: 'cl' or 'ck'.
         shapes: shapes of the factors, the one applied first in front.
         groups: the number of groups.
     """
-    m, n = shapes[0][1], shapes[-1][0] // groups
-    first, last = shapes[0][0] // groups, shapes[-1][1]
-    if method == 'cl':
-        if first >= m and last >= n:
-            return ''
-        return f"factors of {first} and {last} channels can't hold {m} inputs and {n} outputs"
+    m, n, first, last = _channels(shapes, groups)
+    if first >= m and last >= n:
+        return ''
+    return f"factors of {first} and {last} channels can't hold {m} inputs and {n} outputs"
+
+
+def ck_refusal(shapes: Sequence[Shape], groups: int) -> str:
+    """Why no product of 3x3 factors equals an arbitrary kernel, or ''; as ``cl_refusal``."""
+    m, n, first, last = _channels(shapes, groups)
     copies = _output_copies(len(shapes)) ** 2
     if first >= 4 * m and last >= copies * n:
         return ''
@@ -39,38 +45,31 @@ def preserve_refusal(method: str, shapes: Sequence[Shape], groups: int) -> str:
     return f'3x3 factors reach every {size}x{size} kernel only with a rate of {needed} or more'
 
 
-@torch.no_grad()
-def factorise(kernel: Tensor, method: str, weights: Sequence[Tensor], groups: int) -> list[Tensor]:
-    """Weights of factors whose product is ``kernel``, to rounding.
+def _channels(shapes: Sequence[Shape], groups: int) -> tuple[int, int, int, int]:
+    return shapes[0][1], shapes[-1][0] // groups, shapes[0][0] // groups, shapes[-1][1]
 
-    The factor that is solved for keeps the random values it has wherever they do not show in
-    the product, and the others are random semi-orthogonal mixtures: rows of zeros, as in a
-    padded identity, would get no useful gradient.
+
+def _by_group(solve: Callable[[Tensor, list[Tensor]], list[Tensor]]) -> Callable:
+    @wraps(solve)
+    def solve_groups(kernel: Tensor, weights: list[Tensor], groups: int) -> list[Tensor]:
+        per_group = [
+            solve(part, [weight.chunk(groups)[index].double() for weight in weights])
+            for index, part in enumerate(kernel.double().chunk(groups))
+        ]
+        return [torch.cat(parts) for parts in zip(*per_group, strict=True)]
+
+    return solve_groups
+
+
+@_by_group
+def factorise_cl(kernel: Tensor, weights: list[Tensor]) -> list[Tensor]:
+    """1x1, kxk and 1x1 factors in float64 whose product is ``kernel``.
 
     Args:
         kernel: ``(n, m / groups, kh, kw)``.
-        method: 'cl' or 'ck'.
         weights: the factors' present weights, which say shapes and random values.
         groups: the number of groups.
-
-    Returns:
-        New weights in float64.
-
-    Raises:
-        ValueError: if the rate makes it impossible.
     """
-    refusal = preserve_refusal(method, [tuple(weight.shape) for weight in weights], groups)
-    if refusal:
-        raise ValueError(refusal)
-    solve = _factorise_cl if method == 'cl' else _factorise_ck
-    per_group = [
-        solve(part, [weight.chunk(groups)[index].double() for weight in weights])
-        for index, part in enumerate(kernel.double().chunk(groups))
-    ]
-    return [torch.cat(parts) for parts in zip(*per_group, strict=True)]
-
-
-def _factorise_cl(kernel: Tensor, weights: list[Tensor]) -> list[Tensor]:
     first = _semi_orthogonal(*weights[0].shape[:2], like=kernel)
     last = _semi_orthogonal(weights[2].shape[1], weights[2].shape[0], like=kernel).T
     factors = [first[:, :, None, None], weights[1], last[:, :, None, None]]
@@ -79,7 +78,9 @@ def _factorise_cl(kernel: Tensor, weights: list[Tensor]) -> list[Tensor]:
     return factors
 
 
-def _factorise_ck(kernel: Tensor, weights: list[Tensor]) -> list[Tensor]:
+@_by_group
+def factorise_ck(kernel: Tensor, weights: list[Tensor]) -> list[Tensor]:
+    """3x3 factors in float64 whose product is ``kernel``; as ``factorise_cl``."""
     # The first factor holds four copies of every input, each shifted to a corner, and mixed.
     # The factors behind the second hold copies of every output, each shifted on its own way.
     # Shifted about by both, the second factor's 3x3 taps cover the whole kernel.

@@ -1,0 +1,100 @@
+"""Blocks: what stands for a layer while training, one formula each.
+
+A block is a function from the place of a layer (``Site``) to an expression of linear parts
+(``core/expression.py``), and says which places it does not fit. A new one is a file here and a
+line below.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from ..site import Site, check_choice
+from . import ck as _ck
+from . import cl as _cl
+from . import do as _do
+from . import normed, orepa, rep, shortcut
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block: how it is built, and where it cannot be.
+
+    Attributes:
+        build: makes the expression for a place.
+        refusal: says why a place is not fit for it, or ''.
+    """
+
+    build: Callable[[Site], nn.Module]
+    refusal: Callable[[Site], str]
+
+
+BLOCKS = {
+    'cl': Block(_cl.cl, _cl.refusal),
+    'ck': Block(_ck.ck, _ck.refusal),
+    'fc': Block(_cl.cl, _cl.refusal),
+    'cl_shortcut': Block(shortcut.with_shortcut(_cl.cl), shortcut.refusal),
+    'ck_shortcut': Block(
+        shortcut.with_shortcut(_ck.ck), lambda site: _ck.refusal(site) or shortcut.refusal(site)
+    ),
+    'orepa': Block(orepa.orepa, orepa.refusal),
+    'do': Block(_do.do, _do.refusal),
+    'ac': Block(rep.ac, rep.refusal),
+    'rep': Block(rep.rep, rep.refusal),
+    'acnet': Block(normed.acnet, normed.refusal),
+    'repvgg': Block(normed.repvgg, normed.refusal),
+    'dbb': Block(normed.dbb, normed.refusal),
+}
+
+METHODS = (
+    *('cl', 'ck', 'fc', 'auto', 'cl+fc', 'ck+fc'),
+    *('orepa', 'do', 'ac', 'rep', 'acnet', 'repvgg', 'dbb'),
+)
+"""Values of ``method``. Linear layers are expanded by 'fc' alone."""
+
+
+def check_method(method: str, shortcut: bool) -> None:
+    """Refuse a method that there is not.
+
+    Raises:
+        TypeError: if ``shortcut`` is no bool.
+        ValueError: naming the methods.
+    """
+    check_choice('method', method, METHODS)
+    if not isinstance(shortcut, bool):
+        raise TypeError(f'shortcut must be True or False, got {shortcut!r}')
+    if shortcut and method.removesuffix('+fc') not in ('cl', 'ck', 'auto'):
+        raise ValueError(f"shortcut=True goes with 'cl', 'ck' or 'auto', not with {method!r}")
+
+
+def choose_block(method: str, shortcut: bool, site: Site) -> str:
+    """The name of the block, a key of ``BLOCKS``, that a method means in this place.
+
+    Raises:
+        ValueError: if there is none; the message is the reason.
+    """
+    check_method(method, shortcut)
+    if site.linear:
+        if 'fc' not in method.split('+'):
+            raise ValueError(
+                f"method {method!r} expands convolutions only; 'fc', 'cl+fc' or 'ck+fc' expand "
+                'linear layers'
+            )
+        return 'fc'
+    strategy = method.removesuffix('+fc')
+    if strategy == 'auto':
+        strategy = 'cl' if _ck.refusal(site) else 'ck'
+    if strategy == 'fc':
+        raise ValueError("'fc' expands linear layers only; use 'cl', 'ck', 'auto', or 'cl+fc'")
+    if strategy == 'ck' and _ck.refusal(site):
+        raise ValueError(
+            f"'ck' needs an odd square kernel larger than 3x3, and {_ck.refusal(site)}; "
+            "use 'cl', or 'auto' to take 'ck' only where it fits"
+        )
+    name = f'{strategy}_shortcut' if shortcut else strategy
+    reason = BLOCKS[name].refusal(site)
+    if reason:
+        with_shortcut = ' with a shortcut' if shortcut else ''
+        raise ValueError(f'{strategy!r}{with_shortcut} does not fit: {reason}')
+    return name

@@ -1,0 +1,36 @@
+"""DO-Conv: depthwise over-parameterised convolution (Cao et al., 2020, "DO-Conv", Sec. 3)."""
+
+import torch
+from torch import Tensor, nn
+
+from ..expression import Deviation, Separable, set_kernel
+from ..site import Site
+
+
+class DepthwiseOver(Separable):
+    """W' = W (I + D): for every input channel a mixture of its taps; D starts at 0."""
+
+    def set_kernel(self, kernel: Tensor, bias: Tensor | None) -> None:
+        """D = 0 and W the kernel."""
+        self.depthwise.weight.zero_()
+        set_kernel(self.pointwise, kernel.flatten(1), bias)
+
+    def kernel_refusal(self) -> str:
+        """None: W is the kernel."""
+        return ''
+
+
+def do(site: Site) -> nn.Module:
+    """W' = W (I + D), D (m, kh kw, kh kw): a depthwise factor of kh kw filters, then a 1x1."""
+    taps = site.kernel_size[0] * site.kernel_size[1]
+    m, wide = site.in_channels, site.in_channels * taps
+    depthwise = site.factor(m, wide, site.kernel_size, True, True, bias=False, groups=m)
+    eye = torch.eye(taps).view(taps, 1, *site.kernel_size).repeat(m, 1, 1, 1)
+    pointwise = site.factor(wide, site.out_channels)
+    # What a convolution of this kernel starts with, not what a wide 1x1 does: the same here.
+    return DepthwiseOver(Deviation(depthwise, eye), pointwise, taps, site.groups)
+
+
+def refusal(site: Site) -> str:
+    """Why there are no taps to mix, or ''."""
+    return 'its kernel is 1x1' if tuple(site.kernel_size) == (1, 1) else ''

@@ -1,0 +1,553 @@
+"""A unit's kernel as an expression of linear parts: factor, chain, sum, scale, filter, norm.
+
+Every node is a module with a kernel ``(out, in / groups, kh, kw)`` and says four things: how it
+folds (``fold``), how it is applied layer by layer (``forward``), what that costs (``fold_macs``,
+``apply_macs``), and how it is given a kernel (``set_kernel``). Leaves, the factors, are torch's own
+``nn.Conv2d`` and ``nn.Linear``, so that a framework's initialisation and its options reach them.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .algebra import Affine, fold, fold_order, kernel_size
+
+Shape = tuple[int, int, int, int]
+"""A kernel's shape ``(out, in / groups, kh, kw)``."""
+
+Solve = Callable[[Tensor, list[Tensor], int], list[Tensor]]
+"""Finds factors with a given product: kernel, present factors, groups -> factors in float64."""
+
+
+class Node(nn.Module):
+    """What all but the leaves are."""
+
+    @property
+    def shape(self) -> Shape:
+        """The kernel's shape ``(out, in / groups, kh, kw)``."""
+        raise NotImplementedError
+
+    def fold(self, dtype: torch.dtype) -> Affine:
+        """The kernel and bias, computed in ``dtype``; differentiable."""
+        raise NotImplementedError
+
+    def fold_macs(self) -> int:
+        """Multiply-accumulate operations of folding."""
+        return sum(fold_macs(node) for node in self.children())
+
+    def apply_macs(self, size: tuple[int, int]) -> tuple[int, tuple[int, int]]:
+        """Operations of applying it layer by layer to one image, and the output's size."""
+        raise NotImplementedError
+
+    def set_kernel(self, kernel: Tensor, bias: Tensor | None) -> None:
+        """Take values whose folding is this kernel and bias, to rounding.
+
+        Raises:
+            ValueError: if no values do, as in ``kernel_refusal``.
+        """
+        raise NotImplementedError
+
+    def kernel_refusal(self) -> str:
+        """Why no values fold to an arbitrary kernel; empty where some do."""
+        return ''
+
+
+def fold_node(node: nn.Module, dtype: torch.dtype) -> Affine:
+    """The kernel and bias of a node or a leaf, computed in ``dtype``."""
+    if isinstance(node, Node):
+        return node.fold(dtype)
+    bias = None if node.bias is None else node.bias.to(dtype)
+    return as_kernel(node.weight).to(dtype), bias
+
+
+def shape_of(node: nn.Module) -> Shape:
+    """The kernel's shape of a node or a leaf."""
+    return node.shape if isinstance(node, Node) else tuple(as_kernel(node.weight).shape)
+
+
+def fold_macs(node: nn.Module) -> int:
+    """Multiply-accumulate operations of folding a node; none for a leaf."""
+    return node.fold_macs() if isinstance(node, Node) else 0
+
+
+def apply_macs(node: nn.Module, size: tuple[int, int]) -> tuple[int, tuple[int, int]]:
+    """Operations of applying a node or a leaf to one image, and the output's size."""
+    if isinstance(node, Node):
+        return node.apply_macs(size)
+    if isinstance(node, nn.Conv2d):
+        size = output_size(size, *geometry(node))
+    return node.weight.numel() * size[0] * size[1], size
+
+
+def set_kernel(node: nn.Module, kernel: Tensor, bias: Tensor | None) -> None:
+    """Give a node or a leaf this kernel and bias."""
+    if isinstance(node, Node):
+        node.set_kernel(kernel, bias)
+        return
+    node.weight.copy_(kernel.reshape(node.weight.shape))
+    if node.bias is not None:
+        node.bias.copy_(bias)
+
+
+def kernel_refusal(node: nn.Module) -> str:
+    """Why no values of a node fold to an arbitrary kernel; empty where some do."""
+    return node.kernel_refusal() if isinstance(node, Node) else ''
+
+
+def leaves(node: nn.Module) -> list[nn.Module]:
+    """The factors in an expression."""
+    kinds = nn.Conv2d, nn.Linear, Deviation
+    return [module for module in node.modules() if isinstance(module, kinds)]
+
+
+def output_size(
+    size: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> tuple[int, int]:
+    """Height and width of a convolution's output."""
+    axes = zip(size, kernel, stride, padding, dilation, strict=True)
+    return tuple((s + 2 * p - d * (k - 1) - 1) // step + 1 for s, k, step, p, d in axes)
+
+
+def geometry(conv: nn.Conv2d) -> tuple[Sequence[int], ...]:
+    """Kernel size, stride, padding and dilation of a convolution."""
+    return conv.kernel_size, conv.stride, conv.padding, conv.dilation
+
+
+def as_kernel(weight: Tensor) -> Tensor:
+    """A linear layer's weight as a 1x1 kernel; a kernel as it is."""
+    return weight if weight.dim() == 4 else weight[:, :, None, None]
+
+
+def per_channel(values: Tensor, like: Tensor) -> Tensor:
+    """Values of the output channels, shaped to broadcast over an output or a kernel."""
+    return values.view(-1, *(1,) * (like.dim() - 1))
+
+
+class Chain(nn.ModuleList, Node):
+    """Nodes applied one after another; its kernel is their product (Eq. 1).
+
+    Args:
+        nodes: the one applied first in front.
+        groups: the number of groups, the same in all.
+        solve: finds factors with a given product; None: no chain is asked for that.
+        refuse: says of the factors' shapes why ``solve`` cannot, or ''.
+    """
+
+    def __init__(
+        self,
+        nodes: Sequence[nn.Module],
+        groups: int,
+        solve: Solve | None = None,
+        refuse: Callable[[list[Shape], int], str] | None = None,
+    ):
+        super().__init__(nodes)
+        self.groups = groups
+        self._solve = solve
+        self._refuse = refuse
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply one node after another."""
+        for node in self:
+            x = node(x)
+        return x
+
+    @property
+    def shapes(self) -> list[Shape]:
+        """Kernel shapes of the nodes."""
+        return [shape_of(node) for node in self]
+
+    @property
+    def shape(self) -> Shape:
+        """The product's shape."""
+        shapes = self.shapes
+        return (shapes[-1][0], shapes[0][1], *kernel_size(shapes))
+
+    def fold(self, dtype: torch.dtype) -> Affine:
+        """The product, multiplied in the cheapest order."""
+        return fold([fold_node(node, dtype) for node in self], self.groups)
+
+    def fold_macs(self) -> int:
+        """Operations of the products, in the cheapest order."""
+        per_group = tuple((out // self.groups, *rest) for out, *rest in self.shapes)
+        product = self.groups * fold_order(per_group, 0, len(self))[0]
+        return product + sum(fold_macs(node) for node in self)
+
+    def apply_macs(self, size: tuple[int, int]) -> tuple[int, tuple[int, int]]:
+        """Operations of one node after another."""
+        total = 0
+        for node in self:
+            macs, size = apply_macs(node, size)
+            total += macs
+        return total, size
+
+    def set_kernel(self, kernel: Tensor, bias: Tensor | None) -> None:
+        """Solve for the factors; biases but the last are zeroed."""
+        present = [as_kernel(factor.weight) for factor in self]
+        new = self._solve(kernel, present, self.groups)
+        for factor, value in zip(self, new, strict=True):
+            factor.weight.copy_(value.view_as(factor.weight))
+            if factor.bias is not None:
+                factor.bias.zero_()
+        if self[-1].bias is not None:
+            self[-1].bias.copy_(bias)
+
+    def kernel_refusal(self) -> str:
+        """Why the factors are too narrow for an arbitrary kernel, or ''."""
+        return self._refuse(self.shapes, self.groups)
+
+
+class Sum(nn.ModuleList, Node):
+    """Branches added up; kernels are centred and padded with zeros to the first one's size.
+
+    Args:
+        nodes: the branches; the first has the largest kernel, and takes what is set.
+        padding: zeros that the first branch pads with, by axis: a smaller kernel that would have
+            to pad with less than none crops the image.
+        dilation: of the kernel, by axis.
+    """
+
+    def __init__(
+        self, nodes: Sequence[nn.Module], padding: tuple[int, int], dilation: tuple[int, int]
+    ):
+        super().__init__(nodes)
+        self._crops = [
+            tuple(max(0, m * d - p) for m, p, d in zip(margin, padding, dilation, strict=True))
+            for margin in map(self._margin, self)
+        ]
+
+    def _margin(self, node: nn.Module) -> tuple[int, int]:
+        """Taps between the border of the whole kernel and this branch's, by axis."""
+        return tuple(
+            (whole - part) // 2
+            for whole, part in zip(self.shape[2:], shape_of(node)[2:], strict=True)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add up the branches' outputs."""
+        outputs = [
+            node(x[..., y : x.shape[-2] - y, z : x.shape[-1] - z] if y or z else x)
+            for node, (y, z) in zip(self, self._crops, strict=True)
+        ]
+        return sum(outputs[1:], outputs[0])
+
+    @property
+    def shape(self) -> Shape:
+        """The first branch's."""
+        return shape_of(self[0])
+
+    def fold(self, dtype: torch.dtype) -> Affine:
+        """The sum of kernels and of biases."""
+        weight, bias = fold_node(self[0], dtype)
+        return self._add_others(weight, bias, dtype, 1)
+
+    def _add_others(
+        self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, sign: int
+    ) -> Affine:
+        for node in list(self)[1:]:
+            other, other_bias = fold_node(node, dtype)
+            y, x = self._margin(node)
+            weight = weight + sign * F.pad(other, (x, x, y, y))
+            if other_bias is not None:
+                bias = sign * other_bias if bias is None else bias + sign * other_bias
+        return weight, bias
+
+    def apply_macs(self, size: tuple[int, int]) -> tuple[int, tuple[int, int]]:
+        """Operations of all branches."""
+        total, result = 0, size
+        for index, (node, crop) in enumerate(zip(self, self._crops, strict=True)):
+            macs, out = apply_macs(node, tuple(s - 2 * c for s, c in zip(size, crop, strict=True)))
+            total += macs
+            result = result if index else out
+        return total, result
+
+    def set_kernel(self, kernel: Tensor, bias: Tensor | None) -> None:
+        """Give the first branch what the others leave."""
+        rest, rest_bias = self._add_others(kernel, bias, kernel.dtype, -1)
+        set_kernel(self[0], rest, rest_bias)
+
+    def kernel_refusal(self) -> str:
+        """The first branch's."""
+        return kernel_refusal(self[0])
+
+
+class Scale(Node):
+    """A node times one factor per output channel.
+
+    Args:
+        node: what is scaled.
+        start: the factors' first value.
+    """
+
+    def __init__(self, node: nn.Module, start: float):
+        super().__init__()
+        self.node = node
+        out, like = shape_of(node)[0], next(node.parameters(), torch.empty(0))
+        self.scale = nn.Parameter(torch.full((out,), start, device=like.device, dtype=like.dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the node, then scale."""
+        y = self.node(x)
+        return y * self.scale.view(-1, 1, 1)
+
+    @property
+    def shape(self) -> Shape:
+        """The node's."""
+        return shape_of(self.node)
+
+    def fold(self, dtype: torch.dtype) -> Affine:
+        """Kernel and bias, scaled."""
+        weight, bias = fold_node(self.node, dtype)
+        scale = self.scale.to(dtype)
+        return weight * per_channel(scale, weight), None if bias is None else bias * scale
+
+    def fold_macs(self) -> int:
+        """One operation a value of the kernel."""
+        out, inside, height, width = self.shape
+        return out * inside * height * width + fold_macs(self.node)
+
+    def apply_macs(self, size: tuple[int, int]) -> tuple[int, tuple[int, int]]:
+        """The node's and one operation an output."""
+        macs, size = apply_macs(self.node, size)
+        return macs + self.shape[0] * size[0] * size[1], size
+
+    def set_kernel(self, kernel: Tensor, bias: Tensor | None) -> None:
+        """Give the node what the present factors scale to this."""
+        scale = self.scale.to(kernel.dtype)
+        kernel = kernel / per_channel(scale, kernel)
+        set_kernel(self.node, kernel, None if bias is None else bias / scale)
+
+    def kernel_refusal(self) -> str:
+        """The node's."""
+        return kernel_refusal(self.node)
+
+
+class Identity(Node):
+    """The kernel that hands every input channel on; with a stride, every so many pixels.
+
+    Args:
+        conv: a 1x1 convolution of as many outputs as inputs: its stride and padding are taken.
+    """
+
+    def __init__(self, conv: nn.Conv2d):
+        super().__init__()
+        self.stride, self.padding = conv.stride, conv.padding
+        self.padding_needed = any(conv.padding)
+        self.channels, self.per_group = conv.out_channels, conv.in_channels // conv.groups
+        like = conv.weight
+        self.register_buffer('_like', like.new_empty(0), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The image, padded and strided."""
+        (y, z), (down, right) = self.padding, self.stride
+        x = F.pad(x, (z, z, y, y)) if self.padding_needed else x
+        return x if (down, right) == (1, 1) else x[..., ::down, ::right]
+
+    @property
+    def shape(self) -> Shape:
+        """1x1, from a group's inputs to all outputs."""
+        return self.channels, self.per_group, 1, 1
+
+    def fold(self, dtype: torch.dtype) -> Affine:
+        """Ones where an output stands for an input."""
+        eye = torch.eye(self.per_group, dtype=dtype, device=self._like.device)
+        return eye.repeat(self.channels // self.per_group, 1)[:, :, None, None], None
+
+    def apply_macs(self, size: tuple[int, int]) -> tuple[int, tuple[int, int]]:
+        """Nothing is multiplied."""
+        return 0, output_size(size, (1, 1), self.stride, self.padding, (1, 1))
+
+
+class Filter(Node):
+    """A 1x1 node, then a fixed filter of each of its channels (an average, a cosine).
+
+    Args:
+        node: of a 1x1 kernel.
+        taps: ``(1 or out, kh, kw)``: one filter for all channels, or one for each.
+        stride: of the filter.
+        dilation: of the filter.
+    """
+
+    def __init__(
+        self, node: nn.Module, taps: Tensor, stride: tuple[int, int], dilation: tuple[int, int]
+    ):
+        super().__init__()
+        self.node, self.stride, self.dilation = node, stride, dilation
+        like = next(node.parameters())
+        # Known from the shapes: no part of a checkpoint.
+        taps = taps.to(like).expand(shape_of(node)[0], -1, -1)[:, None]
+        self.register_buffer('taps', taps.contiguous(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the node, then the filter."""
+        y = self.node(x)
+        taps = self.taps.to(y.dtype)
+        return F.conv2d(y, taps, None, self.stride, 0, self.dilation, groups=len(taps))
+
+    @property
+    def shape(self) -> Shape:
+        """The node's channels, the filter's taps."""
+        return (*shape_of(self.node)[:2], *self.taps.shape[2:])
+
+    def fold(self, dtype: torch.dtype) -> Affine:
+        """Every value of the 1x1 kernel times its channel's filter."""
+        weight, bias = fold_node(self.node, dtype)
+        taps = self.taps.to(dtype)
+        return weight * taps, None if bias is None else bias * taps.sum((1, 2, 3))
+
+    def fold_macs(self) -> int:
+        """One operation a value of the kernel."""
+        out, inside, height, width = self.shape
+        return out * inside * height * width + fold_macs(self.node)
+
+    def apply_macs(self, size: tuple[int, int]) -> tuple[int, tuple[int, int]]:
+        """The node's and the filter's."""
+        macs, size = apply_macs(self.node, size)
+        size = output_size(size, self.taps.shape[2:], self.stride, (0, 0), self.dilation)
+        return macs + self.taps.numel() * size[0] * size[1], size
+
+
+class Deviation(Node):
+    """A convolution that is stored as its difference from a fixed kernel, and starts as that.
+
+    Its weight is no ``nn.Conv2d``'s: a framework's initialisation would undo the start.
+
+    Args:
+        conv: whose shape, stride, padding and dilation are taken; it has no bias.
+        base: the fixed kernel, of the shape of its weight.
+    """
+
+    def __init__(self, conv: nn.Conv2d, base: Tensor):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros_like(conv.weight))
+        self.register_buffer('base', base.to(conv.weight), persistent=False)
+        self._how = conv.stride, conv.padding, conv.dilation, conv.groups
+        self._geometry = geometry(conv)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """One convolution with the whole kernel."""
+        return F.conv2d(x, self.weight + self.base, None, *self._how)
+
+    @property
+    def shape(self) -> Shape:
+        """The weight's."""
+        return tuple(self.weight.shape)
+
+    def fold(self, dtype: torch.dtype) -> Affine:
+        """The whole kernel."""
+        return self.weight.to(dtype) + self.base.to(dtype), None
+
+    def apply_macs(self, size: tuple[int, int]) -> tuple[int, tuple[int, int]]:
+        """Of one convolution."""
+        size = output_size(size, *self._geometry)
+        return self.weight.numel() * size[0] * size[1], size
+
+
+class Separable(Node):
+    """A depthwise node, then a 1x1 factor over all of its outputs (DO-Conv; OREPA's last branch).
+
+    Args:
+        depthwise: kernel ``(in * multiplier, 1, kh, kw)``, without bias.
+        pointwise: kernel ``(out, in / groups * multiplier, 1, 1)``.
+        multiplier: outputs of every input channel.
+        groups: of the whole.
+    """
+
+    def __init__(self, depthwise: nn.Module, pointwise: nn.Conv2d, multiplier: int, groups: int):
+        super().__init__()
+        self.depthwise, self.pointwise = depthwise, pointwise
+        self.multiplier, self.groups = multiplier, groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        """One after the other."""
+        return self.pointwise(self.depthwise(x))
+
+    @property
+    def shape(self) -> Shape:
+        """The pointwise outputs, a group's inputs, the depthwise taps."""
+        out, inside, *_ = shape_of(self.pointwise)
+        return out, inside // self.multiplier, *shape_of(self.depthwise)[2:]
+
+    def fold(self, dtype: torch.dtype) -> Affine:
+        """For every input, its filters weighted by what is made of them."""
+        taps, _ = fold_node(self.depthwise, dtype)
+        weight, bias = fold_node(self.pointwise, dtype)
+        weight = weight.view(self.groups, -1, self.shape[1], self.multiplier)
+        taps = taps.view(self.groups, self.shape[1], self.multiplier, *taps.shape[2:])
+        return torch.einsum('gnme,gmehw->gnmhw', weight, taps).flatten(0, 1), bias
+
+    def fold_macs(self) -> int:
+        """Of that product."""
+        out, inside, height, width = self.shape
+        return out * inside * height * width * self.multiplier + fold_macs(self.depthwise)
+
+    def apply_macs(self, size: tuple[int, int]) -> tuple[int, tuple[int, int]]:
+        """Of both."""
+        depthwise, size = apply_macs(self.depthwise, size)
+        pointwise, size = apply_macs(self.pointwise, size)
+        return depthwise + pointwise, size
+
+
+class Norm(Node):
+    """A node, then batch normalisation: linear in eval mode only.
+
+    In a layer without bias, which a norm follows as a rule, it must not shift: what centring
+    takes away is given back from the running mean. The norm that follows removes any shift.
+
+    Args:
+        node: what is normalised; without bias.
+        bias: whether the layer that is stood for has one.
+    """
+
+    def __init__(self, node: nn.Module, bias: bool):
+        super().__init__()
+        self.node = node
+        like = next(chain(node.parameters(), node.buffers()))
+        self.norm = nn.BatchNorm2d(shape_of(node)[0], device=like.device, dtype=like.dtype)
+        self.shifts = bias
+        self.norm.bias.requires_grad_(bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the node, then normalise."""
+        if not self.shifts:
+            with torch.no_grad():
+                self.norm.bias.copy_(self._scale(self.norm.weight.dtype) * self.norm.running_mean)
+        return self.norm(self.node(x))
+
+    def _scale(self, dtype: torch.dtype) -> Tensor:
+        variance = self.norm.running_var.to(dtype) + self.norm.eps
+        return self.norm.weight.to(dtype) * variance.rsqrt()
+
+    @property
+    def shape(self) -> Shape:
+        """The node's."""
+        return shape_of(self.node)
+
+    def fold(self, dtype: torch.dtype) -> Affine:
+        """Kernel and bias in eval mode, by the running statistics."""
+        weight, _ = fold_node(self.node, dtype)
+        scale = self._scale(dtype)
+        weight = weight * per_channel(scale, weight)
+        if not self.shifts:
+            return weight, None
+        return weight, self.norm.bias.to(dtype) - self.norm.running_mean.to(dtype) * scale
+
+    def fold_macs(self) -> int:
+        """One operation a value of the kernel."""
+        out, inside, height, width = self.shape
+        return out * inside * height * width + fold_macs(self.node)
+
+    def apply_macs(self, size: tuple[int, int]) -> tuple[int, tuple[int, int]]:
+        """The node's and one operation an output."""
+        macs, size = apply_macs(self.node, size)
+        return macs + self.shape[0] * size[0] * size[1], size
+
+    def kernel_refusal(self) -> str:
+        """Always: the kernel depends on the batch."""
+        return 'its branches are normalised by the batch, so no weights stand for a kernel'

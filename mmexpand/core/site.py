@@ -1,0 +1,194 @@
+"""The place of a layer, as blocks see it: what it computes, and factors that fit into it."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from numbers import Real
+
+import torch
+from torch import nn
+
+Pair = tuple[int, int]
+
+
+def check_rate(rate: float) -> None:
+    """Refuse an expansion rate that is not a finite number above 0.
+
+    Raises:
+        TypeError: if it is not a number.
+        ValueError: if it is not above 0.
+    """
+    if isinstance(rate, bool) or not isinstance(rate, Real):
+        raise TypeError(f'rate must be a number above 0, got {rate!r}')
+    if not (rate > 0 and math.isfinite(rate)):
+        raise ValueError(f'rate must be a number above 0, got {rate!r}')
+
+
+def check_choice(key: str, value: str, choices: Sequence[str]) -> None:
+    """Refuse a value that is none of those there are.
+
+    Args:
+        key: the name of the option, for the message.
+        value: what it was given.
+        choices: what it can be.
+
+    Raises:
+        ValueError: naming the choices.
+    """
+    if value not in choices:
+        raise ValueError(f'{key} must be one of {", ".join(map(repr, choices))}, got {value!r}')
+
+
+def widen(channels: int, rate: float) -> int:
+    """Channels times rate, rounded (half up), at least 1."""
+    return max(1, math.floor(channels * rate + 0.5))
+
+
+@dataclass(frozen=True)
+class Site:
+    """What a block is built for: a convolution's or linear layer's place.
+
+    Attributes:
+        in_channels: m, of all groups together.
+        out_channels: n, of all groups together.
+        kernel_size: height and width; (1, 1) of a linear layer.
+        rate: the expansion rate r.
+        groups: every group is expanded by itself.
+        bias: whether the layer has one.
+        stride: of the layer.
+        padding: with zeros, on both sides of an axis; what else a layer pads, the unit does
+            before.
+        dilation: of the layer.
+        linear: whether factors are linear layers.
+        like: a tensor of the factors' device and dtype.
+    """
+
+    in_channels: int
+    out_channels: int
+    kernel_size: Pair
+    rate: float
+    groups: int = 1
+    bias: bool = False
+    stride: Pair = (1, 1)
+    padding: Pair = (0, 0)
+    dilation: Pair = (1, 1)
+    linear: bool = False
+    like: torch.Tensor = torch.empty(0)  # noqa: RUF009  (never changed)
+
+    @classmethod
+    def of(cls, layer: nn.Conv2d | nn.Linear, rate: float, device: str | None = None) -> 'Site':
+        """The place of a layer.
+
+        Args:
+            layer: a convolution or a linear layer.
+            rate: the expansion rate r.
+            device: of the factors; None: the layer's.
+        """
+        like = torch.empty(0, dtype=layer.weight.dtype, device=device or layer.weight.device)
+        bias = layer.bias is not None
+        if isinstance(layer, nn.Linear):
+            sizes = layer.in_features, layer.out_features
+            return cls(*sizes, (1, 1), rate, bias=bias, linear=True, like=like)
+        return cls(
+            layer.in_channels,
+            layer.out_channels,
+            tuple(layer.kernel_size),
+            rate,
+            layer.groups,
+            bias,
+            layer.stride,
+            (0, 0) if pads_apart(layer) else layer.padding,
+            layer.dilation,
+            like=like,
+        )
+
+    def record(self) -> torch.Tensor:
+        """What a kernel's expression is built from again, as integers for a state dict."""
+        rate = Fraction(self.rate)
+        sizes = self.in_channels, self.out_channels, *self.kernel_size, self.groups, int(self.bias)
+        return torch.tensor((*sizes, rate.numerator, rate.denominator))
+
+    @classmethod
+    def from_record(cls, record: torch.Tensor, like: torch.Tensor) -> 'Site':
+        """The place that ``record`` was made of, but for stride, padding and dilation."""
+        m, n, height, width, groups, bias, numerator, denominator = record.tolist()
+        rate = numerator / denominator
+        return cls(m, n, (height, width), rate, groups, bool(bias), like=like.new_empty(0))
+
+    def widen_inputs(self) -> int:
+        """Of the first factor, p = rm, in every group."""
+        return self.groups * widen(self.in_channels // self.groups, self.rate)
+
+    def widen_outputs(self) -> int:
+        """Of the last but one, q = rn, in every group."""
+        return self.groups * widen(self.out_channels // self.groups, self.rate)
+
+    def factor(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel_size: Pair = (1, 1),
+        pads: bool = False,
+        strides: bool = False,
+        bias: bool | None = None,
+        groups: int | None = None,
+    ) -> nn.Module:
+        """A factor, initialised as torch does it.
+
+        Args:
+            inputs: its channels, of all groups together.
+            outputs: its channels, of all groups together.
+            kernel_size: of a linear layer (1, 1).
+            pads: whether it pads for the whole block: its first factor does.
+            strides: whether it has the block's stride: its last factor with taps does.
+            bias: None: where the layer has one.
+            groups: None: the layer's.
+        """
+        bias = self.bias if bias is None else bias
+        how = dict(bias=bias, device=self.like.device, dtype=self.like.dtype)
+        if self.linear:
+            return nn.Linear(inputs, outputs, **how)
+        return nn.Conv2d(
+            inputs,
+            outputs,
+            kernel_size,
+            stride=self.stride if strides else 1,
+            padding=tuple(max(0, p) for p in self.padding) if pads else 0,
+            dilation=self.dilation if tuple(kernel_size) != (1, 1) else 1,
+            groups=self.groups if groups is None else groups,
+            **how,
+        )
+
+    def branch(self, kernel_size: Pair) -> 'Site':
+        """The place of a branch with a smaller kernel, centred in this one; it has no bias.
+
+        Its padding is less by the taps that it lacks. Below none the image is cropped (``Sum``).
+        """
+        padding = tuple(
+            p - d * ((k - small) // 2)
+            for p, d, k, small in zip(
+                self.padding, self.dilation, self.kernel_size, kernel_size, strict=True
+            )
+        )
+        return replace(self, kernel_size=tuple(kernel_size), padding=padding, bias=False)
+
+    def conv(self, bias: bool = False) -> nn.Conv2d:
+        """A factor that is the whole of this place."""
+        return self.factor(
+            self.in_channels, self.out_channels, self.kernel_size, True, True, bias=bias
+        )
+
+    def not_odd(self) -> str:
+        """Why smaller kernels cannot be centred in this one; empty where they can."""
+        height, width = self.kernel_size
+        if height == width == 1:
+            return 'its kernel is 1x1'
+        if height % 2 == 0 or width % 2 == 0:
+            return f'its kernel is even ({height}x{width})'
+        return ''
+
+
+def pads_apart(conv: nn.Conv2d) -> bool:
+    """Whether a convolution pads as no factor can: once, before the first one."""
+    return conv.padding_mode != 'zeros' or isinstance(conv.padding, str)
