@@ -4,6 +4,7 @@ from importlib.util import find_spec
 
 from mmengine.registry import HOOKS, MODELS
 
+from .. import models  # noqa: F401
 from .builders import ExpandBackbone, ExpandModel
 from .hooks import ContractHook, ExpandHook
 from .runtime import allow_mmengine_checkpoints
@@ -16,9 +17,6 @@ if find_spec('mmcv'):
     # What conv_cfg=None and mmcv.cnn.Linear build: nn's own forward but for empty batches on old
     # torch versions.
     PLAIN_LAYERS.update((Conv2d, Linear))
-
-if find_spec('mmdet'):
-    from .. import models  # noqa: F401
 
 MODELS.register_module(name='ExpandBackbone', module=ExpandBackbone)
 MODELS.register_module(name='ExpandModel', module=ExpandModel)

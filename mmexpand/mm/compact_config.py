@@ -10,7 +10,7 @@ from .runtime import CPU_WRAPPER
 
 HOOKS = ('ExpandHook', 'ContractHook')
 BUILDERS = {'ExpandBackbone': 'backbone', 'ExpandModel': 'model'}
-NETWORKS = ('YOLOLite', 'YOLOV2Head')
+NETWORKS = ('YOLOLite', 'YOLOV2Head', 'SmallNet')
 """What stock OpenMMLab lacks: a compact config that names one of these still imports mmexpand."""
 
 

@@ -1,6 +1,14 @@
-"""Compact networks that the OpenMMLab stack lacks, registered as mmdet models."""
+"""Compact networks that the OpenMMLab stack lacks: a classifier, and a detector for mmdet."""
 
-from .yolo_lite import YOLOLite
-from .yolov2_head import YOLOV2Head
+from importlib.util import find_spec
 
-__all__ = ['YOLOLite', 'YOLOV2Head']
+from .cifar import CIFARDataPreprocessor, TopAccuracy, ZippedImages
+from .smallnet import SmallNet
+
+__all__ = ['CIFARDataPreprocessor', 'SmallNet', 'TopAccuracy', 'ZippedImages']
+
+if find_spec('mmdet'):
+    from .yolo_lite import YOLOLite
+    from .yolov2_head import YOLOV2Head
+
+    __all__ += ['YOLOLite', 'YOLOV2Head']

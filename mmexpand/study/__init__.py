@@ -1,0 +1,6 @@
+"""Studies: arms trained at their own best learning rate, over seeds, and compared."""
+
+from .schedule import run_study
+from .spec import Arm, Run, Study, load_study
+
+__all__ = ['Arm', 'Run', 'Study', 'load_study', 'run_study', 'write_report']
