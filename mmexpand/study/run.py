@@ -60,7 +60,7 @@ class RecordHook(Hook):
         if (runner.iter + 1) % self._every == 0:
             self.record['loss'].append([runner.iter + 1, round(self._sum / self._every, 5)])
             self._sum = 0.0
-        runner.message_hub.runtime_info['study'] = self.record
+        runner.message_hub.update_info('study', self.record)
 
     def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
         """Note a validation at its own step."""
