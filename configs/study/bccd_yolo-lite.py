@@ -1,0 +1,34 @@
+# Which blocks help a detector without norms? YOLO-LITE on BCCD.
+baseline = 'compact'
+metric = 'pascal_voc/mAP'
+lrs = [0.002, 0.005, 0.01, 0.02]
+seeds = [0, 1, 2, 3, 4]
+tune_seeds = [0]
+results_dir = '../../resources/studies/bccd_yolo-lite'
+jobs = 2
+channels_last = True
+
+config = '../yolo_lite/yolo-lite_1xb8-2000iters_bccd-160x160.py'
+root = '../shared/data/bccd-voc/'
+data = {f'{split}_dataloader.dataset.data_root': root for split in ('train', 'val', 'test')}
+
+
+def arm(**fields):
+    hooks = [
+        dict(type='NumClassCheckHook'),
+        dict(type='ExpandHook', include='backbone', **fields),
+    ]
+    return dict(config=config, cfg_options=dict(data, custom_hooks=hooks))
+
+
+arms = dict(
+    compact=dict(config=config, cfg_options=data),
+    repvgg=arm(method='repvgg'),
+    orepa=arm(method='orepa', init='preserve'),
+    rep=arm(method='rep', init='preserve'),
+    do=arm(method='do', init='preserve'),
+    cl_shortcut=arm(method='cl', rate=4, init='preserve', shortcut=True),
+    cl_preserve=arm(method='cl', rate=4, init='preserve'),
+    cl=arm(method='cl', rate=4),
+    dbb=arm(method='dbb'),
+)

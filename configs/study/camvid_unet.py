@@ -1,0 +1,35 @@
+# Which blocks help a small U-Net with batch norms? CamVid, quarter images.
+baseline = 'compact'
+metric = 'mIoU'
+lrs = [0.03, 0.1, 0.2, 0.4]
+seeds = [0, 1, 2, 3, 4]
+tune_seeds = [0]
+results_dir = '../../resources/studies/camvid_unet'
+jobs = 2
+channels_last = True
+
+config = '../unet/unet-s4-d8_fcn_1xb8-1500iters_camvid-96x128.py'
+root = '../shared/data/camvid-cityscapes/'
+data = {f'{split}_dataloader.dataset.data_root': root for split in ('train', 'val', 'test')}
+
+
+def arm(**fields):
+    # The paper expands the encoder; here every 3x3 of the network is, the head's too.
+    hook = dict(type='ExpandHook', include=[r're:backbone\..*conv$', 'decode_head.convs'], **fields)
+    imports = dict(imports=['mmexpand'], allow_failed_imports=False)
+    options = dict(data, custom_hooks=[hook], custom_imports=imports)
+    return dict(config=config, cfg_options=options)
+
+
+arms = dict(
+    compact=dict(config=config, cfg_options=data),
+    repvgg=arm(method='repvgg'),
+    orepa=arm(method='orepa'),
+    rep=arm(method='rep'),
+    do=arm(method='do', init='preserve'),
+    cl_shortcut=arm(method='cl', rate=4, init='preserve', shortcut=True),
+    cl=arm(method='cl', rate=4),
+    cl_preserve=arm(method='cl', rate=4, init='preserve'),
+    acnet=arm(method='acnet'),
+    dbb=arm(method='dbb'),
+)
