@@ -14,6 +14,7 @@ from .blocks import BLOCKS
 from .expression import (
     Chain,
     Norm,
+    Probe,
     Shape,
     apply_macs,
     as_kernel,
@@ -73,6 +74,7 @@ class ExpandedLayer(nn.Module):
         if not self._is_chain:
             # A state dict alone is to say what it is the expression of.
             expression.register_buffer(SITE_KEY, site.record().to(site.like.device))
+        self.site = site
         self.is_linear = not any(isinstance(module, Norm) for module in self.modules())
         self._has_bias = site.bias
         # The layer without its parameters, in a tuple so that it is no submodule: contraction
@@ -92,8 +94,11 @@ class ExpandedLayer(nn.Module):
         """Apply the layer: the same shapes in and out as the layer it stands for.
 
         In eval mode the folded kernel is applied whatever ``forward`` says: the compact
-        computation. In training mode a block with norms in its branches is run layer by layer.
+        computation. In training mode a block with norms in its branches is run layer by layer;
+        'folded', its norms take their statistics from a part of the pixels.
         """
+        if self.training and not self.is_linear and self.forward_order == 'folded':
+            return self._apply_measured(x)
         if self.training and (self.forward_order == 'layerwise' or not self.is_linear):
             return self.forward_layerwise(x)
         if not self.training or self.forward_order == 'folded' or self.leaf is not None:
@@ -187,6 +192,10 @@ class ExpandedLayer(nn.Module):
         """Apply an expression that is no chain, layer by layer."""
         raise NotImplementedError
 
+    def _apply_measured(self, x: Tensor) -> Tensor:
+        """Apply the kernel that an expression with norms folds to by this batch's statistics."""
+        raise NotImplementedError
+
     def _apply_segments(self, x: Tensor, segments: Segments) -> Tensor:
         for segment in segments:
             affine = self.kernel_for_forward(self.fold(segment))
@@ -218,7 +227,7 @@ class ExpandedLayer(nn.Module):
         """A parameter: of the device and dtype of all."""
         return next(self.expression.parameters())
 
-    def fold(self, segment: tuple[int, int] | None = None) -> Affine:
+    def fold(self, segment: tuple[int, int] | None = None, probe: Probe | None = None) -> Affine:
         """The whole kernel and bias, 4-dimensional; or the product of a range of a chain's factors.
 
         Computed in float32 at least, and outside autocast: a product of rounded factors drifts.
@@ -232,7 +241,7 @@ class ExpandedLayer(nn.Module):
         wide = torch.promote_types(like.dtype, torch.float32)
         with torch.autocast(like.device.type, enabled=False):
             if segment is None:
-                affine = nodes.fold(wide)
+                affine = nodes.fold(wide, probe)
             else:
                 affine = fold([fold_node(node, wide) for node in nodes], self.groups)
         return _cast(affine, like.dtype)
