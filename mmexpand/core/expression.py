@@ -6,7 +6,6 @@ folds (``fold``), how it is applied layer by layer (``forward``), what that cost
 ``nn.Conv2d`` and ``nn.Linear``, so that a framework's initialisation and its options reach them.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from itertools import chain
 
@@ -24,6 +23,9 @@ Solve = Callable[[Tensor, list[Tensor], int], list[Tensor]]
 """Finds factors with a given product: kernel, present factors, groups -> factors in float64."""
 
 
+STEPS = (5, 3)
+"""Pixels of an axis, of which one is taken; the first that leaves ``SAMPLES``."""
+
 SAMPLES = 256
 """Output pixels, of all images together, that a norm's statistics are taken from at least."""
 
@@ -32,7 +34,8 @@ class Probe:
     """A batch, thinned out, on which norms in branches measure their statistics.
 
     Statistics need only a part of the pixels: every ``step``-th of an axis, so few that branches
-    applied to them cost next to nothing. Their gradient reaches the kernels, not the batch.
+    applied to them cost next to nothing. The step is odd: pooling and upsampling make even and odd
+    pixels differ. Gradients of the statistics reach the kernels, not the batch.
 
     Args:
         x: the batch ``(N, m, H, W)``, padded where the layer does it apart.
@@ -43,17 +46,17 @@ class Probe:
         self._x, self._site = x.detach(), site
         size = output_size(x.shape[2:], site.kernel_size, site.stride, site.padding, site.dilation)
         pixels = len(x) * size[0] * size[1]
-        self._step = max(1, min(4, math.isqrt(pixels // SAMPLES)))
+        self._step = next((s for s in STEPS if pixels >= SAMPLES * s * s), 1)
 
-    def statistics(self, kernel: Tensor) -> tuple[Tensor, Tensor]:
-        """Variance and mean ``(out,)`` of what a kernel, centred in the layer's, gives."""
+    def outputs(self, kernel: Tensor) -> Tensor:
+        """What a kernel, centred in the layer's, gives: ``(N, out, h, w)`` in its dtype."""
         place = self._site.branch(kernel.shape[2:])
         y, z = (max(0, -p) for p in place.padding)
         x = self._x[..., y : self._x.shape[-2] - y, z : self._x.shape[-1] - z]
         stride = tuple(step * self._step for step in place.stride)
         padding = tuple(max(0, p) for p in place.padding)
         y = F.conv2d(x, kernel.to(x.dtype), None, stride, padding, place.dilation, place.groups)
-        return torch.var_mean(y.to(kernel.dtype), (0, 2, 3), correction=0)
+        return y.to(kernel.dtype)
 
 
 class Node(nn.Module):
@@ -575,20 +578,28 @@ class Norm(Node):
 
     def fold(self, dtype: torch.dtype, probe: Probe | None = None) -> Affine:
         """Kernel and bias in eval mode by the running statistics, or by those of a probe."""
-        weight, _ = fold_node(self.node, dtype, probe)
+        weight, bias = fold_node(self.node, dtype, probe)
         if probe is None:
             scale, mean = self._scale(dtype), self.norm.running_mean.to(dtype)
         else:
-            scale, mean = self._measure(weight, probe)
+            scale, mean = self._measure(weight, bias, probe)
         weight = weight * per_channel(scale, weight)
-        return weight, self.norm.bias.to(dtype) - mean * scale if self.shifts else None
+        if not self.shifts:
+            return weight, None
+        centre = -mean if bias is None else bias - mean
+        return weight, self.norm.bias.to(dtype) + centre * scale
 
-    def _measure(self, weight: Tensor, probe: Probe) -> tuple[Tensor, Tensor]:
-        variance, mean = probe.statistics(weight)
+    def _measure(self, weight: Tensor, bias: Tensor | None, probe: Probe) -> tuple[Tensor, Tensor]:
+        outputs = probe.outputs(weight)
+        variance, mean = torch.var_mean(outputs, (0, 2, 3), correction=0)
+        mean = mean if bias is None else mean + bias
         with torch.no_grad():
-            momentum = self.norm.momentum
-            self.norm.running_var.lerp_(variance.to(self.norm.running_var), momentum)
-            self.norm.running_mean.lerp_(mean.to(self.norm.running_mean), momentum)
+            # The same as F.batch_norm: the running variance is the unbiased one.
+            samples = outputs.numel() / len(weight)
+            unbiased = variance * samples / max(1, samples - 1)
+            momentum, norm = self.norm.momentum, self.norm
+            norm.running_var.lerp_(unbiased.to(norm.running_var), momentum)
+            norm.running_mean.lerp_(mean.to(norm.running_mean), momentum)
         return self.norm.weight.to(weight.dtype) * (variance + self.norm.eps).rsqrt(), mean
 
     def fold_macs(self) -> int:
