@@ -59,6 +59,7 @@ class ExpandedLayer(nn.Module):
         factors: of 'cl', 'ck' and 'fc': the chain, the one applied first in front. The expression
             of any other block is an attribute of the block's name.
         leaf: what the network sees of the kernel where compact-size gradients are on, else None.
+        product_decay: weight decay of the folded kernel, added to its gradient.
     """
 
     def __init__(self, layer: nn.Module, block: str, site: Site, forward: str):
@@ -83,6 +84,7 @@ class ExpandedLayer(nn.Module):
         self._folded: tuple | None = None
         self._last_segments: Segments | None = None
         self.leaf: FoldedLeaf | None = None
+        self.product_decay = 0.0
         self.train(layer.training)
 
     @property
@@ -101,7 +103,8 @@ class ExpandedLayer(nn.Module):
             return self._apply_measured(x)
         if self.training and (self.forward_order == 'layerwise' or not self.is_linear):
             return self.forward_layerwise(x)
-        if not self.training or self.forward_order == 'folded' or self.leaf is not None:
+        folded = self.forward_order == 'folded' or self.leaf is not None or self.product_decay
+        if not self.training or folded:
             return self._apply_folded(x)
         segments = self.segments(x.shape)
         if segments != self._last_segments:
@@ -271,7 +274,11 @@ class ExpandedLayer(nn.Module):
         trained = any(parameter.requires_grad for parameter in self.expression.parameters())
         if not (trained and torch.is_grad_enabled()):
             return self._constant_fold()
-        return self.kernel_for_forward(self.fold())
+        weight, bias = self.kernel_for_forward(self.fold())
+        if self.product_decay and weight.requires_grad:
+            kept = weight.detach()
+            weight.register_hook(lambda gradient: gradient + self.product_decay * kept)
+        return weight, bias
 
     def train(self, mode: bool = True) -> nn.Module:
         """Set the mode, and forget the kept product.

@@ -145,6 +145,33 @@ def leaves(node: nn.Module) -> list[nn.Module]:
     return [module for module in node.modules() if isinstance(module, kinds)]
 
 
+ROLES = ('outer', 'inner', 'scale')
+"""Roles of parameters: of a chain's factors around the one with the layer's taps; of that one, and
+of branches by themselves; and of scales and norms."""
+
+
+def parameter_roles(expression: nn.Module) -> dict[str, str]:
+    """The role of every parameter of an expression, by its name in it."""
+    roles = {}
+    for name, module in expression.named_modules():
+        for key, _ in module.named_parameters(recurse=False):
+            path = f'{name}.{key}'.lstrip('.')
+            roles[path] = 'scale' if isinstance(module, (Scale, nn.BatchNorm2d)) else 'inner'
+    for name, module in expression.named_modules():
+        if isinstance(module, Chain):
+            # The second factor is the one that 'preserve' solves for.
+            prefix = f'{name}.'.lstrip('.')
+            for index in range(len(module)):
+                for path in roles:
+                    if index != 1 and path.startswith(f'{prefix}{index}.'):
+                        roles[path] = 'outer' if roles[path] == 'inner' else roles[path]
+        elif isinstance(module, Separable):
+            for path in roles:
+                if path.startswith(f'{name}.depthwise.'.lstrip('.')):
+                    roles[path] = 'outer'
+    return roles
+
+
 def output_size(
     size: Sequence[int],
     kernel: Sequence[int],

@@ -28,6 +28,7 @@ from .contraction import (
     write_compact_checkpoint,
     write_compact_config,
 )
+from .optim import by_layer
 
 
 class ExpandHook(CheckpointGuardHook):
@@ -111,7 +112,7 @@ def _rebuild_optimizer(runner: Runner) -> None:
             f'{type(runner.optim_wrapper).__name__} is not supported by ExpandHook; use '
             "model=dict(type='ExpandModel', model=..., ...) instead"
         )
-    runner.optim_wrapper = runner.build_optim_wrapper(copy.deepcopy(runner.cfg.optim_wrapper))
+    runner.optim_wrapper = runner.build_optim_wrapper(by_layer(runner.cfg.optim_wrapper))
     runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
     schedulers = runner.cfg.get('param_scheduler')
     if schedulers is not None:
