@@ -2,7 +2,7 @@
 # CIFAR-10, SmallNet; a tenth of the authors' 150 epochs.
 baseline = 'compact'
 metric = 'accuracy'
-lrs = [0.003, 0.01, 0.03, 0.1]
+lrs = [0.003, 0.01, 0.03, 0.1, 0.3]
 seeds = [0, 1, 2, 3, 4]
 tune_seeds = [0]
 results_dir = '../../resources/studies/cifar10_smallnet'

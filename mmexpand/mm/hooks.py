@@ -3,11 +3,14 @@
 import copy
 import gc
 import logging
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from mmengine.dist import barrier, broadcast_object_list, is_main_process
+from mmengine.config import Config
+from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import CheckpointHook, EMAHook
 from mmengine.model import MMSeparateDistributedDataParallel, is_model_wrapper
 from mmengine.optim import OptimWrapper
@@ -15,19 +18,24 @@ from mmengine.runner import FlexibleRunner, Runner
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..surgery import ExpandConfig, is_expanded
-from ..surgery.checkpoint import get_state_dict, load_checkpoint
+from ..surgery import ExpandConfig, copy_model, is_expanded
+from ..surgery.checkpoint import load_checkpoint, load_weights
 from ..surgery.distributed import can_reduce_compact, reduce_compact
 from .builders import expand_built
 from .checkpoints import CheckpointGuardHook, is_training, match_checkpoint, unwrap
 from .contraction import (
+    Contraction,
+    ContractionError,
     check_writable,
     contract_and_check,
     log,
+    rehearse,
     report_lines,
+    together,
     write_compact_checkpoint,
     write_compact_config,
 )
+from .models import build_compact_model
 from .optim import by_layer
 
 
@@ -129,22 +137,33 @@ class ContractHook(CheckpointGuardHook):
     Args:
         compact_gradients: as for ExpandHook, for a model that ExpandModel or ExpandBackbone has
             expanded.
+        evaluate_expanded: whether to evaluate the expanded network as well as the compact one.
     """
 
     priority = 'LOWEST'
 
-    def __init__(self, compact_gradients: bool = True):
+    def __init__(self, compact_gradients: bool = True, evaluate_expanded: bool = False):
         self.compact_gradients = compact_gradients
+        self.evaluate_expanded = evaluate_expanded
 
     def before_run(self, runner: Runner) -> None:
-        """Wrap a model that a builder has expanded as ExpandHook would have."""
+        """Treat a model that a builder has expanded as ExpandHook would have."""
         builder = not any(isinstance(hook, ExpandHook) for hook in runner.hooks)
-        expanded = is_expanded(unwrap(runner.model))
-        if builder and expanded and isinstance(runner.model, DistributedDataParallel):
+        if not builder or not is_expanded(unwrap(runner.model)):
+            return
+        if isinstance(runner.model, DistributedDataParallel):
             _rewrap(runner, self.compact_gradients)
+        rebuildable = type(runner) is Runner and isinstance(runner.cfg.get('optim_wrapper'), dict)
+        if is_training(runner) and rebuildable and isinstance(runner.optim_wrapper, OptimWrapper):
+            _rebuild_optimizer(runner)
 
     def before_train(self, runner: Runner) -> None:
-        """Look whether there will be something to contract, and somewhere to write it."""
+        """Look whether there will be something to contract, and rehearse it on one batch.
+
+        Raises:
+            ContractionError: naming what would fail after training.
+            PermissionError: if the work dir cannot be written to.
+        """
         self.expanded = is_expanded(unwrap(runner.model))
         if not self.expanded:
             log(
@@ -152,51 +171,93 @@ class ContractHook(CheckpointGuardHook):
                 'contract; add ExpandHook, or a builder, to the config. Training goes on',
                 logging.WARNING,
             )
-        elif is_main_process():
+            return
+        if is_main_process():
             check_writable(runner.work_dir)
+        try:
+            rehearse(unwrap(runner.model), runner, lambda result: self._rehearse(runner, result))
+        except ContractionError as error:
+            raise ContractionError(
+                f'before the first iteration: contracting this model would fail: {error}. Leave '
+                'the layer out (exclude of ExpandHook), or mend what it names'
+            ) from None
+        log(
+            'ContractHook: rehearsed on one batch: contract, verify, evaluate, write, and load '
+            'in the compact config'
+        )
+
+    def _rehearse(self, runner: Runner, result: Contraction) -> None:
+        """Write and load what there will be to write, in a folder that goes away."""
+        with tempfile.TemporaryDirectory() as directory:
+            path = Path(directory) / 'compact.pth'
+            write_compact_checkpoint(result, path, runner.cfg, self._meta(runner))
+            config = write_compact_config(runner.cfg, Path(directory))
+            build_compact_model(Config.fromfile(config)).load_state_dict(load_weights(path))
+            load_checkpoint(path)
 
     def after_train(self, runner: Runner) -> None:
-        """Contract, verify and evaluate all there is, then write.
+        """Contract, verify, evaluate and write every set of weights, each on its own.
 
         Raises:
-            VerificationError: if a compact model computes something else than the expanded one;
-                nothing is written then.
+            ContractionError: at the end, naming the sets that failed; the others are written.
         """
         if not self.expanded:
             return
-        results = {}
-        for name, model in self._models(runner):
+        failed = {}
+        for name, load in self._weight_sets(runner):
             log(f'ContractHook: contracting and verifying the {name} weights')
-            results[name] = contract_and_check(model, runner)
-        if is_main_process():
-            self._write(runner, results)
-        barrier()
+            try:
+                model = load()
+                result = contract_and_check(model, runner, self.evaluate_expanded)
+                together(partial(self._write, runner, name, result))
+            except ContractionError as error:
+                failed[name] = str(error)
+                log(f'ContractHook: the {name} weights: {error}', logging.ERROR)
+        if failed:
+            reasons = '; '.join(f'{name}: {reason}' for name, reason in failed.items())
+            raise ContractionError(
+                f'compact checkpoints that could not be written to {runner.work_dir}: {reasons}. '
+                "The training's own checkpoints are there; tools/contract.py contracts them"
+            )
 
-    def _models(self, runner: Runner) -> Iterator[tuple[str, nn.Module]]:
+    def _weight_sets(self, runner: Runner) -> Iterator[tuple[str, Callable[[], nn.Module]]]:
+        """Names of the sets of weights there are, each with what gives a model with them."""
         model = unwrap(runner.model)
-        yield 'last', model
+        yield 'last', lambda: model
         for hook in runner.hooks:
             if isinstance(hook, EMAHook):
-                yield 'ema', hook.ema_model.module
+                yield 'ema', lambda hook=hook: hook.ema_model.module
             elif isinstance(hook, CheckpointHook) and hook.save_best:
                 for name, path in _best_checkpoints(hook):
-                    yield name, _loaded_copy(model, path)
+                    found = [Path(path).is_file()]
+                    broadcast_object_list(found)
+                    if found[0]:
+                        yield name, lambda path=path: _loaded_copy(model, path)
+                    else:
+                        log(
+                            f'ContractHook: the {name} checkpoint, {path}, is not there any more; '
+                            f'no compact_{name}.pth is written',
+                            logging.WARNING,
+                        )
 
-    def _write(self, runner: Runner, results: dict) -> None:
-        directory = Path(runner.work_dir)
-        meta = dict(
+    def _write(self, runner: Runner, name: str, result: Contraction) -> None:
+        if not is_main_process():
+            return
+        path = Path(runner.work_dir) / f'compact_{name}.pth'
+        write_compact_checkpoint(result, path, runner.cfg, self._meta(runner))
+        config = write_compact_config(runner.cfg, path.parent)
+        for line in report_lines(path.name, result):
+            log(line)
+        log(f'ContractHook: wrote {path}; compact config {config}')
+
+    def _meta(self, runner: Runner) -> dict:
+        return dict(
             dataset_meta=getattr(runner.train_dataloader.dataset, 'metainfo', {}),
             epoch=runner.epoch,
             iter=runner.iter,
             seed=runner.seed,
             experiment_name=runner.experiment_name,
         )
-        for name, result in results.items():
-            path = directory / f'compact_{name}.pth'
-            write_compact_checkpoint(result, path, runner.cfg, meta)
-            for line in report_lines(path.name, result):
-                log(line)
-        log(f'ContractHook: compact config {write_compact_config(runner.cfg, directory)}')
 
 
 def _best_checkpoints(hook: CheckpointHook) -> list[tuple[str, str]]:
@@ -210,10 +271,15 @@ def _best_checkpoints(hook: CheckpointHook) -> list[tuple[str, str]]:
 
 
 def _loaded_copy(model: nn.Module, path: str) -> nn.Module:
-    # Read once, by the main process: the others may have no access to its disk.
-    content = [get_state_dict(load_checkpoint(path)) if is_main_process() else None]
+    # Read once, by the main process: the others may have no access to its disk. The weights
+    # alone: what else this run has put into its checkpoint is not needed.
+    content = [together(lambda: load_weights(path) if is_main_process() else None)]
     broadcast_object_list(content)
-    model = copy.deepcopy(model)
-    match_checkpoint(model, dict(state_dict=content[0]), training=True, resume=True)
-    model.load_state_dict(content[0])
+    return together(lambda: _with_weights(model, content[0]))
+
+
+def _with_weights(model: nn.Module, state_dict: dict) -> nn.Module:
+    model = copy_model(model)
+    match_checkpoint(model, dict(state_dict=state_dict), training=True, resume=True)
+    model.load_state_dict(state_dict)
     return model

@@ -1,9 +1,10 @@
 """The model of a config without a Runner: compact, or expanded as its hooks and builders say."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.logging import print_log
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
@@ -62,6 +63,28 @@ def tensor_outputs(model: nn.Module, data: dict) -> Any:
     if hasattr(model, 'roi_head'):
         return model.extract_feat(data['inputs'])
     return model(**data, mode='tensor')
+
+
+def raw_forward(data: dict) -> Callable[[nn.Module], Any]:
+    """What to compare of models on this data: raw outputs, or features where there are none.
+
+    Args:
+        data: of the data preprocessor: ``inputs`` and, optionally, ``data_samples``.
+    """
+    said = []
+
+    def forward(model: nn.Module) -> Any:
+        try:
+            return tensor_outputs(model, data)
+        except TypeError as error:
+            # Mask classification, for one: its heads want the data samples in their forward.
+            if not said:
+                said.append(error)
+                name = type(model).__name__
+                print_log(f'{name} has no raw outputs ({error}): features are compared', 'current')
+            return model.extract_feat(data['inputs'])
+
+    return forward
 
 
 def _builder_wishes(node: Any, path: str) -> Iterator[Wish]:

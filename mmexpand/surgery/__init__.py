@@ -2,7 +2,7 @@
 
 from .config import ExpandConfig
 from .plan import LayerPlan, Plan, SkippedLayer, plan
-from .swap import contract, contract_, expand_, is_expanded, named_units
+from .swap import contract, contract_, copy_model, expand_, is_expanded, named_units
 from .verify import Verification, VerificationError, verify
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     'VerificationError',
     'contract',
     'contract_',
+    'copy_model',
     'expand_',
     'is_expanded',
     'named_units',
