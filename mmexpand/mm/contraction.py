@@ -26,7 +26,7 @@ from ..surgery.verify import ALONE, IN_STEP
 from ..version import __version__
 from .checkpoints import describe_units
 from .compact_config import make_compact_config
-from .models import raw_forward
+from .models import input_channels, raw_forward
 
 CONFIG_NAME = 'compact_config.py'
 
@@ -160,7 +160,8 @@ def contract_without_data(expanded: nn.Module, height: int, width: int) -> Contr
         VerificationError: if the compact model computes something else.
     """
     compact = contract(expanded)
-    data = dict(inputs=torch.randn(2, 3, height, width, device=next(compact.parameters()).device))
+    shape = (2, input_channels(compact), height, width)
+    data = dict(inputs=torch.randn(shape, device=next(compact.parameters()).device))
     verification = verify(expanded, compact, raw_forward(data))
     return Contraction(compact, describe_units(expanded), verification)
 
@@ -291,8 +292,12 @@ def write_compact_config(cfg: Config, directory: Path) -> Path:
     return path
 
 
-def check_writable(directory: str | os.PathLike) -> None:
+def check_writable(directory: str | os.PathLike, option: str = '--work-dir') -> None:
     """Refuse a folder that cannot be written to, before any work is lost.
+
+    Args:
+        directory: it is made where it is missing.
+        option: what names another one.
 
     Raises:
         PermissionError: naming the folder.
@@ -303,8 +308,7 @@ def check_writable(directory: str | os.PathLike) -> None:
             pass
     except OSError as error:
         raise PermissionError(
-            f'cannot write to the work dir {directory} ({error.strerror}); name another one with '
-            '--work-dir'
+            f'cannot write to {directory} ({error.strerror}); name another folder with {option}'
         ) from error
 
 

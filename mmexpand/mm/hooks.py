@@ -36,14 +36,15 @@ from .contraction import (
     write_compact_config,
 )
 from .models import build_compact_model
-from .optim import by_layer
+from .optim import by_layer, stand_ins
 
 
 class ExpandHook(CheckpointGuardHook):
     """Expands the model before training, validation or test.
 
     The Runner has built the wrapper, the optimizer and the schedulers by then: those that hold
-    parameters are built again from its config. It runs before EMAHook copies the model.
+    parameters are built again from its config; of a Runner that was built from keyword arguments,
+    the optimizer is given the factors. It runs before EMAHook copies the model.
 
     Args:
         compact_gradients: whether DDP reduces the gradients of folded kernels, which are of the
@@ -68,6 +69,7 @@ class ExpandHook(CheckpointGuardHook):
         _check_rebuildable(runner)
         model = unwrap(runner.model)
         params = sum(p.numel() for p in model.parameters())
+        names = {id(p): name for name, p in model.named_parameters()}
         # Without training the weights come from a checkpoint: none is to be initialised (or
         # fetched, where init_cfg says Pretrained) just to be preserved.
         cfg = self.cfg if is_training(runner) else replace(self.cfg, init='default')
@@ -84,7 +86,7 @@ class ExpandHook(CheckpointGuardHook):
         if isinstance(runner.model, DistributedDataParallel):
             _rewrap(runner, self.compact_gradients)
         if is_training(runner):
-            _rebuild_optimizer(runner)
+            _rebuild_optimizer(runner, names)
 
 
 def _rewrap(runner: Runner, compact_gradients: bool) -> None:
@@ -110,16 +112,20 @@ def _check_rebuildable(runner: Runner) -> None:
     separate = isinstance(model, MMSeparateDistributedDataParallel)
     if is_model_wrapper(model) and (separate or not isinstance(model, DistributedDataParallel)):
         raise RuntimeError(f'{type(model).__name__} cannot be rebuilt: {instead}')
-    if is_training(runner) and not isinstance(runner.cfg.get('optim_wrapper'), dict):
-        raise RuntimeError(f'the optimizer was not built from a config: {instead}')
 
 
-def _rebuild_optimizer(runner: Runner) -> None:
+def _rebuild_optimizer(runner: Runner, names: dict[int, str] | None = None) -> None:
     if not isinstance(runner.optim_wrapper, OptimWrapper):
         raise RuntimeError(
             f'{type(runner.optim_wrapper).__name__} is not supported by ExpandHook; use '
             "model=dict(type='ExpandModel', model=..., ...) instead"
         )
+    if not isinstance(runner.cfg.get('optim_wrapper'), dict):
+        parts = stand_ins(unwrap(runner.model))
+        for group in runner.optim_wrapper.optimizer.param_groups:
+            held = [parts[names[id(parameter)]] for parameter in group['params']]
+            group['params'] = [part.parameter for some in held for part in some]
+        return
     runner.optim_wrapper = runner.build_optim_wrapper(by_layer(runner.cfg.optim_wrapper))
     runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
     schedulers = runner.cfg.get('param_scheduler')
@@ -191,8 +197,9 @@ class ContractHook(CheckpointGuardHook):
         with tempfile.TemporaryDirectory() as directory:
             path = Path(directory) / 'compact.pth'
             write_compact_checkpoint(result, path, runner.cfg, self._meta(runner))
-            config = write_compact_config(runner.cfg, Path(directory))
-            build_compact_model(Config.fromfile(config)).load_state_dict(load_weights(path))
+            config = _write_config(runner, Path(directory))
+            if config:
+                build_compact_model(Config.fromfile(config)).load_state_dict(load_weights(path))
             load_checkpoint(path)
 
     def after_train(self, runner: Runner) -> None:
@@ -245,10 +252,10 @@ class ContractHook(CheckpointGuardHook):
             return
         path = Path(runner.work_dir) / f'compact_{name}.pth'
         write_compact_checkpoint(result, path, runner.cfg, self._meta(runner))
-        config = write_compact_config(runner.cfg, path.parent)
+        config = _write_config(runner, path.parent)
         for line in report_lines(path.name, result):
             log(line)
-        log(f'ContractHook: wrote {path}; compact config {config}')
+        log(f'ContractHook: wrote {path}; compact config {config or "none: the Runner has none"}')
 
     def _meta(self, runner: Runner) -> dict:
         return dict(
@@ -258,6 +265,11 @@ class ContractHook(CheckpointGuardHook):
             seed=runner.seed,
             experiment_name=runner.experiment_name,
         )
+
+
+def _write_config(runner: Runner, directory: Path) -> Path | None:
+    # A Runner built from keyword arguments alone does not know what its model was built from.
+    return write_compact_config(runner.cfg, directory) if 'model' in runner.cfg else None
 
 
 def _best_checkpoints(hook: CheckpointHook) -> list[tuple[str, str]]:
