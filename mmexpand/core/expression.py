@@ -362,7 +362,7 @@ class Scale(Node):
     def __init__(self, node: nn.Module, start: float):
         super().__init__()
         self.node = node
-        out, like = shape_of(node)[0], next(node.parameters(), torch.empty(0))
+        out, like = shape_of(node)[0], next(chain(node.parameters(), node.buffers()))
         self.scale = nn.Parameter(torch.full((out,), start, device=like.device, dtype=like.dtype))
 
     def forward(self, x: Tensor) -> Tensor:

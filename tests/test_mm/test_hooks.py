@@ -15,12 +15,20 @@ from mmexpand import ExpandedConv2d
 from mmexpand.mm import builders
 from mmexpand.mm.checkpoints import match_checkpoint
 from mmexpand.mm.hooks import ExpandHook
+from mmexpand.mm.models import build_compact_model
 from mmexpand.surgery import VerificationError, named_units
-from mmexpand.surgery.checkpoint import META_KEY, CheckpointError, load_checkpoint
+from mmexpand.surgery.checkpoint import (
+    META_KEY,
+    CheckpointError,
+    contract_state_dict,
+    load_checkpoint,
+)
 
 ENCODER = ('0.0.convs.0', '1.1.convs.0', '1.1.convs.1')
 UNITS = [f'backbone.encoder.{name}.conv' for name in ENCODER]
 EMA = dict(type='EMAHook', momentum=0.1)
+BLOCKS = [dict(method=name) for name in ('orepa', 'do', 'ac', 'rep', 'acnet', 'repvgg', 'dbb')]
+BLOCKS += [dict(shortcut=True), dict(method='repvgg', forward='folded')]
 
 
 def train(cfg) -> Runner:
@@ -267,6 +275,25 @@ def test_a_test_run_initialises_nothing(seg_cfg, monkeypatch):
     tested.test()
     for name, value in trained.model.state_dict().items():
         assert torch.equal(tested.model.state_dict()[name], value)
+
+
+@pytest.mark.parametrize('how', BLOCKS, ids=str)
+def test_every_block_from_a_config(seg_cfg, how):
+    """By the hook and by the builder; what is written loads strictly and is compact."""
+    hooked = seg_cfg(custom_hooks=hooks(**how))
+    built = seg_cfg(custom_hooks=[dict(type='ContractHook')], work_dir=hooked.work_dir + '2')
+    built.model = dict(
+        type='ExpandModel', model=built.model, include='backbone.encoder', rate=2, **how
+    )
+    for cfg in (hooked, built):
+        runner = train(cfg)
+        assert list(named_units(runner.model)) == UNITS
+        compact = build_compact_model(cfg)
+        compact.load_state_dict(weights(f'{cfg.work_dir}/compact_last.pth'))
+        # Without a model, from the checkpoint alone.
+        expanded = load_checkpoint(f'{cfg.work_dir}/iter_4.pth')['state_dict']
+        for name, value in contract_state_dict(expanded).items():
+            torch.testing.assert_close(value, compact.state_dict()[name])
 
 
 @pytest.mark.parametrize('type_', ['ExpandModel', 'ExpandBackbone'])
