@@ -1,6 +1,7 @@
 """Contract an expanded checkpoint into a verified compact checkpoint and config."""
 
 import argparse
+from importlib.util import find_spec
 from pathlib import Path
 
 from mmexpand.mm.checkpoints import match_checkpoint, unwrap
@@ -27,6 +28,7 @@ from mmexpand.surgery.checkpoint import (
     get_state_dict,
     is_expanded_state_dict,
     load_checkpoint,
+    save_safetensors,
 )
 
 
@@ -77,9 +79,13 @@ def main(args: argparse.Namespace) -> None:
     meta = checkpoint.get('meta', {})
     kept = {key: meta[key] for key in ('dataset_meta', 'epoch', 'iter', 'seed') if key in meta}
     write_compact_checkpoint(result, path, cfg, kept)
-    config = write_compact_config(cfg, path.parent)
+    written = [path, write_compact_config(cfg, path.parent)]
+    if find_spec('safetensors'):
+        written.append(path.with_suffix('.safetensors'))
+        meta = load_checkpoint(path)['meta']
+        save_safetensors(result.compact.state_dict(), written[-1], meta)
     print('\n'.join(report_lines(path.name, result)))
-    print(f'wrote {path} and {config}')
+    print(f'wrote {", ".join(map(str, written))}')
 
 
 if __name__ == '__main__':

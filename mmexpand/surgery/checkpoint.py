@@ -215,6 +215,7 @@ def save_safetensors(
         for key, value in state_dict.items()
     }
     texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
+    texts['format'] = 'pt'  # What other readers look for.
     with _whole(path) as temporary:
         save_file(tensors, temporary, texts)
 
