@@ -39,6 +39,7 @@ def trained(tmp_path_factory, street):
     config = root / 'small.py'
     cfg = small_config(street, root / 'work_dir')
     cfg.model.backbone.norm_cfg.type = 'SyncBN'
+    cfg.sync_bn = 'torch'
     cfg.dump(config)
     ENV['PORT'] = str(get_free_port())
     output = call('bash', TOOLS / 'dist_train.sh', config, 2)
