@@ -335,25 +335,53 @@ class ExpandedLayer(nn.Module):
             layer.bias = nn.Parameter(bias.to(dtype), trained['bias'])
         return layer.train(self.training)
 
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
-        """Load factors, or factorise where the state dict holds the compact layer."""
-        weight = state_dict.pop(prefix + 'weight', None)
-        if weight is not None:
-            bias = state_dict.pop(prefix + 'bias', None)
-            self._load_compact(weight, bias, prefix.rstrip('.'))
-            for name, value in self.state_dict(prefix=prefix).items():
-                state_dict[name] = value
-        super()._load_from_state_dict(state_dict, prefix, *args)
+    def _load_from_state_dict(
+        self,
+        state_dict: dict,
+        prefix: str,
+        local_metadata: dict,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Load factors; where they are of another block or rate, factorise the compact weight.
 
-    def _load_compact(self, weight: Tensor, bias: Tensor | None, name: str) -> None:
-        expected = tuple(self._layer_weight_shape)
-        if tuple(weight.shape) != expected or (bias is not None) != self._has_bias:
-            with_bias = 'with' if self._has_bias else 'without'
-            raise ValueError(
-                f'{name}: the checkpoint holds a weight of shape {tuple(weight.shape)} '
-                f'{"without" if bias is None else "with"} bias, the layer has {expected} '
-                f'{with_bias} bias; the checkpoint is of another network'
-            )
+        An expanded checkpoint holds both. A layer of another shape is left as it is and reported,
+        as torch does with any.
+
+        Raises:
+            ValueError: if the rate or block makes it impossible.
+        """
+        weight, bias = (state_dict.pop(prefix + kind, None) for kind in ('weight', 'bias'))
+        mine = self.state_dict(prefix=prefix)
+        held = {key: tuple(value.shape) for key, value in state_dict.items()}
+        fits = held == {key: tuple(value.shape) for key, value in mine.items()}
+        if not fits and (held or weight is not None):
+            shape = None if weight is None else tuple(weight.shape)
+            own = tuple(self._layer_weight_shape)
+            if shape == own and (bias is not None) == self._has_bias:
+                self._set_loaded_weight(weight, bias, prefix.rstrip('.'))
+            else:
+                found = 'factors of other shapes' if shape is None else f'a weight of shape {shape}'
+                found += '' if shape is None else f' with{"out" * (bias is None)} bias'
+                error_msgs.append(
+                    f'size mismatch for {prefix}weight: the checkpoint holds {found}, the layer '
+                    f'has {own} with{"out" * (not self._has_bias)} bias'
+                )
+            state_dict.clear()
+            state_dict.update(self.state_dict(prefix=prefix))
+        super()._load_from_state_dict(
+            state_dict,
+            prefix,
+            local_metadata,
+            strict,
+            missing_keys,
+            unexpected_keys,
+            error_msgs,
+        )
+
+    def _set_loaded_weight(self, weight: Tensor, bias: Tensor | None, name: str) -> None:
         try:
             self.set_weight(weight, bias)
         except ValueError as error:

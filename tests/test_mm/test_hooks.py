@@ -9,6 +9,7 @@ import torch
 from mmengine.hooks import EMAHook
 from mmengine.registry import MODELS
 from mmengine.runner import FlexibleRunner, Runner
+from mmseg.apis import init_model
 
 import mmexpand
 from mmexpand import ExpandedConv2d
@@ -183,7 +184,7 @@ def test_load_from_a_compact_checkpoint(seg_cfg):
     [
         ('compact_last.pth', dict(resume=True), 'cannot be resumed'),
         ('iter_4.pth', dict(resume=True, custom_hooks=[dict(type='ContractHook')]), 'ExpandHook'),
-        ('iter_4.pth', dict(custom_hooks=hooks(rate=3)), 'method, rate and include'),
+        ('iter_4.pth', dict(resume=True, custom_hooks=hooks(rate=3)), 'method, rate and include'),
     ],
 )
 def test_the_wrong_kind_is_refused(seg_cfg, checkpoint, changes, words):
@@ -192,6 +193,70 @@ def test_the_wrong_kind_is_refused(seg_cfg, checkpoint, changes, words):
     path = f'{cfg.work_dir}/{checkpoint}'
     with pytest.raises(CheckpointError, match=words):
         train(seg_cfg(load_from=path, work_dir=cfg.work_dir + '2', **changes))
+
+
+@pytest.mark.parametrize('how', [dict(rate=3), dict(method='orepa')], ids=str)
+def test_an_expanded_checkpoint_starts_one_of_another_rate_or_block(seg_cfg, how):
+    cfg = seg_cfg()
+    expected = mmexpand.contract(train(cfg).model).state_dict()
+    runner = train(
+        seg_cfg(
+            **{
+                'load_from': f'{cfg.work_dir}/iter_4.pth',
+                'custom_hooks': hooks(**how),
+                'train_cfg.max_iters': 0,
+            },
+            work_dir=cfg.work_dir + '2',
+        )
+    )
+    for name, value in mmexpand.contract(runner.model).state_dict().items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-6)
+
+
+def test_stock_loads_an_expanded_checkpoint_as_the_compact_network(seg_cfg):
+    """By the APIs that know no hooks: with the expanded config, and as Pretrained weights."""
+    cfg = seg_cfg(custom_hooks=hooks(EMA))
+    runner = train(cfg)
+    path = f'{cfg.work_dir}/iter_4.pth'
+    saved = load_checkpoint(path)['state_dict']
+    ema = next(hook for hook in runner.hooks if isinstance(hook, EMAHook))
+    expected = mmexpand.contract(ema.ema_model.module).state_dict()
+    config = Path(cfg.work_dir) / 'expanded_config.py'
+    cfg.dump(config)
+    loaded = init_model(str(config), path, device='cpu').state_dict()
+    pretrained = dict(type='Pretrained', checkpoint=path, prefix='backbone.')
+    backbone = MODELS.build(dict(cfg.model.backbone, init_cfg=pretrained, _scope_='mmseg'))
+    backbone.init_weights()
+    random = torch.Generator().manual_seed(0)
+    for name in UNITS:
+        key = f'{name}.weight'
+        assert key in saved
+        assert not torch.equal(loaded[key], torch.randn(loaded[key].shape, generator=random))
+        torch.testing.assert_close(loaded[key], expected[key], rtol=1e-5, atol=1e-7)
+        inside = backbone.state_dict()[key.removeprefix('backbone.')]
+        torch.testing.assert_close(inside, expected[key], rtol=1e-5, atol=1e-7)
+
+
+def test_module_prefixes_and_other_classes_load_as_in_stock(seg_cfg, tmp_path):
+    cfg = seg_cfg()
+    runner = train(cfg)
+    expected = mmexpand.contract(runner.model).state_dict()
+    state = load_checkpoint(f'{cfg.work_dir}/iter_4.pth')['state_dict']
+    prefixed = {f'module.{key}': value for key, value in state.items()}
+    torch.save(dict(state_dict=prefixed, meta={}), tmp_path / 'prefixed.pth')
+    changes = {
+        'load_from': str(tmp_path / 'prefixed.pth'),
+        'train_cfg.max_iters': 0,
+        'custom_hooks': hooks(include=['backbone.encoder', 'decode_head.convs']),
+        'model.backbone.base_channels': 4,
+        'model.decode_head.channels': 6,
+    }
+    other = train(seg_cfg(**changes, work_dir=cfg.work_dir + '2')).model
+    found = mmexpand.contract(other).state_dict()
+    torch.testing.assert_close(
+        found[f'{UNITS[0]}.weight'], expected[f'{UNITS[0]}.weight'], rtol=1e-4, atol=1e-6
+    )
+    assert found['decode_head.convs.0.conv.weight'].shape[0] == 6
 
 
 def test_an_expanded_checkpoint_starts_a_compact_model(seg_cfg):
