@@ -3,20 +3,26 @@
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..core.units import ExpandedLinear
+from .selections import Selections
 from .swap import Unit, named_units
 
 Forward = Callable[[nn.Module], Any]
 """Runs a model on the input; returns tensors in any nesting of lists, tuples and dicts."""
 
+IN_MODEL = 'in the model'
+ON_CAPTURED = 'on captured input'
+ON_RANDOM = 'on random input'
+
 
 class VerificationError(RuntimeError):
-    """Two models that should compute the same do not; the message names the worst layer."""
+    """Two models that should compute the same do not; the message names the layers."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +30,15 @@ class Verification:
     """Largest errors, each relative to the largest magnitude of the output it is found in.
 
     Attributes:
-        layers: of every unit against the layer it became, on the input it has in the model.
+        layers: of every unit against the layer it became, on the same input.
         output: of the models' outputs.
+        how: what input each layer was verified on: 'in the model', which is the forward pass
+            whose outputs are compared; 'on captured input', of another step; 'on random input'.
     """
 
     layers: dict[str, float]
     output: float
+    how: dict[str, str]
 
     @property
     def worst_layer(self) -> str:
@@ -48,17 +57,27 @@ TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.1, tor
 
 @torch.no_grad()
 def verify(
-    expanded: nn.Module, compact: nn.Module, forward: Forward, tolerance: float | None = None
+    expanded: nn.Module,
+    compact: nn.Module,
+    forward: Forward,
+    tolerance: float | None = None,
+    steps: Iterable[Forward] = (),
 ) -> Verification:
     """Compare an expanded model, run as the paper's chain, with its contraction.
 
-    The chain shares no code with the product, so the comparison cannot agree with itself.
+    The chain shares no code with the product, so the comparison cannot agree with itself. Every
+    unit is compared with the layer it became: on the input it has in ``forward``, or, if that
+    does not reach it, in one of ``steps``, or else on random input. Selections by score in
+    ``forward`` (top-k and the like), which rounding may turn, are the expanded model's in both:
+    the scores are compared, and what comes after them for the same selection.
 
     Args:
         expanded: a model with units. It is run in eval mode, and left as it was.
         compact: the contracted model, run in eval mode and left as it was.
         forward: runs either model on the same input.
         tolerance: largest relative error allowed; None: by dtype (``TOLERANCES``).
+        steps: other ways to run the expanded model, for the units that ``forward`` leaves out;
+            what they return is not looked at.
 
     Returns:
         The errors by layer and end to end.
@@ -66,20 +85,14 @@ def verify(
     Raises:
         VerificationError: if an error is larger than the tolerance or not finite, or if the
             outputs differ in structure.
+        ValueError: if there is nothing to compare.
     """
     units = named_units(expanded)
+    if not units:
+        raise ValueError('the model has no expanded layer: there is nothing to verify')
     if tolerance is None:
-        dtype = next(iter(units.values())).like.dtype
-        tolerance = TOLERANCES[dtype]
-    layers: dict[str, float] = {}
-
-    def compare(name: str) -> Callable:
-        def hook(unit: Unit, args: tuple, output: Tensor) -> None:
-            error = _error(output, compact.get_submodule(name)(*args))
-            layers[name] = max(error, layers.get(name, 0.0))
-
-        return hook
-
+        tolerance = TOLERANCES[next(iter(units.values())).like.dtype]
+    layers = _Layers(units, compact)
     with ExitStack() as stack:
         for context in (
             _eval_mode(expanded),
@@ -88,24 +101,92 @@ def verify(
             _full_precision(),
         ):
             stack.enter_context(context)
-        handles = [unit.register_forward_hook(compare(name)) for name, unit in units.items()]
-        try:
+        selections = Selections()
+        with layers.compared(IN_MODEL), selections:
             reference = forward(expanded)
+        with selections.repeated():
+            output = forward(compact)
+        for step in steps:
+            if layers.missing:
+                with layers.compared(ON_CAPTURED):
+                    step(expanded)
+        for name in layers.missing:
+            x = _random_input(units[name])
+            layers.compare(name, ON_RANDOM, units[name](x), x)
+    errors = _errors(reference, output)
+    if not errors:
+        raise ValueError('the forward pass returned no tensor: there is nothing to compare')
+    # What is masked out by an infinity is no score.
+    scores = [
+        _error(ours[ours.isfinite()], theirs[ours.isfinite()]) for ours, theirs in selections.scores
+    ]
+    result = Verification(layers.errors, max(errors + scores), layers.how)
+    if not result.max_error <= tolerance:
+        raise VerificationError(_complaint(result, tolerance))
+    return result
+
+
+def _complaint(result: Verification, tolerance: float) -> str:
+    wrong = {name: error for name, error in result.layers.items() if not error <= tolerance}
+    ranked = sorted(wrong or result.layers, key=result.layers.get, reverse=True)
+    named = ', '.join(f'{name} {result.layers[name]:.3g} ({result.how[name]})' for name in ranked)
+    return (
+        f'contraction changes the model: relative error {result.output:.3g} end to end, allowed '
+        f'{tolerance:.3g}; {len(wrong)} of {len(result.layers)} layers are wrong, from the worst '
+        f'layer {named}'
+    )
+
+
+@dataclass
+class _Layers:
+    """Every unit against its layer, as far as it was reached."""
+
+    units: dict[str, Unit]
+    compact: nn.Module
+    errors: dict[str, float] = field(default_factory=dict)
+    how: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def missing(self) -> list[str]:
+        return [name for name in self.units if name not in self.errors]
+
+    @contextmanager
+    def compared(self, how: str) -> Iterator[None]:
+        """Compare what runs in this context and was missing before it."""
+
+        def hook_of(name: str) -> Callable:
+            def hook(unit: Unit, args: tuple, kwargs: dict, output: Tensor) -> None:
+                self.compare(name, how, output, *args, **kwargs)
+
+            return hook
+
+        handles = [
+            self.units[name].register_forward_hook(hook_of(name), with_kwargs=True)
+            for name in self.missing
+        ]
+        try:
+            yield
         finally:
             for handle in handles:
                 handle.remove()
-        output = forward(compact)
-    errors = _errors(reference, output)
-    result = Verification(layers, max(errors, default=0.0))
-    if not layers:
-        raise VerificationError('no expanded layer was reached by this forward pass')
-    if not result.max_error <= tolerance:
-        worst = result.worst_layer
-        raise VerificationError(
-            f'contraction changes the model: relative error {result.output:.3g} end to end, '
-            f'{layers[worst]:.3g} in the worst layer {worst}, allowed {tolerance:.3g}'
-        )
-    return result
+
+    def compare(self, name: str, how: str, output: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Compare an output of a unit with its layer's; an empty one says nothing."""
+        if output.numel():
+            error = _error(output, self.compact.get_submodule(name)(*args, **kwargs))
+            self.errors[name] = max(error, self.errors.get(name, 0.0))
+            self.how[name] = how
+
+
+def _random_input(unit: Unit) -> Tensor:
+    if isinstance(unit, ExpandedLinear):
+        shape = (4, unit.in_features)
+    else:
+        extents = [d * (k - 1) + 1 for d, k in zip(unit.dilation, unit.kernel_size, strict=True)]
+        shape = (2, unit.in_channels, *(8 + 2 * extent for extent in extents))
+    # A generator of its own: verification leaves the random state alone.
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    return values.to(unit.like)
 
 
 @contextmanager
@@ -132,14 +213,17 @@ def _full_precision() -> Iterator[None]:
 
 @contextmanager
 def _layerwise(units: Iterable[Unit]) -> Iterator[None]:
-    units = list(units)
-    for unit in units:
+    # A unit may have a forward of its own already (activation checkpointing).
+    kept = {unit: vars(unit).get('forward') for unit in units}
+    for unit in kept:
         unit.forward = unit.forward_layerwise
     try:
         yield
     finally:
-        for unit in units:
+        for unit, forward in kept.items():
             del unit.forward
+            if forward is not None:
+                unit.forward = forward
 
 
 def _errors(reference: Any, output: Any) -> list[float]:
@@ -151,11 +235,22 @@ def _errors(reference: Any, output: Any) -> list[float]:
             )
         return [_error(reference, output)]
     if isinstance(reference, dict):
-        return [error for key in reference for error in _errors(reference[key], output[key])]
+        reference, output = list(reference.values()), _values(output, list(reference))
     if isinstance(reference, (list, tuple)):
+        if not isinstance(output, (list, tuple)) or len(output) != len(reference):
+            raise VerificationError(
+                f'outputs differ in structure: {len(reference)} values expanded, '
+                f'{type(output).__name__} compact'
+            )
         pairs = zip(reference, output, strict=True)
         return [error for pair in pairs for error in _errors(*pair)]
     return []
+
+
+def _values(output: Any, keys: list) -> list:
+    if not isinstance(output, dict) or list(output) != keys:
+        raise VerificationError(f'outputs differ in structure: {keys} expanded, others compact')
+    return list(output.values())
 
 
 def _error(reference: Tensor, output: Tensor) -> float:

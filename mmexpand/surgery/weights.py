@@ -20,9 +20,7 @@ _ALLOWED = {
 
 
 class _Dropped:
-    """Stands for an object of a checkpoint that is no weight: takes what it is given, and holds
-    nothing.
-    """
+    """Stands for what is no weight: takes whatever it is given, and holds nothing."""
 
     def __init__(self, *args: object, **kwargs: object):
         pass
