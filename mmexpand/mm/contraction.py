@@ -1,29 +1,29 @@
 """From an expanded model to files: contract, verify on a real batch, evaluate, write."""
 
 import copy
-import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.dist import broadcast, broadcast_object_list, is_main_process
-from mmengine.logging import print_log
+from mmengine.dist import broadcast
 from mmengine.runner import Runner
-from torch import nn
+from torch import Tensor, nn
 
-from ..surgery import Verification, VerificationError, contract, verify
+from ..surgery import Verification, VerificationError, contract_, verify
 from ..surgery.checkpoint import META_KEY, save_checkpoint
+from ..surgery.copying import copy_model
 from ..version import __version__
 from .checkpoints import describe_units
 from .compact_config import make_compact_config
-from .models import tensor_outputs
+from .evaluation import evaluate, first_batch, plain
+from .logs import log
+from .models import features, selects_by_score, tensor_outputs
+from .ranks import describe, on_main, together
 
 CONFIG_NAME = 'compact_config.py'
 
@@ -35,55 +35,108 @@ class Contraction:
     Attributes:
         compact: the compact model, on the device of the expanded one.
         layers: what was expanded, by layer name.
-        verification: errors by layer and end to end; None on other ranks than the main one.
-        metrics_expanded: of the val loop, before; empty without one.
-        metrics_compact: of the val loop, after.
+        verification: errors by layer and end to end.
+        compared: what was compared end to end: 'outputs' or 'features'.
+        metrics_compact: of the val loop; empty without one.
+        metrics_expanded: of the val loop, before contraction; None if that was not asked for.
     """
 
     compact: nn.Module
     layers: dict[str, dict]
-    verification: Verification | None
-    metrics_expanded: dict[str, float] = field(default_factory=dict)
+    verification: Verification
+    compared: str = 'outputs'
     metrics_compact: dict[str, float] = field(default_factory=dict)
+    metrics_expanded: dict[str, float] | None = None
 
 
-def contract_and_check(expanded: nn.Module, runner: Runner) -> Contraction:
-    """Contract a copy of a model, verify it on a real batch, evaluate both with the val loop.
+def contract_and_check(
+    expanded: nn.Module, runner: Runner, evaluate_expanded: bool = False
+) -> Contraction:
+    """Contract a copy of a model, verify it on a real batch, evaluate it with the val loop.
 
-    To be called on all ranks: the val loop gathers its results from all of them.
+    To be called on all ranks: the val loop gathers its results from all of them. What fails on
+    one rank fails on all.
 
     Args:
         expanded: the model; it is left as it was.
         runner: whose data and val loop are used.
+        evaluate_expanded: whether to evaluate the expanded model too.
 
     Raises:
-        VerificationError: on all ranks, if the compact model computes something else.
+        VerificationError: if the compact model computes something else.
+        RuntimeError: on ranks where nothing failed, naming the one where something did.
+    """
+    with together():
+        expanded = copy_model(expanded)
+        batch = first_batch(runner)
+    result = contract_and_verify(expanded, batch)
+    result.metrics_compact = evaluate(result.compact, runner)
+    if evaluate_expanded:
+        result.metrics_expanded = evaluate(expanded, runner)
+    return result
+
+
+def contract_and_verify(expanded: nn.Module, batch: Any) -> Contraction:
+    """Contract a copy of a model and verify it on a batch, on all ranks.
+
+    Args:
+        expanded: every rank's gets the state of the main process's.
+        batch: of a data loader.
+
+    Raises:
+        VerificationError, RuntimeError: see ``contract_and_check``.
+        ValueError: if weights are not finite.
     """
     # Every process keeps running statistics of its own; what is evaluated is what is written.
-    expanded = copy.deepcopy(expanded)
     for value in expanded.state_dict().values():
-        broadcast(value)
-    compact = contract(expanded)
-    verification = _on_main_process(lambda: _verify(expanded, compact, runner))
-    result = Contraction(compact, describe_units(expanded), verification)
-    if runner._val_loop is not None:
-        result.metrics_expanded = _evaluate(expanded, runner)
-        result.metrics_compact = _evaluate(compact, runner)
-    return result
+        if isinstance(value, Tensor):
+            broadcast(value)
+    with together():
+        _check_finite(expanded)
+        compact = contract_(copy_model(expanded))
+    verification, compared = on_main(lambda: _verify(expanded, compact, batch))
+    return Contraction(compact, describe_units(expanded), verification, compared)
 
 
-def _on_main_process(action: Callable[[], Any]) -> Any:
-    outcome: list = [None]
-    result = None
-    if is_main_process():
+def _check_finite(model: nn.Module) -> None:
+    bad = [name for name, value in model.named_parameters() if not value.isfinite().all()]
+    if bad:
+        raise ValueError(
+            f'{len(bad)} weights are not finite, {bad[0]} first: training has diverged; lower '
+            'the learning rate, or clip gradients'
+        )
+
+
+def _verify(expanded: nn.Module, compact: nn.Module, batch: Any) -> tuple[Verification, str]:
+    data = expanded.data_preprocessor(copy.deepcopy(batch), False)
+    steps = [_attempt(mode, data) for mode in ('predict', 'loss')]
+
+    def compare(forward: Callable) -> Verification:
+        return verify(expanded, compact, lambda m: forward(m, copy.deepcopy(data)), steps=steps)
+
+    if not selects_by_score(expanded):
         try:
-            result = action()
-        except VerificationError as error:
-            outcome = [str(error)]
-    broadcast_object_list(outcome)
-    if outcome[0]:
-        raise VerificationError(f'{outcome[0]}; nothing was written')
-    return result
+            return compare(tensor_outputs), 'outputs'
+        except VerificationError:
+            raise
+        except Exception as error:
+            log(f'Features are compared, since the outputs cannot be: {describe(error)}')
+    return compare(features), 'features'
+
+
+def _attempt(mode: str, data: dict) -> Callable[[nn.Module], None]:
+    """A step of the model as in training or validation; layers that it may not reach have others.
+
+    It is no part of the comparison, so that it may fail: the data may hold no ground truth.
+    """
+
+    def step(model: nn.Module) -> None:
+        try:
+            model(**copy.deepcopy(data), mode=mode)
+        except Exception as error:
+            log(f'No inputs of layers from mode={mode!r}: {describe(error)}')
+
+    return step
 
 
 def contract_without_data(expanded: nn.Module, height: int, width: int) -> Contraction:
@@ -97,70 +150,63 @@ def contract_without_data(expanded: nn.Module, height: int, width: int) -> Contr
     Raises:
         VerificationError: if the compact model computes something else.
     """
-    compact = contract(expanded)
+    compact = contract_(copy_model(expanded))
     data = dict(inputs=torch.randn(2, 3, height, width, device=next(compact.parameters()).device))
     verification = verify(expanded, compact, lambda model: tensor_outputs(model, data))
     return Contraction(compact, describe_units(expanded), verification)
 
 
-def _verify(expanded: nn.Module, compact: nn.Module, runner: Runner) -> Verification:
-    loop = runner.val_loop if runner._val_loop is not None else runner.train_loop
-    batch = next(iter(loop.dataloader))
-    data = expanded.data_preprocessor(copy.deepcopy(batch), False)
-    return verify(expanded, compact, lambda model: tensor_outputs(model, data))
+def compact_checkpoint(result: Contraction, cfg: Config, meta: dict) -> dict:
+    """The compact checkpoint: the state dict, and in plain values what was found out.
 
-
-def _evaluate(model: nn.Module, runner: Runner) -> dict[str, float]:
-    with _stand_in(runner, model):
-        return _plain(runner.val_loop.run())
-
-
-@contextmanager
-def _stand_in(runner: Runner, model: nn.Module) -> Iterator[None]:
-    """The runner with another model and no hooks: they would save, log, or swap EMA weights."""
-    kept, hooks, modes = runner.model, runner._hooks, {m: m.training for m in model.modules()}
-    runner.model, runner._hooks = model, []
-    try:
-        yield
-    finally:
-        runner.model, runner._hooks = kept, hooks
-        for module, mode in modes.items():
-            module.training = mode
-
-
-def write_compact_checkpoint(result: Contraction, path: Path, cfg: Config, meta: dict) -> None:
-    """Write the compact checkpoint, whole or not at all.
-
-    It holds the state dict, the data set's meta and what was found out, in plain values:
     ``torch.load(weights_only=True)`` reads it.
 
     Args:
         result: of ``contract_and_check``.
-        path: the file.
         cfg: the config that was trained.
         meta: what else its ``meta`` shall say, the data set's meta among it.
+
+    Raises:
+        TypeError: naming a key of ``meta`` that is no plain value.
     """
+    verification = result.verification
     report = dict(
         kind='compact',
         version=__version__,
         layers=result.layers,
-        metrics_expanded=result.metrics_expanded,
         metrics_compact=result.metrics_compact,
-        max_error=result.verification.max_error,
-        output_error=result.verification.output,
-        layer_errors=result.verification.layers,
+        max_error=verification.max_error,
+        output_error=verification.output,
+        compared=result.compared,
+        layer_errors=verification.layers,
+        verified_on=verification.how,
     )
+    if result.metrics_expanded is not None:
+        report['metrics_expanded'] = result.metrics_expanded
     meta = {**meta, 'cfg': make_compact_config(cfg).pretty_text, META_KEY: report}
     state_dict = {name: value.cpu() for name, value in result.compact.state_dict().items()}
-    save_checkpoint(dict(meta=_plain(meta), state_dict=state_dict), path)
+    return dict(meta=plain(meta), state_dict=state_dict)
+
+
+def write_compact_checkpoint(result: Contraction, path: Path, cfg: Config, meta: dict) -> None:
+    """Write the compact checkpoint, whole or not at all; see ``compact_checkpoint``."""
+    save_checkpoint(compact_checkpoint(result, cfg, meta), path)
+
+
+def has_model(cfg: Config) -> bool:
+    """Whether a config says what the model is: that of a Runner built from parts does not."""
+    return isinstance(cfg.get('model'), Mapping)
 
 
 def write_compact_config(cfg: Config, directory: Path) -> Path:
     """Write the compact config beside the checkpoints; returns its path."""
     path = directory / CONFIG_NAME
     temporary = path.with_name(f'.{os.getpid()}.{path.name}')
-    make_compact_config(cfg).dump(temporary)
-    os.replace(temporary, path)
+    try:
+        make_compact_config(cfg).dump(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
     return path
 
 
@@ -186,28 +232,13 @@ def report_lines(title: str, result: Contraction) -> list[str]:
     errors = result.verification
     lines = [
         f'{title}: {len(result.layers)} layers contracted; largest relative error '
-        f'{errors.output:.2e} end to end, {errors.layers[errors.worst_layer]:.2e} by layer '
-        f'({errors.worst_layer})'
+        f'{errors.output:.2e} end to end ({result.compared}), '
+        f'{errors.layers[errors.worst_layer]:.2e} by layer ({errors.worst_layer})'
     ]
-    lines += [
-        f'{title}: {name} {before:.4f} expanded, {result.metrics_compact[name]:.4f} compact'
-        for name, before in result.metrics_expanded.items()
-        if isinstance(before, float)
-    ]
+    lines += [f'  {name}: {error:.2e} {errors.how[name]}' for name, error in errors.layers.items()]
+    for name, value in result.metrics_compact.items():
+        before = (result.metrics_expanded or {}).get(name)
+        if isinstance(value, float):
+            compared = '' if before is None else f', {before:.4f} expanded'
+            lines.append(f'{title}: {name} {value:.4f} compact{compared}')
     return lines
-
-
-def log(message: str, level: int = logging.INFO) -> None:
-    """Log to the Runner's logger."""
-    print_log(message, logger='current', level=level)
-
-
-def _plain(value: Any) -> Any:
-    """Plain Python values, which need no pickle to be trusted."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, (np.ndarray, np.generic, torch.Tensor)):
-        return value.tolist()
-    return value

@@ -3,31 +3,37 @@
 import copy
 import gc
 import logging
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from mmengine.dist import barrier, broadcast_object_list, is_main_process
+from mmengine.fileio import exists, get_local_path, join_path
 from mmengine.hooks import CheckpointHook, EMAHook
 from mmengine.model import MMSeparateDistributedDataParallel, is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.runner import FlexibleRunner, Runner
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..surgery import ExpandConfig, is_expanded
-from ..surgery.checkpoint import get_state_dict, load_checkpoint
+from ..surgery.copying import copy_model
 from ..surgery.distributed import can_reduce_compact, reduce_compact
+from ..surgery.weights import load_weights
 from .builders import expand_built
 from .checkpoints import CheckpointGuardHook, is_training, match_checkpoint, unwrap
 from .contraction import (
     check_writable,
     contract_and_check,
-    log,
+    has_model,
     report_lines,
     write_compact_checkpoint,
     write_compact_config,
 )
+from .dry_run import dry_run
+from .logs import log
+from .ranks import describe, on_main, together
 
 
 class ExpandHook(CheckpointGuardHook):
@@ -123,17 +129,20 @@ class ContractHook(CheckpointGuardHook):
 
     In the work dir: ``compact_last.pth``, ``compact_best.pth`` where ``save_best`` is on,
     ``compact_ema.pth`` where EMAHook is on, and ``compact_config.py``, which stock OpenMMLab
-    loads them with.
+    loads them with. A dry run on one batch does before training all that is done after it.
 
     Args:
         compact_gradients: as for ExpandHook, for a model that ExpandModel or ExpandBackbone has
             expanded.
+        evaluate_expanded: whether to evaluate the expanded model too, for comparison: another
+            pass over the validation data for each set of weights.
     """
 
     priority = 'LOWEST'
 
-    def __init__(self, compact_gradients: bool = True):
+    def __init__(self, compact_gradients: bool = True, evaluate_expanded: bool = False):
         self.compact_gradients = compact_gradients
+        self.evaluate_expanded = evaluate_expanded
 
     def before_run(self, runner: Runner) -> None:
         """Wrap a model that a builder has expanded as ExpandHook would have."""
@@ -143,59 +152,97 @@ class ContractHook(CheckpointGuardHook):
             _rewrap(runner, self.compact_gradients)
 
     def before_train(self, runner: Runner) -> None:
-        """Look whether there will be something to contract, and somewhere to write it."""
-        self.expanded = is_expanded(unwrap(runner.model))
+        """Look whether there will be something to contract, and try it.
+
+        Raises:
+            DryRunError: if it would fail after training.
+        """
+        model = unwrap(runner.model)
+        self.expanded = is_expanded(model)
         if not self.expanded:
             log(
                 'ContractHook: nothing in this model is expanded, so there will be nothing to '
                 'contract; add ExpandHook, or a builder, to the config. Training goes on',
                 logging.WARNING,
             )
-        elif is_main_process():
-            check_writable(runner.work_dir)
+            return
+        on_main(lambda: check_writable(runner.work_dir))
+        dry_run(model, runner, _meta(runner))
 
     def after_train(self, runner: Runner) -> None:
-        """Contract, verify and evaluate all there is, then write.
+        """Contract, verify, evaluate and write every set of weights, each on its own.
 
         Raises:
-            VerificationError: if a compact model computes something else than the expanded one;
-                nothing is written then.
+            ContractionError: at the end, naming the sets for which that failed.
         """
         if not self.expanded:
             return
-        results = {}
-        for name, model in self._models(runner):
-            log(f'ContractHook: contracting and verifying the {name} weights')
-            results[name] = contract_and_check(model, runner)
-        if is_main_process():
-            self._write(runner, results)
-        barrier()
+        failures: dict[str, str] = {}
+        written = 0
+        for name, find in _weight_sets(runner):
+            with _collected(failures, name):
+                model = find()
+                if model is not None:
+                    self._contract(runner, name, model)
+                    written += 1
+        if written and has_model(runner.cfg):
+            with _collected(failures, 'the config'):
+                path = on_main(lambda: write_compact_config(runner.cfg, Path(runner.work_dir)))
+                log(f'ContractHook: compact config {path}')
+        if failures:
+            reasons = '; '.join(f'{name}: {reason}' for name, reason in failures.items())
+            raise ContractionError(
+                f'{len(failures)} could not be contracted, and were not written: {reasons}. '
+                'What else there is was written; the expanded checkpoints are in the work dir, '
+                'for tools/contract.py'
+            )
 
-    def _models(self, runner: Runner) -> Iterator[tuple[str, nn.Module]]:
-        model = unwrap(runner.model)
-        yield 'last', model
-        for hook in runner.hooks:
-            if isinstance(hook, EMAHook):
-                yield 'ema', hook.ema_model.module
-            elif isinstance(hook, CheckpointHook) and hook.save_best:
-                for name, path in _best_checkpoints(hook):
-                    yield name, _loaded_copy(model, path)
+    def _contract(self, runner: Runner, name: str, model: nn.Module) -> None:
+        log(f'ContractHook: contracting and verifying the {name} weights')
+        result = contract_and_check(model, runner, self.evaluate_expanded)
+        path = Path(runner.work_dir) / f'compact_{name}.pth'
+        on_main(lambda: write_compact_checkpoint(result, path, runner.cfg, _meta(runner)))
+        for line in report_lines(path.name, result):
+            log(line)
 
-    def _write(self, runner: Runner, results: dict) -> None:
-        directory = Path(runner.work_dir)
-        meta = dict(
-            dataset_meta=getattr(runner.train_dataloader.dataset, 'metainfo', {}),
-            epoch=runner.epoch,
-            iter=runner.iter,
-            seed=runner.seed,
-            experiment_name=runner.experiment_name,
-        )
-        for name, result in results.items():
-            path = directory / f'compact_{name}.pth'
-            write_compact_checkpoint(result, path, runner.cfg, meta)
-            for line in report_lines(path.name, result):
-                log(line)
-        log(f'ContractHook: compact config {write_compact_config(runner.cfg, directory)}')
+
+class ContractionError(RuntimeError):
+    """Some sets of weights could not be contracted; the message names each with its reason."""
+
+
+@contextmanager
+def _collected(failures: dict[str, str], name: str) -> Iterator[None]:
+    """Go on whatever fails: the next set of weights may be fine."""
+    try:
+        yield
+    except Exception as error:
+        failures[name] = describe(error)
+        log(f'ContractHook: {name} is not written: {failures[name]}', logging.ERROR)
+
+
+def _meta(runner: Runner) -> dict:
+    return dict(
+        dataset_meta=getattr(runner.train_dataloader.dataset, 'metainfo', {}),
+        epoch=runner.epoch,
+        iter=runner.iter,
+        seed=runner.seed,
+        experiment_name=runner.experiment_name,
+    )
+
+
+WeightSet = tuple[str, Callable[[], nn.Module | None]]
+"""A name, and what gives a model with these weights; None where they are lost."""
+
+
+def _weight_sets(runner: Runner) -> Iterator[WeightSet]:
+    model = unwrap(runner.model)
+    yield 'last', lambda: model
+    for hook in runner.hooks:
+        if isinstance(hook, EMAHook):
+            yield 'ema', lambda hook=hook: hook.ema_model.module
+        elif isinstance(hook, CheckpointHook) and hook.save_best:
+            for name, path in _best_checkpoints(hook):
+                yield name, lambda hook=hook, path=path: _load_best(model, hook, path)
 
 
 def _best_checkpoints(hook: CheckpointHook) -> list[tuple[str, str]]:
@@ -208,11 +255,28 @@ def _best_checkpoints(hook: CheckpointHook) -> list[tuple[str, str]]:
     ]
 
 
-def _loaded_copy(model: nn.Module, path: str) -> nn.Module:
+def _load_best(model: nn.Module, hook: CheckpointHook, path: str) -> nn.Module | None:
     # Read once, by the main process: the others may have no access to its disk.
-    content = [get_state_dict(load_checkpoint(path)) if is_main_process() else None]
-    broadcast_object_list(content)
-    model = copy.deepcopy(model)
-    match_checkpoint(model, dict(state_dict=content[0]), training=True, resume=True)
-    model.load_state_dict(content[0])
+    weights = on_main(lambda: _read_best(hook, path))
+    if weights is None:
+        return None
+    with together():
+        model = copy_model(model)
+        match_checkpoint(model, dict(state_dict=weights), training=True, resume=True)
+        model.load_state_dict(weights)
     return model
+
+
+def _read_best(hook: CheckpointHook, path: str) -> dict[str, Tensor] | None:
+    # A resumed run knows the path that the file had before the work dir was moved.
+    moved = join_path(hook.out_dir, os.path.basename(path), backend_args=hook.backend_args)
+    for place in (path, moved):
+        if exists(place, backend_args=hook.backend_args):
+            with get_local_path(place, backend_args=hook.backend_args) as local:
+                return load_weights(local)
+    log(
+        f'ContractHook: the best checkpoint {path} is gone and not at {moved} either, so that '
+        'there will be no compact network with the best weights',
+        logging.WARNING,
+    )
+    return None

@@ -54,14 +54,23 @@ def build_expanded_model(cfg: Config) -> nn.Module:
 def tensor_outputs(model: nn.Module, data: dict) -> Any:
     """The raw outputs of an OpenMMLab model: what its heads compute, before any decoding.
 
+    Of a two-stage detector, which picks proposals by score, the features.
+
     Args:
         model: a detector, segmentor or classifier.
         data: of its data preprocessor: ``inputs`` and, optionally, ``data_samples``.
     """
-    # Two-stage detectors pick proposals by score: rounding flips ties, so features are compared.
-    if hasattr(model, 'roi_head'):
-        return model.extract_feat(data['inputs'])
-    return model(**data, mode='tensor')
+    return features(model, data) if selects_by_score(model) else model(**data, mode='tensor')
+
+
+def selects_by_score(model: nn.Module) -> bool:
+    """Whether the tensor mode itself selects by score, and rounding may change its outputs."""
+    return hasattr(model, 'roi_head')
+
+
+def features(model: nn.Module, data: dict) -> Any:
+    """What the heads of an OpenMMLab model get."""
+    return model.extract_feat(data['inputs'])
 
 
 def _builder_wishes(node: Any, path: str) -> Iterator[Wish]:
