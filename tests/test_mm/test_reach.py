@@ -9,6 +9,7 @@ from mmengine.runner.activation_checkpointing import turn_on_activation_checkpoi
 from mmengine.structures import PixelData
 from mmseg.models.decode_heads import FCNHead
 from mmseg.structures import SegDataSample
+from torch import nn
 
 import mmexpand
 from mmexpand import ExpandConfig
@@ -134,6 +135,8 @@ def test_layers_without_any_ground_truth_are_verified_on_random_input():
 
 def test_activation_checkpointing():
     model = build(AUXILIARY, small_pspnet)
+    # Residual branches start at zero: what is in them would not show.
+    nn.init.ones_(model.backbone.layer1[0].bn2.weight)
     mmexpand.expand_(model, ExpandConfig(rate=1, include='backbone.layer1'))
     turn_on_activation_checkpointing(model, ['backbone.layer1', 'backbone.layer1.0.conv1'])
     batch = segmentation_batch()
