@@ -83,8 +83,8 @@ def verify(
         The errors by layer and end to end.
 
     Raises:
-        VerificationError: if an error is larger than the tolerance or not finite, or if the
-            outputs differ in structure.
+        VerificationError: if an error is larger than the tolerance or not finite, if the outputs
+            differ in structure, or if the expanded model's own values are not finite.
         ValueError: if there is nothing to compare.
     """
     units = named_units(expanded)
@@ -113,6 +113,11 @@ def verify(
         for name in layers.missing:
             x = _random_input(units[name])
             layers.compare(name, ON_RANDOM, units[name](x), x)
+    if layers.diverged:
+        raise VerificationError(
+            'the expanded model itself computes values that are not finite, in '
+            f'{", ".join(layers.diverged)}: training has diverged'
+        )
     errors = _errors(reference, output)
     if not errors:
         raise ValueError('the forward pass returned no tensor: there is nothing to compare')
@@ -145,6 +150,7 @@ class _Layers:
     compact: nn.Module
     errors: dict[str, float] = field(default_factory=dict)
     how: dict[str, str] = field(default_factory=dict)
+    diverged: list[str] = field(default_factory=list)
 
     @property
     def missing(self) -> list[str]:
@@ -173,6 +179,8 @@ class _Layers:
     def compare(self, name: str, how: str, output: Tensor, *args: Any, **kwargs: Any) -> None:
         """Compare an output of a unit with its layer's; an empty one says nothing."""
         if output.numel():
+            if not output.isfinite().all() and name not in self.diverged:
+                self.diverged.append(name)
             error = _error(output, self.compact.get_submodule(name)(*args, **kwargs))
             self.errors[name] = max(error, self.errors.get(name, 0.0))
             self.how[name] = how

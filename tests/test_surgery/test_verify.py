@@ -184,6 +184,14 @@ def test_a_wrong_score_shows_before_a_selection():
         mmexpand.verify(model, compact, lambda m: m[1](m[0](x)).mean((2, 3)).argmax(1).float())
 
 
+def test_a_diverged_model_is_not_called_a_wrong_contraction(models):
+    expanded, compact = models
+    with torch.no_grad():
+        expanded[3].factors[0].weight.fill_(float('inf'))
+    with pytest.raises(VerificationError, match='not finite, in 3: training has diverged'):
+        mmexpand.verify(expanded, compact, forward)
+
+
 def test_a_units_own_forward_is_put_back(models):
     expanded, compact = models
     own = expanded[0].forward
