@@ -17,7 +17,7 @@ from mmexpand.mm import builders
 from mmexpand.mm.checkpoints import match_checkpoint
 from mmexpand.mm.hooks import ExpandHook
 from mmexpand.mm.models import build_compact_model
-from mmexpand.surgery import VerificationError, named_units
+from mmexpand.surgery import named_units
 from mmexpand.surgery.checkpoint import (
     META_KEY,
     CheckpointError,
@@ -49,6 +49,7 @@ def weights(path) -> dict:
 
 def test_train_contract_and_load_in_stock_mmseg(seg_cfg):
     cfg = seg_cfg(**{'default_hooks.checkpoint.save_best': 'mIoU', 'custom_hooks': hooks(EMA)})
+    cfg.custom_hooks[-1].evaluate_expanded = True
     runner = train(cfg)
     assert list(named_units(runner.model)) == UNITS
     work_dir = Path(cfg.work_dir)
@@ -282,22 +283,6 @@ def test_another_networks_checkpoint_is_refused(seg_cfg, tmp_path):
     del weights['decode_head.conv_seg.bias']
     with pytest.raises(CheckpointError, match=r'lacks 1 .* decode_head\.conv_seg\.bias'):
         match_checkpoint(runner.model, dict(state_dict=weights))
-
-
-def test_nothing_is_written_when_verification_fails(seg_cfg, monkeypatch):
-    right = ExpandedConv2d.to_conv
-
-    def wrong(self):
-        conv = right(self)
-        conv.weight.data[0] += 1
-        return conv
-
-    monkeypatch.setattr(ExpandedConv2d, 'to_conv', wrong)
-    cfg = seg_cfg()
-    with pytest.raises(VerificationError, match=r'worst layer backbone\.encoder.*nothing was wri'):
-        train(cfg)
-    assert not list(Path(cfg.work_dir).glob('compact*'))
-    assert (Path(cfg.work_dir) / 'iter_4.pth').exists()
 
 
 def test_contract_hook_alone_warns_and_training_goes_on(seg_cfg, caplog):
