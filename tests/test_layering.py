@@ -16,6 +16,7 @@ ALLOWED = {
     'mm': {'core', 'surgery', 'mm', 'models', 'version'},
     'models': {'models'},
     'deploy': {'core', 'surgery', 'mm', 'deploy'},
+    'study': {'mm', 'study', 'version'},
 }
 
 

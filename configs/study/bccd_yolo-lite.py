@@ -24,6 +24,7 @@ def arm(**fields):
 arms = dict(
     compact=dict(config=config, cfg_options=data),
     repvgg=arm(method='repvgg'),
+    repvgg_folded=arm(method='repvgg', forward='folded'),
     orepa=arm(method='orepa', init='preserve'),
     rep=arm(method='rep', init='preserve'),
     do=arm(method='do', init='preserve'),
@@ -31,4 +32,5 @@ arms = dict(
     cl_preserve=arm(method='cl', rate=4, init='preserve'),
     cl=arm(method='cl', rate=4),
     dbb=arm(method='dbb'),
+    dbb_folded=arm(method='dbb', forward='folded'),
 )

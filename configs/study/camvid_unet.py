@@ -1,7 +1,7 @@
 # Which blocks help a small U-Net with batch norms? CamVid, quarter images.
 baseline = 'compact'
 metric = 'mIoU'
-lrs = [0.03, 0.1, 0.2, 0.4]
+lrs = [0.01, 0.03, 0.1, 0.2]
 seeds = [0, 1, 2, 3, 4]
 tune_seeds = [0]
 results_dir = '../../resources/studies/camvid_unet'
@@ -24,6 +24,7 @@ def arm(**fields):
 arms = dict(
     compact=dict(config=config, cfg_options=data),
     repvgg=arm(method='repvgg'),
+    repvgg_folded=arm(method='repvgg', forward='folded'),
     orepa=arm(method='orepa'),
     rep=arm(method='rep'),
     do=arm(method='do', init='preserve'),
@@ -32,4 +33,5 @@ arms = dict(
     cl_preserve=arm(method='cl', rate=4, init='preserve'),
     acnet=arm(method='acnet'),
     dbb=arm(method='dbb'),
+    dbb_folded=arm(method='dbb', forward='folded'),
 )

@@ -7,11 +7,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..surgery import ExpandConfig, expand_, plan
-from .peers import use_peer_
+from ..surgery import ExpandConfig, expand_
 
 COMPACT = 'compact'
 OURS = ('layerwise', 'folded', 'auto')
+
+PEERS = {
+    'OREPA': dict(method='orepa', forward='folded'),
+    'DO-Conv': dict(method='do', forward='folded'),
+    'RepVGG folded': dict(method='repvgg', forward='folded'),
+    'DBB folded': dict(method='dbb', forward='folded'),
+    'RepVGG': dict(method='repvgg'),
+    'ACNet': dict(method='acnet'),
+    'DBB': dict(method='dbb'),
+}
+"""Other blocks to time in the place of the same layers: fields of ``ExpandConfig``."""
 
 
 def run_model(model: nn.Module, images: Tensor) -> Any:
@@ -50,14 +60,14 @@ class Case:
         """Make the model of a variant, in training mode.
 
         Args:
-            variant: 'compact', 'layerwise', 'folded', 'auto', or a peer.
+            variant: 'compact', 'layerwise', 'folded', 'auto', or a peer; a peer has no rate.
             rate: the expansion rate; None: as the wishes say.
         """
         model = self.build()
         for name, config in self.wishes:
             part = model.get_submodule(name)
             if variant in self.peers:
-                use_peer_(part, [layer.name for layer in plan(part, config)], variant)
+                expand_(part, replace(config, **PEERS[variant]))
             elif variant != COMPACT:
                 rate_here = config.rate if rate is None else rate
                 expand_(part, replace(config, rate=rate_here, forward=variant))

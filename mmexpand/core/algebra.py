@@ -108,7 +108,8 @@ def fold(factors: Sequence[Affine], groups: int = 1) -> Affine:
     weight, bias = multiply(0, len(factors))
     if as_channel:
         weight, ones = weight.split((shapes[0][1], 1), dim=1)
-        bias = bias + ones.flatten(1).sum(1)
+        shift = ones.flatten(1).sum(1)
+        bias = shift if bias is None else bias + shift
     return weight, bias
 
 

@@ -14,6 +14,7 @@ from .blocks import BLOCKS
 from .expression import (
     Chain,
     Norm,
+    Probe,
     Shape,
     apply_macs,
     as_kernel,
@@ -58,6 +59,7 @@ class ExpandedLayer(nn.Module):
         factors: of 'cl', 'ck' and 'fc': the chain, the one applied first in front. The expression
             of any other block is an attribute of the block's name.
         leaf: what the network sees of the kernel where compact-size gradients are on, else None.
+        product_decay: weight decay of the folded kernel, added to its gradient.
     """
 
     def __init__(self, layer: nn.Module, block: str, site: Site, forward: str):
@@ -73,6 +75,7 @@ class ExpandedLayer(nn.Module):
         if not self._is_chain:
             # A state dict alone is to say what it is the expression of.
             expression.register_buffer(SITE_KEY, site.record().to(site.like.device))
+        self.site = site
         self.is_linear = not any(isinstance(module, Norm) for module in self.modules())
         self._has_bias = site.bias
         # The layer without its parameters, in a tuple so that it is no submodule: contraction
@@ -81,6 +84,7 @@ class ExpandedLayer(nn.Module):
         self._folded: tuple | None = None
         self._last_segments: Segments | None = None
         self.leaf: FoldedLeaf | None = None
+        self.product_decay = 0.0
         self.train(layer.training)
 
     @property
@@ -92,11 +96,15 @@ class ExpandedLayer(nn.Module):
         """Apply the layer: the same shapes in and out as the layer it stands for.
 
         In eval mode the folded kernel is applied whatever ``forward`` says: the compact
-        computation. In training mode a block with norms in its branches is run layer by layer.
+        computation. In training mode a block with norms in its branches is run layer by layer;
+        'folded', its norms take their statistics from a part of the pixels.
         """
+        if self.training and not self.is_linear and self.forward_order == 'folded':
+            return self._apply_measured(x)
         if self.training and (self.forward_order == 'layerwise' or not self.is_linear):
             return self.forward_layerwise(x)
-        if not self.training or self.forward_order == 'folded' or self.leaf is not None:
+        folded = self.forward_order == 'folded' or self.leaf is not None or self.product_decay
+        if not self.training or folded:
             return self._apply_folded(x)
         segments = self.segments(x.shape)
         if segments != self._last_segments:
@@ -187,6 +195,10 @@ class ExpandedLayer(nn.Module):
         """Apply an expression that is no chain, layer by layer."""
         raise NotImplementedError
 
+    def _apply_measured(self, x: Tensor) -> Tensor:
+        """Apply the kernel that an expression with norms folds to by this batch's statistics."""
+        raise NotImplementedError
+
     def _apply_segments(self, x: Tensor, segments: Segments) -> Tensor:
         for segment in segments:
             affine = self.kernel_for_forward(self.fold(segment))
@@ -218,7 +230,7 @@ class ExpandedLayer(nn.Module):
         """A parameter: of the device and dtype of all."""
         return next(self.expression.parameters())
 
-    def fold(self, segment: tuple[int, int] | None = None) -> Affine:
+    def fold(self, segment: tuple[int, int] | None = None, probe: Probe | None = None) -> Affine:
         """The whole kernel and bias, 4-dimensional; or the product of a range of a chain's factors.
 
         Computed in float32 at least, and outside autocast: a product of rounded factors drifts.
@@ -232,7 +244,7 @@ class ExpandedLayer(nn.Module):
         wide = torch.promote_types(like.dtype, torch.float32)
         with torch.autocast(like.device.type, enabled=False):
             if segment is None:
-                affine = nodes.fold(wide)
+                affine = nodes.fold(wide, probe)
             else:
                 affine = fold([fold_node(node, wide) for node in nodes], self.groups)
         return _cast(affine, like.dtype)
@@ -262,7 +274,11 @@ class ExpandedLayer(nn.Module):
         trained = any(parameter.requires_grad for parameter in self.expression.parameters())
         if not (trained and torch.is_grad_enabled()):
             return self._constant_fold()
-        return self.kernel_for_forward(self.fold())
+        weight, bias = self.kernel_for_forward(self.fold())
+        if self.product_decay and weight.requires_grad:
+            kept = weight.detach()
+            weight.register_hook(lambda gradient: gradient + self.product_decay * kept)
+        return weight, bias
 
     def train(self, mode: bool = True) -> nn.Module:
         """Set the mode, and forget the kept product.
@@ -319,25 +335,53 @@ class ExpandedLayer(nn.Module):
             layer.bias = nn.Parameter(bias.to(dtype), trained['bias'])
         return layer.train(self.training)
 
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
-        """Load factors, or factorise where the state dict holds the compact layer."""
-        weight = state_dict.pop(prefix + 'weight', None)
-        if weight is not None:
-            bias = state_dict.pop(prefix + 'bias', None)
-            self._load_compact(weight, bias, prefix.rstrip('.'))
-            for name, value in self.state_dict(prefix=prefix).items():
-                state_dict[name] = value
-        super()._load_from_state_dict(state_dict, prefix, *args)
+    def _load_from_state_dict(
+        self,
+        state_dict: dict,
+        prefix: str,
+        local_metadata: dict,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Load factors; where they are of another block or rate, factorise the compact weight.
 
-    def _load_compact(self, weight: Tensor, bias: Tensor | None, name: str) -> None:
-        expected = tuple(self._layer_weight_shape)
-        if tuple(weight.shape) != expected or (bias is not None) != self._has_bias:
-            with_bias = 'with' if self._has_bias else 'without'
-            raise ValueError(
-                f'{name}: the checkpoint holds a weight of shape {tuple(weight.shape)} '
-                f'{"without" if bias is None else "with"} bias, the layer has {expected} '
-                f'{with_bias} bias; the checkpoint is of another network'
-            )
+        An expanded checkpoint holds both. A layer of another shape is left as it is and reported,
+        as torch does with any.
+
+        Raises:
+            ValueError: if the rate or block makes it impossible.
+        """
+        weight, bias = (state_dict.pop(prefix + kind, None) for kind in ('weight', 'bias'))
+        mine = self.state_dict(prefix=prefix)
+        held = {key: tuple(value.shape) for key, value in state_dict.items()}
+        fits = held == {key: tuple(value.shape) for key, value in mine.items()}
+        if not fits and (held or weight is not None):
+            shape = None if weight is None else tuple(weight.shape)
+            own = tuple(self._layer_weight_shape)
+            if shape == own and (bias is not None) == self._has_bias:
+                self._set_loaded_weight(weight, bias, prefix.rstrip('.'))
+            else:
+                found = 'factors of other shapes' if shape is None else f'a weight of shape {shape}'
+                found += '' if shape is None else f' with{"out" * (bias is None)} bias'
+                error_msgs.append(
+                    f'size mismatch for {prefix}weight: the checkpoint holds {found}, the layer '
+                    f'has {own} with{"out" * (not self._has_bias)} bias'
+                )
+            state_dict.clear()
+            state_dict.update(self.state_dict(prefix=prefix))
+        super()._load_from_state_dict(
+            state_dict,
+            prefix,
+            local_metadata,
+            strict,
+            missing_keys,
+            unexpected_keys,
+            error_msgs,
+        )
+
+    def _set_loaded_weight(self, weight: Tensor, bias: Tensor | None, name: str) -> None:
         try:
             self.set_weight(weight, bias)
         except ValueError as error:

@@ -14,12 +14,49 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .algebra import Affine, fold, fold_order, kernel_size
+from .site import Site
 
 Shape = tuple[int, int, int, int]
 """A kernel's shape ``(out, in / groups, kh, kw)``."""
 
 Solve = Callable[[Tensor, list[Tensor], int], list[Tensor]]
 """Finds factors with a given product: kernel, present factors, groups -> factors in float64."""
+
+
+STEPS = (5, 3)
+"""Pixels of an axis, of which one is taken; the first that leaves ``SAMPLES``."""
+
+SAMPLES = 256
+"""Output pixels, of all images together, that a norm's statistics are taken from at least."""
+
+
+class Probe:
+    """A batch, thinned out, on which norms in branches measure their statistics.
+
+    Statistics need only a part of the pixels: every ``step``-th of an axis, so few that branches
+    applied to them cost next to nothing. The step is odd: pooling and upsampling make even and odd
+    pixels differ. Gradients of the statistics reach the kernels, not the batch.
+
+    Args:
+        x: the batch ``(N, m, H, W)``, padded where the layer does it apart.
+        site: of the layer.
+    """
+
+    def __init__(self, x: Tensor, site: Site):
+        self._x, self._site = x.detach(), site
+        size = output_size(x.shape[2:], site.kernel_size, site.stride, site.padding, site.dilation)
+        pixels = len(x) * size[0] * size[1]
+        self._step = next((s for s in STEPS if pixels >= SAMPLES * s * s), 1)
+
+    def outputs(self, kernel: Tensor) -> Tensor:
+        """What a kernel, centred in the layer's, gives: ``(N, out, h, w)`` in its dtype."""
+        place = self._site.branch(kernel.shape[2:])
+        y, z = (max(0, -p) for p in place.padding)
+        x = self._x[..., y : self._x.shape[-2] - y, z : self._x.shape[-1] - z]
+        stride = tuple(step * self._step for step in place.stride)
+        padding = tuple(max(0, p) for p in place.padding)
+        y = F.conv2d(x, kernel.to(x.dtype), None, stride, padding, place.dilation, place.groups)
+        return y.to(kernel.dtype)
 
 
 class Node(nn.Module):
@@ -30,8 +67,13 @@ class Node(nn.Module):
         """The kernel's shape ``(out, in / groups, kh, kw)``."""
         raise NotImplementedError
 
-    def fold(self, dtype: torch.dtype) -> Affine:
-        """The kernel and bias, computed in ``dtype``; differentiable."""
+    def fold(self, dtype: torch.dtype, probe: Probe | None = None) -> Affine:
+        """The kernel and bias, computed in ``dtype``; differentiable.
+
+        Args:
+            dtype: what to compute in.
+            probe: of a batch, where norms are to take its statistics; None: the running ones.
+        """
         raise NotImplementedError
 
     def fold_macs(self) -> int:
@@ -55,10 +97,10 @@ class Node(nn.Module):
         return ''
 
 
-def fold_node(node: nn.Module, dtype: torch.dtype) -> Affine:
+def fold_node(node: nn.Module, dtype: torch.dtype, probe: Probe | None = None) -> Affine:
     """The kernel and bias of a node or a leaf, computed in ``dtype``."""
     if isinstance(node, Node):
-        return node.fold(dtype)
+        return node.fold(dtype, probe)
     bias = None if node.bias is None else node.bias.to(dtype)
     return as_kernel(node.weight).to(dtype), bias
 
@@ -101,6 +143,33 @@ def leaves(node: nn.Module) -> list[nn.Module]:
     """The factors in an expression."""
     kinds = nn.Conv2d, nn.Linear, Deviation
     return [module for module in node.modules() if isinstance(module, kinds)]
+
+
+ROLES = ('outer', 'inner', 'scale')
+"""Roles of parameters: of a chain's factors around the one with the layer's taps; of that one, and
+of branches by themselves; and of scales and norms."""
+
+
+def parameter_roles(expression: nn.Module) -> dict[str, str]:
+    """The role of every parameter of an expression, by its name in it."""
+    roles = {}
+    for name, module in expression.named_modules():
+        for key, _ in module.named_parameters(recurse=False):
+            path = f'{name}.{key}'.lstrip('.')
+            roles[path] = 'scale' if isinstance(module, (Scale, nn.BatchNorm2d)) else 'inner'
+    for name, module in expression.named_modules():
+        if isinstance(module, Chain):
+            # The second factor is the one that 'preserve' solves for.
+            prefix = f'{name}.'.lstrip('.')
+            for index in range(len(module)):
+                for path in roles:
+                    if index != 1 and path.startswith(f'{prefix}{index}.'):
+                        roles[path] = 'outer' if roles[path] == 'inner' else roles[path]
+        elif isinstance(module, Separable):
+            for path in roles:
+                if path.startswith(f'{name}.depthwise.'.lstrip('.')):
+                    roles[path] = 'outer'
+    return roles
 
 
 def output_size(
@@ -169,9 +238,9 @@ class Chain(nn.ModuleList, Node):
         shapes = self.shapes
         return (shapes[-1][0], shapes[0][1], *kernel_size(shapes))
 
-    def fold(self, dtype: torch.dtype) -> Affine:
+    def fold(self, dtype: torch.dtype, probe: Probe | None = None) -> Affine:
         """The product, multiplied in the cheapest order."""
-        return fold([fold_node(node, dtype) for node in self], self.groups)
+        return fold([fold_node(node, dtype, probe) for node in self], self.groups)
 
     def fold_macs(self) -> int:
         """Operations of the products, in the cheapest order."""
@@ -242,16 +311,21 @@ class Sum(nn.ModuleList, Node):
         """The first branch's."""
         return shape_of(self[0])
 
-    def fold(self, dtype: torch.dtype) -> Affine:
+    def fold(self, dtype: torch.dtype, probe: Probe | None = None) -> Affine:
         """The sum of kernels and of biases."""
-        weight, bias = fold_node(self[0], dtype)
-        return self._add_others(weight, bias, dtype, 1)
+        weight, bias = fold_node(self[0], dtype, probe)
+        return self._add_others(weight, bias, dtype, 1, probe)
 
     def _add_others(
-        self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, sign: int
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        dtype: torch.dtype,
+        sign: int,
+        probe: Probe | None = None,
     ) -> Affine:
         for node in list(self)[1:]:
-            other, other_bias = fold_node(node, dtype)
+            other, other_bias = fold_node(node, dtype, probe)
             y, x = self._margin(node)
             weight = weight + sign * F.pad(other, (x, x, y, y))
             if other_bias is not None:
@@ -288,7 +362,7 @@ class Scale(Node):
     def __init__(self, node: nn.Module, start: float):
         super().__init__()
         self.node = node
-        out, like = shape_of(node)[0], next(node.parameters(), torch.empty(0))
+        out, like = shape_of(node)[0], next(chain(node.parameters(), node.buffers()))
         self.scale = nn.Parameter(torch.full((out,), start, device=like.device, dtype=like.dtype))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -301,9 +375,9 @@ class Scale(Node):
         """The node's."""
         return shape_of(self.node)
 
-    def fold(self, dtype: torch.dtype) -> Affine:
+    def fold(self, dtype: torch.dtype, probe: Probe | None = None) -> Affine:
         """Kernel and bias, scaled."""
-        weight, bias = fold_node(self.node, dtype)
+        weight, bias = fold_node(self.node, dtype, probe)
         scale = self.scale.to(dtype)
         return weight * per_channel(scale, weight), None if bias is None else bias * scale
 
@@ -354,7 +428,7 @@ class Identity(Node):
         """1x1, from a group's inputs to all outputs."""
         return self.channels, self.per_group, 1, 1
 
-    def fold(self, dtype: torch.dtype) -> Affine:
+    def fold(self, dtype: torch.dtype, probe: Probe | None = None) -> Affine:
         """Ones where an output stands for an input."""
         eye = torch.eye(self.per_group, dtype=dtype, device=self._like.device)
         return eye.repeat(self.channels // self.per_group, 1)[:, :, None, None], None
@@ -395,9 +469,9 @@ class Filter(Node):
         """The node's channels, the filter's taps."""
         return (*shape_of(self.node)[:2], *self.taps.shape[2:])
 
-    def fold(self, dtype: torch.dtype) -> Affine:
+    def fold(self, dtype: torch.dtype, probe: Probe | None = None) -> Affine:
         """Every value of the 1x1 kernel times its channel's filter."""
-        weight, bias = fold_node(self.node, dtype)
+        weight, bias = fold_node(self.node, dtype, probe)
         taps = self.taps.to(dtype)
         return weight * taps, None if bias is None else bias * taps.sum((1, 2, 3))
 
@@ -439,7 +513,7 @@ class Deviation(Node):
         """The weight's."""
         return tuple(self.weight.shape)
 
-    def fold(self, dtype: torch.dtype) -> Affine:
+    def fold(self, dtype: torch.dtype, probe: Probe | None = None) -> Affine:
         """The whole kernel."""
         return self.weight.to(dtype) + self.base.to(dtype), None
 
@@ -474,10 +548,10 @@ class Separable(Node):
         out, inside, *_ = shape_of(self.pointwise)
         return out, inside // self.multiplier, *shape_of(self.depthwise)[2:]
 
-    def fold(self, dtype: torch.dtype) -> Affine:
+    def fold(self, dtype: torch.dtype, probe: Probe | None = None) -> Affine:
         """For every input, its filters weighted by what is made of them."""
-        taps, _ = fold_node(self.depthwise, dtype)
-        weight, bias = fold_node(self.pointwise, dtype)
+        taps, _ = fold_node(self.depthwise, dtype, probe)
+        weight, bias = fold_node(self.pointwise, dtype, probe)
         weight = weight.view(self.groups, -1, self.shape[1], self.multiplier)
         taps = taps.view(self.groups, self.shape[1], self.multiplier, *taps.shape[2:])
         return torch.einsum('gnme,gmehw->gnmhw', weight, taps).flatten(0, 1), bias
@@ -529,14 +603,31 @@ class Norm(Node):
         """The node's."""
         return shape_of(self.node)
 
-    def fold(self, dtype: torch.dtype) -> Affine:
-        """Kernel and bias in eval mode, by the running statistics."""
-        weight, _ = fold_node(self.node, dtype)
-        scale = self._scale(dtype)
+    def fold(self, dtype: torch.dtype, probe: Probe | None = None) -> Affine:
+        """Kernel and bias in eval mode by the running statistics, or by those of a probe."""
+        weight, bias = fold_node(self.node, dtype, probe)
+        if probe is None:
+            scale, mean = self._scale(dtype), self.norm.running_mean.to(dtype)
+        else:
+            scale, mean = self._measure(weight, bias, probe)
         weight = weight * per_channel(scale, weight)
         if not self.shifts:
             return weight, None
-        return weight, self.norm.bias.to(dtype) - self.norm.running_mean.to(dtype) * scale
+        centre = -mean if bias is None else bias - mean
+        return weight, self.norm.bias.to(dtype) + centre * scale
+
+    def _measure(self, weight: Tensor, bias: Tensor | None, probe: Probe) -> tuple[Tensor, Tensor]:
+        outputs = probe.outputs(weight)
+        variance, mean = torch.var_mean(outputs, (0, 2, 3), correction=0)
+        mean = mean if bias is None else mean + bias
+        with torch.no_grad():
+            # The same as F.batch_norm: the running variance is the unbiased one.
+            samples = outputs.numel() / len(weight)
+            unbiased = variance * samples / max(1, samples - 1)
+            momentum, norm = self.norm.momentum, self.norm
+            norm.running_var.lerp_(unbiased.to(norm.running_var), momentum)
+            norm.running_mean.lerp_(mean.to(norm.running_mean), momentum)
+        return self.norm.weight.to(weight.dtype) * (variance + self.norm.eps).rsqrt(), mean
 
     def fold_macs(self) -> int:
         """One operation a value of the kernel."""

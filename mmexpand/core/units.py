@@ -10,7 +10,7 @@ from .algebra import Affine
 from .blocks import choose_block
 from .eligibility import refusal
 from .expanded_layer import ExpandedLayer
-from .expression import Chain, Shape, geometry, leaves, output_size
+from .expression import Chain, Probe, Shape, geometry, leaves, output_size
 from .factorise import INITS
 from .order import FORWARDS
 from .site import Site, check_choice, check_rate, pads_apart
@@ -132,6 +132,10 @@ class ExpandedConv2d(ExpandedLayer):
     def _apply_branches(self, x: Tensor) -> Tensor:
         # Some factors are in the format that folding wants: they must not spread it.
         return self.expression(self._pad(x)).contiguous(memory_format=self.memory_format)
+
+    def _apply_measured(self, x: Tensor) -> Tensor:
+        affine = self.fold(probe=Probe(self._pad(x), self.site))
+        return self._apply_kernel(x, *self.kernel_for_forward(affine))
 
     def to_conv(self) -> nn.Conv2d:
         """The exact convolution it came from, its weight the product of the factors.

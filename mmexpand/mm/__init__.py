@@ -7,6 +7,7 @@ from mmengine.registry import HOOKS, MODELS
 from .. import models  # noqa: F401
 from .builders import ExpandBackbone, ExpandModel
 from .hooks import ContractHook, ExpandHook
+from .optim import ExpandOptimWrapperConstructor
 from .runtime import allow_mmengine_checkpoints
 
 if find_spec('mmcv'):
@@ -24,4 +25,10 @@ HOOKS.register_module(name='ExpandHook', module=ExpandHook)
 HOOKS.register_module(name='ContractHook', module=ContractHook)
 allow_mmengine_checkpoints()
 
-__all__ = ['ContractHook', 'ExpandBackbone', 'ExpandHook', 'ExpandModel']
+__all__ = [
+    'ContractHook',
+    'ExpandBackbone',
+    'ExpandHook',
+    'ExpandModel',
+    'ExpandOptimWrapperConstructor',
+]

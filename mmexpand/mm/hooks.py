@@ -33,6 +33,7 @@ from .contraction import (
 )
 from .dry_run import dry_run
 from .logs import log
+from .optim import by_layer
 from .ranks import describe, on_main, together
 
 
@@ -117,7 +118,7 @@ def _rebuild_optimizer(runner: Runner) -> None:
             f'{type(runner.optim_wrapper).__name__} is not supported by ExpandHook; use '
             "model=dict(type='ExpandModel', model=..., ...) instead"
         )
-    runner.optim_wrapper = runner.build_optim_wrapper(copy.deepcopy(runner.cfg.optim_wrapper))
+    runner.optim_wrapper = runner.build_optim_wrapper(by_layer(runner.cfg.optim_wrapper))
     runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
     schedulers = runner.cfg.get('param_scheduler')
     if schedulers is not None:
@@ -145,11 +146,15 @@ class ContractHook(CheckpointGuardHook):
         self.evaluate_expanded = evaluate_expanded
 
     def before_run(self, runner: Runner) -> None:
-        """Wrap a model that a builder has expanded as ExpandHook would have."""
+        """Treat a model that a builder has expanded as ExpandHook would have."""
         builder = not any(isinstance(hook, ExpandHook) for hook in runner.hooks)
-        expanded = is_expanded(unwrap(runner.model))
-        if builder and expanded and isinstance(runner.model, DistributedDataParallel):
+        if not builder or not is_expanded(unwrap(runner.model)):
+            return
+        if isinstance(runner.model, DistributedDataParallel):
             _rewrap(runner, self.compact_gradients)
+        rebuildable = type(runner) is Runner and isinstance(runner.cfg.get('optim_wrapper'), dict)
+        if is_training(runner) and rebuildable and isinstance(runner.optim_wrapper, OptimWrapper):
+            _rebuild_optimizer(runner)
 
     def before_train(self, runner: Runner) -> None:
         """Look whether there will be something to contract, and try it.

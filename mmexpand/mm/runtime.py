@@ -9,6 +9,10 @@ import torch
 from mmengine.config import Config
 from mmengine.device import is_cuda_available
 from mmengine.logging import HistoryBuffer
+from mmengine.optim.scheduler import OneCycleLR, OneCycleParamScheduler
+
+ONE_CYCLE = (OneCycleParamScheduler, OneCycleLR)
+"""Schedulers whose state holds one of their own methods."""
 
 CPU_WRAPPER = dict(type='MMDistributedDataParallel', device_ids=None)
 
@@ -62,10 +66,11 @@ def allow_mmengine_checkpoints() -> None:
     torch.serialization.add_safe_globals(
         [
             HistoryBuffer,
+            *ONE_CYCLE,
             (_history_method, 'builtins.getattr'),
             np.ndarray,
             np.dtype,
-            *(type(np.dtype(kind)) for kind in ('float64', 'float32', 'int64', 'int32', 'bool')),
+            *(getattr(np.dtypes, name) for name in np.dtypes.__all__),
             *_numpy_reconstructors(),
         ]
     )
@@ -74,6 +79,8 @@ def allow_mmengine_checkpoints() -> None:
 def _history_method(owner: Any, name: str) -> Any:
     if owner is HistoryBuffer and name in ('min', 'max', 'current', 'mean'):
         return getattr(HistoryBuffer, name)
+    if owner in ONE_CYCLE and name in ('_annealing_cos', '_annealing_linear'):
+        return getattr(owner, name)
     raise pickle.UnpicklingError(f'refused: getattr({owner!r}, {name!r}) in a checkpoint')
 
 

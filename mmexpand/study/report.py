@@ -1,1 +1,164 @@
-def write_report(study): ...
+"""A study's results as a table, sentences, one JSON and two pictures."""
+
+import math
+import os
+from pathlib import Path
+from statistics import fmean, stdev
+
+from matplotlib.figure import Figure
+
+from .run import arm_problem, write_json
+from .spec import Study
+from .statistics import ArmSummary, Difference, decimals, difference, in_words, summarise
+
+HEAD = (
+    *('arm', 'learning rate', 'seeds', 'mean', 'sd', 'difference', '95 % interval', 'above'),
+    'training time',
+)
+
+
+def write_report(study: Study, out_dir: str | os.PathLike) -> str:
+    """Write ``study.json``, ``study.md``, ``curves.png`` and ``differences.png``.
+
+    Args:
+        study: the study; what has no result yet is said, the rest is reported.
+        out_dir: where they go.
+
+    Returns:
+        The Markdown: table and sentences.
+    """
+    out_dir = Path(out_dir)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    arms = [summarise(study, arm) for arm in study.arms.values()]
+    baseline = next(arm for arm in arms if arm.arm.name == study.baseline)
+    found = {a.arm.name: difference(a, baseline) for a in arms if a is not baseline}
+    text = _markdown(study, arms, baseline, found)
+    _write_text(text, out_dir / 'study.md')
+    write_json(_as_json(study, arms, found), out_dir / 'study.json')
+    _plot_curves(study, arms, out_dir / 'curves.png')
+    _plot_differences(study, found, out_dir / 'differences.png')
+    return text
+
+
+def _markdown(
+    study: Study,
+    arms: list[ArmSummary],
+    baseline: ArmSummary,
+    found: dict[str, Difference | None],
+) -> str:
+    places = decimals(value for arm in arms for value in arm.scores.values())
+    rows = [HEAD, ('---',) * len(HEAD)]
+    rows += [_row(arm, baseline, found.get(arm.arm.name), places) for arm in arms if arm.scores]
+    lines = ['| ' + ' | '.join(row) + ' |' for row in rows]
+    sentences = [
+        in_words(arm, found[arm.arm.name], study.baseline, places)
+        for arm in arms
+        if arm.scores and arm.arm.name in found
+    ]
+    problems = [problem + '.' for arm in arms for problem in arm.problems]
+    untried = [arm.arm.name for arm in arms if not arm.scores]
+    cannot = (arm_problem(study, arm.arm) for arm in arms if not (arm.scores or arm.tuning))
+    problems += [problem + '.' for problem in cannot if problem]
+    if untried:
+        problems.append(f'No seed has been run to its end: {", ".join(untried)}.')
+    parts = [f'{study.metric} on the test split, last weights.', '\n'.join(lines)]
+    parts += ['\n'.join(f'- {line}' for line in block) for block in (sentences, problems) if block]
+    return '\n\n'.join(parts) + '\n'
+
+
+def _row(
+    arm: ArmSummary, baseline: ArmSummary, found: Difference | None, places: int
+) -> tuple[str, ...]:
+    numbers = [
+        arm.arm.name,
+        f'{arm.lr:g}' + (' (fixed)' if arm.arm.lr is not None else ''),
+        str(len(arm.scores)),
+        _number(arm.mean, places),
+        _number(arm.deviation, places),
+    ]
+    if found is None:
+        numbers += ['', '', '']
+    else:
+        low, high = f'{found.low:+.{places}f}', f'{found.high:+.{places}f}'
+        interval = '' if math.isnan(found.low) else f'{low} to {high}'
+        count = f'{found.wins} of {len(found.values)}'
+        numbers += [f'{found.mean:+.{places}f}', interval, count]
+    return (*numbers, _number(arm.seconds / baseline.seconds, 2))
+
+
+def _number(value: float, places: int) -> str:
+    return '' if math.isnan(value) else f'{value:.{places}f}'
+
+
+def _as_json(study: Study, arms: list[ArmSummary], found: dict[str, Difference | None]) -> dict:
+    # Arms on a level of their own: one may be called 'study'.
+    content = {arm.arm.name: _arm_as_json(arm, found.get(arm.arm.name)) for arm in arms}
+    return dict(study=study.name, metric=study.metric, baseline=study.baseline, arms=content)
+
+
+def _arm_as_json(arm: ArmSummary, against: Difference | None) -> dict:
+    interval = against and [_finite(against.low), _finite(against.high)]
+    return dict(
+        lr=arm.lr,
+        tuning={f'{lr:g}': value for lr, value in arm.tuning.items()},
+        test=arm.scores,
+        mean=_finite(arm.mean),
+        deviation=_finite(arm.deviation),
+        seconds=_finite(arm.seconds),
+        differences=against and against.values,
+        interval=None if interval is None or None in interval else interval,
+        problems=arm.problems,
+    )
+
+
+def _finite(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _plot_curves(study: Study, arms: list[ArmSummary], path: Path) -> None:
+    figure = Figure(figsize=(8, 5), layout='constrained')
+    axes = figure.subplots()
+    for arm in (arm for arm in arms if arm.results):
+        by_step: dict[int, list[float]] = {}
+        for result in arm.results.values():
+            for step, value in result['curve']:
+                by_step.setdefault(step, []).append(value)
+        steps = sorted(by_step)
+        means = [fmean(by_step[step]) for step in steps]
+        (line,) = axes.plot(steps, means, marker='.', label=arm.arm.name)
+        spread = [stdev(by_step[s]) if len(by_step[s]) > 1 else 0 for s in steps]
+        low, high = ([m + sign * d for m, d in zip(means, spread, strict=True)] for sign in (-1, 1))
+        axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+    axes.set(xlabel='iteration', ylabel=f'{study.metric} (validation)', title=study.name)
+    if axes.lines:
+        axes.legend(fontsize='small')
+    _save(figure, path)
+
+
+def _plot_differences(study: Study, found: dict[str, Difference | None], path: Path) -> None:
+    shown = {name: d for name, d in reversed(found.items()) if d is not None}
+    figure = Figure(figsize=(8, 1.2 + 0.4 * len(shown)), layout='constrained')
+    axes = figure.subplots()
+    for place, one in enumerate(shown.values()):
+        values = list(one.values.values())
+        axes.plot(values, [place] * len(values), 'o', color='0.6', markersize=4)
+        if not math.isnan(one.low):
+            axes.plot([one.low, one.high], [place, place], color='tab:blue', linewidth=2)
+        axes.plot(one.mean, place, 'D', color='tab:blue')
+    axes.axvline(0, color='black', linewidth=0.8)
+    axes.set_yticks(range(len(shown)), list(shown))
+    label = f'{study.metric} (test) minus that of {study.baseline}, seed by seed; mean, 95 %'
+    axes.set(xlabel=label, title=study.name)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    temporary = path.with_name(f'.{os.getpid()}.{path.name}')
+    figure.savefig(temporary, dpi=120)
+    os.replace(temporary, path)
+
+
+def _write_text(text: str, path: Path) -> None:
+    temporary = path.with_name(f'.{os.getpid()}.{path.name}')
+    temporary.write_text(text)
+    os.replace(temporary, path)

@@ -1,6 +1,7 @@
 """Whole models: plan, expand, contract, verify. Imports torch and core."""
 
 from .config import ExpandConfig
+from .copying import copy_model
 from .plan import LayerPlan, Plan, SkippedLayer, plan
 from .swap import contract, contract_, expand_, is_expanded, named_units
 from .verify import Verification, VerificationError, verify
@@ -14,6 +15,7 @@ __all__ = [
     'VerificationError',
     'contract',
     'contract_',
+    'copy_model',
     'expand_',
     'is_expanded',
     'named_units',

@@ -116,10 +116,14 @@ def contract_state_dict(state_dict: Mapping[str, Tensor]) -> OrderedDict[str, Te
     """
     compact: OrderedDict[str, Tensor] = OrderedDict()
     prefixes = _prefixes(state_dict)
+    # A checkpoint of ours holds the folded weights too; the factors are what was trained.
+    layers = {prefix.rpartition('.')[0] for prefix in prefixes}
+    folded = {f'{layer}.{k}'.lstrip('.') for layer in layers for k in ('weight', 'bias')}
     for key, value in state_dict.items():
         prefix = _prefix_of(key, prefixes)
         if prefix is None:
-            compact[key] = value
+            if key not in folded:
+                compact[key] = value
             continue
         layer, _, block = prefix.rpartition('.')
         name = f'{layer}.' if layer else ''

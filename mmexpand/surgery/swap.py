@@ -1,12 +1,12 @@
 """Replacing layers in a model: the only place that sets attributes on one."""
 
-import copy
 import logging
 
 from torch import nn
 
 from ..core.units import ExpandedConv2d, ExpandedLinear
 from .config import ExpandConfig
+from .copying import copy_model
 from .plan import Plan, plan
 
 logger = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ def contract_(model: nn.Module) -> nn.Module:
 
 def contract(model: nn.Module) -> nn.Module:
     """A compact copy of a model; the argument is left as it was."""
-    return contract_(copy.deepcopy(model))
+    return contract_(copy_model(model))
 
 
 def is_expanded(model: nn.Module) -> bool:

@@ -9,19 +9,17 @@ import pytest
 import torch
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.nn import functional as F
 
 import mmexpand
 from mmexpand.analysis import benchmark
 from mmexpand.analysis.bounds import MachineRates, counted_step, folding_bound, folding_macs
-from mmexpand.analysis.cases import Case, run_model
+from mmexpand.analysis.cases import PEERS, Case, run_model
 from mmexpand.analysis.footprint import (
     OutOfMemoryError,
     peak_memory,
     reduced_bytes,
     saved_bytes,
 )
-from mmexpand.analysis.peers import PEERS, use_peer_
 from mmexpand.analysis.steps import Settings, StepTimes, time_in_turns
 
 TOOLS = Path(__file__).parents[2] / 'tools/analysis_tools'
@@ -198,55 +196,12 @@ def test_settings_that_mean_nothing_are_refused(change):
 # -- peers ----------------------------------------------------------------------------------------
 
 
-def conv_bn_parameters(m, n, taps):
-    return m * n * taps + 2 * n
-
-
-@pytest.mark.parametrize('m, n, stride', [(4, 4, 1), (4, 6, 1), (4, 4, 2)])
 @pytest.mark.parametrize('peer', PEERS)
-def test_peer(peer, m, n, stride):
-    """The block is one convolution of the same shape, as long as its statistics stand still."""
-    torch.manual_seed(0)
-    conv = nn.Conv2d(m, n, 3, stride, 1).double()
-    block = PEERS[peer](conv).double()
-    identity = 2 * n if (m, stride) == (n, 1) else 0
-    expected = {
-        'RepVGG': conv_bn_parameters(m, n, 9) + conv_bn_parameters(m, n, 1) + identity,
-        'ACNet': conv_bn_parameters(m, n, 9) + 2 * conv_bn_parameters(m, n, 3),
-        'DBB': 2 * conv_bn_parameters(m, n, 9)
-        + 2 * conv_bn_parameters(m, n, 1)
-        + conv_bn_parameters(m, m, 1)
-        + 2 * n,
-    }
-    assert sum(p.numel() for p in block.parameters()) == expected[peer]
-
-    x = torch.randn(2, m, 12, 12, dtype=torch.float64)
-    output = block(x)
-    assert output.shape == conv(x).shape
-    output.square().mean().backward()
-    assert all(p.grad is not None for p in block.parameters())
-
-    block.eval()
-    # Inputs that are one at one pixel of one channel show the kernel, turned around.
-    impulses = torch.zeros(m, m, 9, 9, dtype=torch.float64)
-    impulses[range(m), range(m), 4, 4] = 1
-    with torch.no_grad():
-        background = block(torch.zeros(1, m, 12, 12, dtype=torch.float64))[0, :, 3, 3]
-        if stride == 1:
-            kernel = (block(impulses) - background[:, None, None])[:, :, 3:6, 3:6]
-            kernel = kernel.transpose(0, 1).flip(2, 3)
-            expected = F.conv2d(x, kernel, background, padding=1)
-            inner = (..., slice(1, -1), slice(1, -1))
-            torch.testing.assert_close(block(x)[inner], expected[inner], rtol=1e-10, atol=1e-10)
-
-
-def test_peers_replace_all_or_nothing():
-    model = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, groups=4))
-    with pytest.raises(ValueError, match='groups=4'):
-        use_peer_(model, ['0', '1'], 'DBB')
-    assert type(model[0]) is nn.Conv2d
-    use_peer_(model, ['0'], 'DBB')
-    assert type(model[0]) is PEERS['DBB']
+def test_peers_stand_for_the_layers_that_are_expanded(peer):
+    case = Case('small', lambda: nn.Sequential(nn.Conv2d(4, 4, 3)), (1, 4, 8, 8), peers=(peer,))
+    unit = case.build_variant(peer, 2)[0]
+    assert unit.method == PEERS[peer]['method']
+    assert case.build_variant('folded', 2)[0].method == 'cl'
 
 
 # -- from end to end ------------------------------------------------------------------------------

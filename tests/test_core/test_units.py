@@ -225,8 +225,15 @@ def test_compact_weights_are_factorised_while_loading():
     assert relative_error(unit.weight, conv.weight) > 0.1
     unit.load_state_dict(conv.state_dict())
     assert relative_error(unit.weight, conv.weight) < 1e-13
-    with pytest.raises(ValueError, match='another network'):
+    before = {key: value.clone() for key, value in unit.state_dict().items()}
+    with pytest.raises(RuntimeError, match='size mismatch for weight'):
         unit.load_state_dict(nn.Conv2d(4, 7, 3).state_dict())
+    assert all(torch.equal(value, before[key]) for key, value in unit.state_dict().items())
+    both = {**ExpandedConv2d.from_conv(conv, 2).state_dict(), **conv.state_dict()}
+    with torch.no_grad():
+        unit.factors[1].weight.normal_()
+    unit.load_state_dict(both)
+    assert relative_error(unit.weight, conv.weight) < 1e-13
     narrow = ExpandedConv2d.from_conv(nn.Conv2d(4, 6, 3), 0.5)
     with pytest.raises(ValueError, match='raise the rate'):
         narrow.load_state_dict(conv.state_dict())

@@ -9,18 +9,27 @@ import torch
 from mmengine.hooks import EMAHook
 from mmengine.registry import MODELS
 from mmengine.runner import FlexibleRunner, Runner
+from mmseg.apis import init_model
 
 import mmexpand
 from mmexpand import ExpandedConv2d
 from mmexpand.mm import builders
 from mmexpand.mm.checkpoints import match_checkpoint
 from mmexpand.mm.hooks import ExpandHook
+from mmexpand.mm.models import build_compact_model
 from mmexpand.surgery import named_units
-from mmexpand.surgery.checkpoint import META_KEY, CheckpointError, load_checkpoint
+from mmexpand.surgery.checkpoint import (
+    META_KEY,
+    CheckpointError,
+    contract_state_dict,
+    load_checkpoint,
+)
 
 ENCODER = ('0.0.convs.0', '1.1.convs.0', '1.1.convs.1')
 UNITS = [f'backbone.encoder.{name}.conv' for name in ENCODER]
 EMA = dict(type='EMAHook', momentum=0.1)
+BLOCKS = [dict(method=name) for name in ('orepa', 'do', 'ac', 'rep', 'acnet', 'repvgg', 'dbb')]
+BLOCKS += [dict(shortcut=True), dict(method='repvgg', forward='folded')]
 
 
 def train(cfg) -> Runner:
@@ -176,7 +185,7 @@ def test_load_from_a_compact_checkpoint(seg_cfg):
     [
         ('compact_last.pth', dict(resume=True), 'cannot be resumed'),
         ('iter_4.pth', dict(resume=True, custom_hooks=[dict(type='ContractHook')]), 'ExpandHook'),
-        ('iter_4.pth', dict(custom_hooks=hooks(rate=3)), 'method, rate and include'),
+        ('iter_4.pth', dict(resume=True, custom_hooks=hooks(rate=3)), 'method, rate and include'),
     ],
 )
 def test_the_wrong_kind_is_refused(seg_cfg, checkpoint, changes, words):
@@ -185,6 +194,70 @@ def test_the_wrong_kind_is_refused(seg_cfg, checkpoint, changes, words):
     path = f'{cfg.work_dir}/{checkpoint}'
     with pytest.raises(CheckpointError, match=words):
         train(seg_cfg(load_from=path, work_dir=cfg.work_dir + '2', **changes))
+
+
+@pytest.mark.parametrize('how', [dict(rate=3), dict(method='orepa')], ids=str)
+def test_an_expanded_checkpoint_starts_one_of_another_rate_or_block(seg_cfg, how):
+    cfg = seg_cfg()
+    expected = mmexpand.contract(train(cfg).model).state_dict()
+    runner = train(
+        seg_cfg(
+            **{
+                'load_from': f'{cfg.work_dir}/iter_4.pth',
+                'custom_hooks': hooks(**how),
+                'train_cfg.max_iters': 0,
+            },
+            work_dir=cfg.work_dir + '2',
+        )
+    )
+    for name, value in mmexpand.contract(runner.model).state_dict().items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-6)
+
+
+def test_stock_loads_an_expanded_checkpoint_as_the_compact_network(seg_cfg):
+    """By the APIs that know no hooks: with the expanded config, and as Pretrained weights."""
+    cfg = seg_cfg(custom_hooks=hooks(EMA))
+    runner = train(cfg)
+    path = f'{cfg.work_dir}/iter_4.pth'
+    saved = load_checkpoint(path)['state_dict']
+    ema = next(hook for hook in runner.hooks if isinstance(hook, EMAHook))
+    expected = mmexpand.contract(ema.ema_model.module).state_dict()
+    config = Path(cfg.work_dir) / 'expanded_config.py'
+    cfg.dump(config)
+    loaded = init_model(str(config), path, device='cpu').state_dict()
+    pretrained = dict(type='Pretrained', checkpoint=path, prefix='backbone.')
+    backbone = MODELS.build(dict(cfg.model.backbone, init_cfg=pretrained, _scope_='mmseg'))
+    backbone.init_weights()
+    random = torch.Generator().manual_seed(0)
+    for name in UNITS:
+        key = f'{name}.weight'
+        assert key in saved
+        assert not torch.equal(loaded[key], torch.randn(loaded[key].shape, generator=random))
+        torch.testing.assert_close(loaded[key], expected[key], rtol=1e-5, atol=1e-7)
+        inside = backbone.state_dict()[key.removeprefix('backbone.')]
+        torch.testing.assert_close(inside, expected[key], rtol=1e-5, atol=1e-7)
+
+
+def test_module_prefixes_and_other_classes_load_as_in_stock(seg_cfg, tmp_path):
+    cfg = seg_cfg()
+    runner = train(cfg)
+    expected = mmexpand.contract(runner.model).state_dict()
+    state = load_checkpoint(f'{cfg.work_dir}/iter_4.pth')['state_dict']
+    prefixed = {f'module.{key}': value for key, value in state.items()}
+    torch.save(dict(state_dict=prefixed, meta={}), tmp_path / 'prefixed.pth')
+    changes = {
+        'load_from': str(tmp_path / 'prefixed.pth'),
+        'train_cfg.max_iters': 0,
+        'custom_hooks': hooks(include=['backbone.encoder', 'decode_head.convs']),
+        'model.backbone.base_channels': 4,
+        'model.decode_head.channels': 6,
+    }
+    other = train(seg_cfg(**changes, work_dir=cfg.work_dir + '2')).model
+    found = mmexpand.contract(other).state_dict()
+    torch.testing.assert_close(
+        found[f'{UNITS[0]}.weight'], expected[f'{UNITS[0]}.weight'], rtol=1e-4, atol=1e-6
+    )
+    assert found['decode_head.convs.0.conv.weight'].shape[0] == 6
 
 
 def test_an_expanded_checkpoint_starts_a_compact_model(seg_cfg):
@@ -252,6 +325,25 @@ def test_a_test_run_initialises_nothing(seg_cfg, monkeypatch):
     tested.test()
     for name, value in trained.model.state_dict().items():
         assert torch.equal(tested.model.state_dict()[name], value)
+
+
+@pytest.mark.parametrize('how', BLOCKS, ids=str)
+def test_every_block_from_a_config(seg_cfg, how):
+    """By the hook and by the builder; what is written loads strictly and is compact."""
+    hooked = seg_cfg(custom_hooks=hooks(**how))
+    built = seg_cfg(custom_hooks=[dict(type='ContractHook')], work_dir=hooked.work_dir + '2')
+    built.model = dict(
+        type='ExpandModel', model=built.model, include='backbone.encoder', rate=2, **how
+    )
+    for cfg in (hooked, built):
+        runner = train(cfg)
+        assert list(named_units(runner.model)) == UNITS
+        compact = build_compact_model(cfg)
+        compact.load_state_dict(weights(f'{cfg.work_dir}/compact_last.pth'))
+        # Without a model, from the checkpoint alone.
+        expanded = load_checkpoint(f'{cfg.work_dir}/iter_4.pth')['state_dict']
+        for name, value in contract_state_dict(expanded).items():
+            torch.testing.assert_close(value, compact.state_dict()[name])
 
 
 @pytest.mark.parametrize('type_', ['ExpandModel', 'ExpandBackbone'])

@@ -47,7 +47,10 @@ def expanded_net(case: str) -> nn.Module:
     if case == 'frozen':
         net.stem.requires_grad_(False)
     include = ['stem', 'shared', 'sometimes', 'neck']
-    mmexpand.expand_(net, mmexpand.ExpandConfig('cl', 4, include=include))
+    shortcut = case == 'shortcut'
+    method = case if case in ('orepa', 'do', 'rep', 'ac') else 'cl'
+    cfg = mmexpand.ExpandConfig(method, 4, include=include, shortcut=shortcut)
+    mmexpand.expand_(net, cfg)
     if case == 'frozen':
         net.neck.factors[0].requires_grad_(False)
     return net

@@ -17,7 +17,11 @@ from mmexpand.surgery.distributed import can_reduce_compact
 WORKER = Path(__file__).with_name('ddp_worker.py')
 
 
-CASES = {2: ['simple', 'clip', 'sum', 'unused', 'frozen', 'static', 'views'], 4: ['simple']}
+BLOCKS = ['shortcut', 'orepa', 'do', 'rep', 'ac']
+CASES = {
+    2: ['simple', 'clip', 'sum', 'unused', 'frozen', 'static', 'views', *BLOCKS],
+    4: ['simple'],
+}
 
 
 @pytest.fixture(scope='module')
@@ -58,7 +62,8 @@ def test_same_result_with_compact_bytes(results, processes, case):
     if case != 'static':
         expected = result['bytes_of_compact_network']
         assert result['bytes_compact'] == pytest.approx(expected, rel=0.01)
-        assert result['bytes_plain'] > 4 * expected
+        # Of a chain at r = 4; other blocks hold less.
+        assert result['bytes_plain'] > (1.05 if case in ('rep', 'ac') else 2) * expected
 
 
 def test_a_layerwise_unit_keeps_plain_gradients():

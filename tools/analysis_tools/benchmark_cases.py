@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torchvision.models import mobilenet_v2
 
 from mmexpand import ExpandConfig
-from mmexpand.analysis.cases import Case
-from mmexpand.analysis.peers import PEERS
+from mmexpand.analysis.cases import PEERS, Case
 from mmexpand.mm.models import build_compact_model, expand_wishes, tensor_outputs
 
 # All 3x3 depthwise convolutions. The paper expands "the non-residual 3x3 convolutional layers",
@@ -91,7 +90,7 @@ BUILT_IN = {
             (('', ExpandConfig(include='backbone')),),
             peers=tuple(PEERS),
         ),
-        _unet_case(16, (4, 3, 240, 320)),
+        _unet_case(16, (4, 3, 240, 320), peers=tuple(PEERS)),
         _unet_case(32, (2, 3, 256, 512)),
         # The paper trains it on 4 images of 512x1024 a GPU.
         _unet_case(64, (1, 3, 256, 512), counted_shape=(4, 3, 512, 1024)),

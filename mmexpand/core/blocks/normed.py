@@ -5,7 +5,7 @@ from torch import nn
 
 from ..expression import Chain, Deviation, Filter, Norm, Sum
 from ..site import Site
-from .orepa import identity_kernel
+from .filters import identity_kernel
 from .rep import ac_branches, rep_branches
 
 

@@ -1,12 +1,11 @@
 """OREPA: online convolutional re-parameterisation (Hu et al., CVPR 2022, Sec. 3 and Fig. 3)."""
 
-import math
-
 import torch
 from torch import Tensor, nn
 
 from ..expression import Chain, Deviation, Filter, Scale, Separable, Sum
 from ..site import Site
+from .filters import cosines, identity_kernel
 
 EXPANSION = 8
 """Depthwise filters of every input channel in the last branch."""
@@ -39,24 +38,6 @@ def orepa(site: Site) -> nn.Module:
         Scale(Separable(depthwise, first.factor(wide, n), EXPANSION, site.groups), 0.5),
     ]
     return Sum(branches, site.padding, site.dilation)
-
-
-def identity_kernel(conv: nn.Conv2d) -> Tensor:
-    """The 1x1 kernel with which a convolution of as many outputs as inputs is the identity."""
-    inside = conv.weight.shape[1]
-    return torch.eye(inside).repeat(len(conv.weight) // inside, 1)[:, :, None, None]
-
-
-def cosines(channels: int, kernel_size: tuple[int, int]) -> Tensor:
-    """Filters ``(channels, kh, kw)``: the first half vary down the kernel, the others across."""
-    half = channels // 2
-    frequency = torch.cat((torch.arange(1, half + 1), torch.arange(1, channels - half + 1)))
-    down, across = (
-        torch.cos(math.pi * frequency[:, None] * (torch.arange(k) + 0.5) / k) for k in kernel_size
-    )
-    filters = across[:, None, :].repeat(1, kernel_size[0], 1)
-    filters[:half] = down[:half, :, None]
-    return filters
 
 
 def refusal(site: Site) -> str:

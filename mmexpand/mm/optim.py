@@ -1,0 +1,163 @@
+"""The optimizer of an expanded model: options follow the layer, multipliers the factor's role."""
+
+import copy
+from dataclasses import dataclass
+
+from mmengine.optim import AmpOptimWrapper, OptimWrapper, OptimWrapperDict
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
+from torch import nn
+
+from ..core.expanded_layer import ExpandedLayer
+from ..core.expression import ROLES, parameter_roles
+from ..core.site import check_choice
+from ..surgery import contract, named_units
+from .checkpoints import unwrap
+
+FACTOR_DECAYS = ('each', 'shared', 'product')
+"""Values of ``factor_decay``."""
+
+MULTIPLIERS = {f'{role}_{what}_mult': 1.0 for role in ROLES for what in ('lr', 'decay')}
+MULTIPLIERS['scale_decay_mult'] = 0.0
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class ExpandOptimWrapperConstructor:
+    """Builds an optimizer whose options for a compact parameter go to all that stands for it.
+
+    Another constructor is run on the compact network, so that ``custom_keys``, norms' and
+    depthwise layers' multipliers and layer-wise decays find the names and layers they know. Every
+    parameter of a unit then gets what its layer's weight or bias got, times multipliers by role.
+
+    Args:
+        optim_wrapper_cfg: as for any constructor.
+        paramwise_cfg: the options of ``base_constructor``, and
+
+            - base_constructor: the other constructor; mmengine's default.
+            - outer_lr_mult, inner_lr_mult, scale_lr_mult, and outer_decay_mult, inner_decay_mult,
+              scale_decay_mult: of a chain's factors around the one that has the layer's taps, of
+              that one and of branches by themselves, and of scales and norms. 1; scales are not
+              decayed.
+            - factor_decay: 'each' (every factor as it would be by itself), 'shared' (the layer's
+              decay divided by the number of factors, which decay a product together), or
+              'product' (half lambda |W|^2 of the folded kernel W; Khodak et al., ICLR 2021).
+
+    Raises:
+        ValueError: for another ``factor_decay``, or one that can't be.
+    """
+
+    def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None):
+        options = dict(paramwise_cfg or {})
+        self.base = options.pop('base_constructor', 'DefaultOptimWrapperConstructor')
+        self.multipliers = {key: options.pop(key, value) for key, value in MULTIPLIERS.items()}
+        self.factor_decay = options.pop('factor_decay', 'each')
+        check_choice('paramwise_cfg.factor_decay', self.factor_decay, FACTOR_DECAYS)
+        self.options = options or None
+        self.optim_wrapper_cfg = optim_wrapper_cfg
+
+    def __call__(self, model: nn.Module) -> OptimWrapper | OptimWrapperDict:
+        """Build it for a model, expanded or not."""
+        model = unwrap(model)
+        compact = contract(model)
+        build = dict(
+            type=self.base,
+            optim_wrapper_cfg=copy.deepcopy(self.optim_wrapper_cfg),
+            paramwise_cfg=self.options,
+        )
+        optim_wrapper = OPTIM_WRAPPER_CONSTRUCTORS.build(build)(compact)
+        wrappers = (
+            optim_wrapper.values()
+            if isinstance(optim_wrapper, OptimWrapperDict)
+            else [optim_wrapper]
+        )
+        for wrapper in wrappers:
+            self._hand_over(wrapper, compact, model)
+        return optim_wrapper
+
+    def _hand_over(self, wrapper: OptimWrapper, compact: nn.Module, model: nn.Module) -> None:
+        """Give the optimizer of the compact network the parameters of the expanded one."""
+        if self.factor_decay == 'product':
+            _check_product_decay(wrapper, model)
+        optimizer = wrapper.optimizer
+        names = {id(parameter): name for name, parameter in compact.named_parameters()}
+        stand_ins = _stand_ins(model)
+        place = {id(parameter): index for index, parameter in enumerate(model.parameters())}
+        for group in list(optimizer.param_groups):
+            by_options: dict[tuple[float, float], list] = {}
+            for parameter in group['params']:
+                for part in stand_ins[names[id(parameter)]]:
+                    by_options.setdefault(self._options(group, part), []).append(part.parameter)
+                    if self.factor_decay == 'product' and part.unit is not None:
+                        part.unit.product_decay = group.get('weight_decay', 0.0)
+            base = {key: value for key, value in group.items() if key != 'params'}
+            for index, (options, parameters) in enumerate(by_options.items()):
+                parameters.sort(key=lambda parameter: place[id(parameter)])
+                changed = dict(zip(('lr', 'weight_decay'), options, strict=True), params=parameters)
+                if index == 0:
+                    group.update(changed)
+                else:
+                    optimizer.add_param_group({**base, **changed})
+
+    def _options(self, group: dict, part: '_Part') -> tuple[float, float]:
+        """Learning rate and decay of a parameter."""
+        lr, decay = group['lr'], group.get('weight_decay', 0.0)
+        if part.unit is None:
+            return lr, decay
+        share = dict(each=1.0, shared=1 / part.count, product=0.0)[self.factor_decay]
+        return (
+            lr * self.multipliers[f'{part.role}_lr_mult'],
+            decay * share * self.multipliers[f'{part.role}_decay_mult'],
+        )
+
+
+def by_layer(optim_wrapper: dict) -> dict:
+    """The config of an optimizer, its options per parameter made to follow the layers."""
+    cfg = copy.deepcopy(optim_wrapper)
+    name = ExpandOptimWrapperConstructor.__name__
+    if cfg.get('constructor') not in (name, ExpandOptimWrapperConstructor):
+        options = dict(cfg.get('paramwise_cfg') or {})
+        if cfg.get('constructor') is not None:
+            options['base_constructor'] = cfg['constructor']
+        cfg.update(constructor=name, paramwise_cfg=options)
+    return cfg
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A parameter that stands for a compact one, or a part of it."""
+
+    parameter: nn.Parameter
+    unit: ExpandedLayer | None = None
+    role: str = ''
+    count: int = 1
+
+
+def _stand_ins(model: nn.Module) -> dict[str, list[_Part]]:
+    """By the name of a compact parameter, what stands for it in the model."""
+    units = named_units(model)
+    parts: dict[str, list[_Part]] = {}
+    for name, unit in units.items():
+        roles = parameter_roles(unit.expression)
+        for key, parameter in unit.expression.named_parameters():
+            kind = 'bias' if key.endswith('bias') else 'weight'
+            part = _Part(parameter, unit, roles[key], len(unit.factor_shapes))
+            parts.setdefault(f'{name}.{kind}', []).append(part)
+    inside = {id(part.parameter) for held in parts.values() for part in held}
+    for name, parameter in model.named_parameters():
+        if id(parameter) not in inside:
+            parts[name] = [_Part(parameter)]
+    return parts
+
+
+def _check_product_decay(wrapper: OptimWrapper, model: nn.Module) -> None:
+    # It is added to the gradient of the folded kernel, as that comes out of backward.
+    for name, unit in named_units(model).items():
+        if unit.forward_order == 'layerwise' or not unit.is_linear:
+            raise ValueError(
+                f"factor_decay='product' needs a folded kernel, and {name} ({unit.method}, "
+                f"forward={unit.forward_order!r}) has none while training; use 'each' or 'shared'"
+            )
+    if wrapper._accumulative_counts > 1 or isinstance(wrapper, AmpOptimWrapper):
+        raise ValueError(
+            "factor_decay='product' knows nothing of a scaled loss: use it without accumulation "
+            "and mixed precision, or factor_decay='shared'"
+        )

@@ -1,0 +1,161 @@
+"""What the results of a study say: means, and paired differences with their intervals."""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from statistics import fmean, stdev
+
+from scipy.stats import ttest_1samp
+
+from .schedule import best_lr, final_runs, load_result, result_problem, score, tuning_runs
+from .spec import Arm, Run, Study
+
+CONFIDENCE = 0.95
+
+Results = list[tuple[Run, dict | None]]
+"""Runs, each with its result if there is one."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """An arm against the baseline, seed by seed.
+
+    Attributes:
+        values: the differences, by seed.
+        low: lower end of the 95 % t-interval of their mean; NaN with fewer than two.
+        high: upper end.
+    """
+
+    values: dict[int, float]
+    low: float
+    high: float
+
+    @property
+    def mean(self) -> float:
+        """The mean difference."""
+        return fmean(self.values.values())
+
+    @property
+    def wins(self) -> int:
+        """Seeds at which the arm is above the baseline."""
+        return sum(value > 0 for value in self.values.values())
+
+
+@dataclass(frozen=True)
+class ArmSummary:
+    """What is known of an arm.
+
+    Attributes:
+        arm: the arm.
+        lr: its best, or fixed, learning rate; None as long as it is not tuned.
+        tuning: the mean metric on the validation split by learning rate.
+        scores: the metric on the test split by seed.
+        seconds: mean processor time of a training; NaN where none has finished.
+        results: of its final runs, by seed.
+        problems: a sentence each: runs that diverged, failed or are missing.
+    """
+
+    arm: Arm
+    lr: float | None
+    tuning: dict[float, float]
+    scores: dict[int, float]
+    seconds: float
+    results: dict[int, dict] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+
+    @property
+    def mean(self) -> float:
+        """The mean over seeds; NaN where there is none."""
+        return fmean(self.scores.values()) if self.scores else math.nan
+
+    @property
+    def deviation(self) -> float:
+        """The standard deviation over seeds; NaN with fewer than two."""
+        return stdev(self.scores.values()) if len(self.scores) > 1 else math.nan
+
+
+def summarise(study: Study, arm: Arm) -> ArmSummary:
+    """Read an arm's results."""
+    lr = best_lr(study, arm)
+    tuned = [(run, load_result(study, run)) for run in tuning_runs(study, arm)]
+    finals = [(run, load_result(study, run)) for run in final_runs(study, arm)]
+    results = {run.seed: r for run, r in finals if score(study, r, 'test') is not None}
+    scores = {seed: score(study, result, 'test') for seed, result in results.items()}
+    seconds = fmean(r['seconds'] for r in results.values()) if results else math.nan
+    problems = [
+        *_tuning_problems(study, arm, lr, tuned),
+        *_run_problems(study, tuned, 'val'),
+        *_run_problems(study, finals, 'test'),
+    ]
+    missing = ', '.join(str(run.seed) for run, result in finals if result is None)
+    if missing and scores:
+        problems.append(f'{arm.name}: seeds {missing} have not been run')
+    # A run that tunes and is reported too is named once.
+    problems = tuple(dict.fromkeys(problems))
+    return ArmSummary(arm, lr, _mean_by_lr(study, tuned), scores, seconds, results, problems)
+
+
+def _run_problems(study: Study, runs: Results, split: str) -> Iterator[str]:
+    for run, result in runs:
+        if result is not None and (problem := result_problem(study, result, split)):
+            yield f'{run}: {problem}'
+
+
+def _tuning_problems(study: Study, arm: Arm, lr: float | None, tuned: Results) -> Iterator[str]:
+    missing = sorted({run.lr for run, result in tuned if result is None})
+    if missing and len(missing) < len(study.lrs):
+        yield f'{arm.name}: not tuned yet at learning rates {", ".join(f"{v:g}" for v in missing)}'
+    elif tuned and lr in (study.lrs[0], study.lrs[-1]):
+        yield f'{arm.name}: its best learning rate, {lr:g}, is at the edge of the grid'
+
+
+def _mean_by_lr(study: Study, tuned: Results) -> dict[float, float]:
+    values: dict[float, list[float | None]] = {}
+    for run, result in tuned:
+        values.setdefault(run.lr, []).append(score(study, result, 'val'))
+    return {lr: fmean(found) for lr, found in values.items() if None not in found}
+
+
+def difference(arm: ArmSummary, baseline: ArmSummary) -> Difference | None:
+    """An arm against another over the seeds that both have; None where there is no such seed."""
+    common = sorted(arm.scores.keys() & baseline.scores.keys())
+    if not common:
+        return None
+    values = {seed: arm.scores[seed] - baseline.scores[seed] for seed in common}
+    if len(common) < 2:
+        return Difference(values, math.nan, math.nan)
+    interval = ttest_1samp(list(values.values()), 0).confidence_interval(CONFIDENCE)
+    return Difference(values, float(interval.low), float(interval.high))
+
+
+def decimals(scores: Iterable[float]) -> int:
+    """How many decimals tell scores apart: 2 for percentages, 4 for shares."""
+    return 2 if max(map(abs, scores), default=0) > 1 else 4
+
+
+def in_words(arm: ArmSummary, found: Difference | None, baseline: str, places: int = 2) -> str:
+    """What can be said of an arm against the baseline, in a sentence.
+
+    Args:
+        arm: the arm.
+        found: its difference; None where there is none.
+        baseline: the name of the baseline.
+        places: decimals of the numbers.
+    """
+    name = arm.arm.name
+    if found is None:
+        return f'{name}: no seed to compare with {baseline} yet.'
+    mean = f'{found.mean:+.{places}f}'
+    if math.isnan(found.low):
+        return f'{name}: {mean} against {baseline}, one seed: not told from noise.'
+    low, high = f'{found.low:+.{places}f}', f'{found.high:+.{places}f}'
+    interval = f'95 % interval {low} to {high}, {len(found.values)} seeds'
+    if found.low > 0:
+        return f'{name} is above {baseline} by {mean[1:]} ({interval}).'
+    if found.high < 0:
+        return f'{name} is below {baseline} by {mean[1:]} ({interval}).'
+    largest = f'{max(abs(found.low), abs(found.high)):.{places}f}'
+    return (
+        f'{name}: no difference from {baseline} larger than {largest} was seen '
+        f'({mean}, {interval}).'
+    )

@@ -1,0 +1,225 @@
+"""Every block folds, applies and contracts to the same function: float64, trained weights."""
+
+import copy
+from itertools import product
+
+import pytest
+import torch
+from test_units import GEOMETRIES, relative_error
+from torch import nn
+
+import mmexpand
+from mmexpand import ExpandConfig, ExpandedConv2d
+from mmexpand.core.blocks import BLOCKS
+from mmexpand.core.blocks.filters import cosines
+from mmexpand.core.expression import Norm, Probe
+from mmexpand.surgery.checkpoint import contract_state_dict, is_expanded_state_dict
+
+LINEAR = [
+    dict(method='cl', shortcut=True),
+    dict(method='ck', shortcut=True),
+    dict(method='orepa'),
+    dict(method='do'),
+    dict(method='ac'),
+    dict(method='rep'),
+]
+NORMED = [dict(method='repvgg'), dict(method='acnet'), dict(method='dbb')]
+ALL = LINEAR + NORMED
+
+
+def name(how):
+    return how['method'] + '_shortcut' * how.get('shortcut', False)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def trained(unit):
+    """As training leaves it: nothing at its start, statistics of norms included."""
+    for parameter in unit.parameters():
+        parameter.data.normal_()
+    for module in unit.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    return unit
+
+
+def sizes(how):
+    return [5, 7] if how['method'] == 'ck' else [3, (5, 3)]
+
+
+@pytest.mark.filterwarnings('ignore:Using padding=')
+@pytest.mark.parametrize('how', ALL, ids=name)
+@pytest.mark.parametrize('groups', [1, 2, 4])
+@pytest.mark.parametrize('bias', [True, False])
+@pytest.mark.parametrize('outputs', [4, 8])
+def test_folded_is_layerwise_is_contracted(how, groups, bias, outputs):
+    x = torch.randn(2, 4, 15, 14, dtype=torch.float64)
+    for geometry, kernel in product(GEOMETRIES, sizes(how)):
+        conv = nn.Conv2d(4, outputs, kernel, groups=groups, bias=bias, **geometry).double()
+        unit = trained(ExpandedConv2d.from_conv(conv, 2, **how)).eval()
+        reference = unit.forward_layerwise(x)
+        assert relative_error(reference, conv(x)) > 0.1, 'the unit was to be another function'
+        contracted = unit.to_conv()
+        assert type(contracted) is nn.Conv2d
+        assert (contracted.bias is None) == (not bias)
+        assert relative_error(contracted(x), reference) < 1e-10
+        assert relative_error(unit(x), reference) < 1e-10
+        if unit.is_linear:
+            for unit.forward_order in ('folded', 'layerwise', 'auto'):
+                assert relative_error(unit.train()(x), reference) < 1e-10
+
+
+@pytest.mark.parametrize('how', LINEAR, ids=name)
+@pytest.mark.parametrize('forward', ['folded', 'auto'])
+def test_gradients_are_those_of_the_branches(how, forward):
+    conv = nn.Conv2d(4, 4, sizes(how)[0], padding=1, stride=2, groups=2).double()
+    unit = trained(ExpandedConv2d.from_conv(conv, 2, forward=forward, **how))
+    x = torch.randn(2, 4, 15, 14, dtype=torch.float64, requires_grad=True)
+    inputs = [x, *unit.parameters()]
+    reference = torch.autograd.grad(unit.forward_layerwise(x).square().sum(), inputs)
+    gradients = torch.autograd.grad(unit(x).square().sum(), inputs)
+    for gradient, expected in zip(gradients, reference, strict=True):
+        assert expected.abs().max() > 0
+        assert relative_error(gradient, expected) < 1e-10
+
+
+@pytest.mark.parametrize('how', LINEAR, ids=name)
+@pytest.mark.parametrize('groups', [1, 2])
+def test_preserve(how, groups):
+    for outputs in (4, 8):
+        conv = nn.Conv2d(4, outputs, sizes(how)[0], groups=groups).double()
+        unit = ExpandedConv2d.from_conv(conv, 4, init='preserve', **how)
+        assert relative_error(unit.weight, conv.weight) < 1e-10
+        assert relative_error(unit.bias, conv.bias) < 1e-10
+        trained(unit)
+        assert relative_error(unit.weight, conv.weight) > 0.1
+        unit.load_state_dict(conv.state_dict())
+        assert relative_error(unit.weight, conv.weight) < 1e-10
+
+
+@pytest.mark.parametrize('how', NORMED, ids=name)
+def test_norms_preserve_nothing_and_say_so(how):
+    with pytest.raises(ValueError, match='normalised by the batch'):
+        ExpandedConv2d.from_conv(nn.Conv2d(4, 4, 3), init='preserve', **how)
+
+
+@pytest.mark.parametrize('how', ALL, ids=name)
+@pytest.mark.parametrize('bias', [True, False])
+def test_a_state_dict_contracts_without_a_model(how, bias):
+    net = nn.Sequential(nn.Conv2d(4, 8, sizes(how)[0], groups=2, bias=bias), nn.BatchNorm2d(8))
+    net = net.double()
+    mmexpand.expand_(net, ExpandConfig(rate=0.5, **how))
+    trained(net)
+    state_dict = net.state_dict()
+    assert is_expanded_state_dict(state_dict)
+    compact = contract_state_dict(state_dict)
+    reference = mmexpand.contract(net).state_dict()
+    assert list(compact) == list(reference)
+    for key, value in reference.items():
+        torch.testing.assert_close(compact[key], value, rtol=1e-12, atol=1e-12)
+
+
+def test_do_starts_as_the_layer_and_orepa_at_its_constants():
+    unit = ExpandedConv2d.from_conv(nn.Conv2d(4, 6, 3, bias=False), method='do')
+    kernel = unit.expression.pointwise.weight.view(6, 4, 3, 3)
+    torch.testing.assert_close(unit.weight, kernel)
+    unit = ExpandedConv2d.from_conv(nn.Conv2d(4, 6, 3, bias=False), method='orepa')
+    scales = [branch.scale[0].item() for branch in unit.expression]
+    assert scales == [0.25, 0.25, 0.0, 0.5, 1.0, 0.5]
+
+
+def test_cosines_vary_along_one_axis_each():
+    filters = cosines(4, (3, 5))
+    assert filters.shape == (4, 3, 5)
+    assert torch.equal(filters[0], filters[0, :, :1].expand(3, 5))
+    assert torch.equal(filters[3], filters[3, :1].expand(3, 5))
+    expected = torch.cos(torch.pi * 2 * (torch.arange(5) + 0.5) / 5)
+    torch.testing.assert_close(filters[3, 0], expected)
+
+
+@pytest.mark.parametrize(
+    ('layer', 'how', 'words'),
+    [
+        (nn.Conv2d(4, 4, 1), dict(method='orepa'), '1x1'),
+        (nn.Conv2d(4, 4, 2), dict(method='repvgg'), r'even \(2x2\)'),
+        (nn.Conv2d(4, 4, (3, 4)), dict(method='cl', shortcut=True), r'even \(3x4\)'),
+        (nn.Conv2d(4, 4, 1), dict(method='do'), '1x1'),
+        (nn.Conv2d(4, 4, 3), dict(method='orepa', shortcut=True), 'shortcut=True goes with'),
+    ],
+)
+def test_unfit_layers_are_refused_with_the_reason(layer, how, words):
+    with pytest.raises(ValueError, match=words):
+        ExpandedConv2d.from_conv(layer, **how)
+
+
+class Net(nn.Module):
+    """A convolution without bias and the norm behind it, and one with a bias."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(4, 4, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(4)
+        self.second = nn.Conv2d(4, 6, 3, padding=1, stride=2)
+
+    def forward(self, x):
+        return self.second(self.norm(self.first(x)).relu())
+
+
+@pytest.mark.parametrize('how', NORMED, ids=name)
+def test_norms_measured_on_all_pixels_are_batch_norms(how):
+    """Where a norm follows, their shift is nothing; where none does, it is in the bias."""
+    if how['method'] == 'dbb':
+        pytest.skip('its inner norms do not see the padded pixels when they are measured')
+    branches = Net().double()
+    mmexpand.expand_(branches, ExpandConfig(**how))
+    for parameter in branches.parameters():
+        parameter.data.normal_()
+    measured = copy.deepcopy(branches)
+    for unit in (measured.first, measured.second):
+        unit.forward_order = 'folded'
+    x = torch.randn(2, 4, 9, 8, dtype=torch.float64)
+    assert Probe(x, measured.first.site)._step == 1
+    torch.testing.assert_close(measured(x), branches(x), rtol=1e-9, atol=1e-9)
+    for ours, theirs in zip(norms(measured), norms(branches), strict=True):
+        torch.testing.assert_close(ours.running_var, theirs.running_var)
+        torch.testing.assert_close(ours.running_mean, theirs.running_mean)
+        assert not torch.equal(ours.running_var, torch.ones_like(ours.running_var))
+
+
+def norms(model):
+    return [module.norm for module in model.modules() if isinstance(module, Norm)]
+
+
+@pytest.mark.parametrize('how', NORMED, ids=name)
+@pytest.mark.parametrize('forward', ['auto', 'folded'])
+def test_training_with_norms_learns_and_contracts_exactly(how, forward):
+    model = Net().double()
+    mmexpand.expand_(model, ExpandConfig(forward=forward, **how))
+    optimizer = torch.optim.SGD(model.parameters(), 0.02, momentum=0.9)
+    assert Probe(torch.empty(8, 4, 24, 24), model.first.site)._step > 1
+    losses = []
+    for _ in range(40):
+        x = torch.randn(8, 4, 24, 24, dtype=torch.float64)
+        loss = (model(x) - x[:, :1, ::2, ::2].abs()).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+    model.eval()
+    compact = mmexpand.contract(model)
+    assert list(compact.state_dict()) == list(Net().state_dict())
+    result = mmexpand.verify(model, compact, lambda m: m(x), tolerance=1e-10)
+    assert len(result.layers) == 2
+    # What was learnt with the batch's statistics is there with the running ones.
+    loss = (compact(x) - x[:, :1, ::2, ::2].abs()).square().mean()
+    assert loss.item() < 0.7 * losses[0]
+
+
+@pytest.mark.parametrize('how', ALL, ids=name)
+def test_block_files_show_one_formula(how):
+    assert '=' in BLOCKS[name(how)].build.__doc__ or 'BN' in BLOCKS[name(how)].build.__doc__

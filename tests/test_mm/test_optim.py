@@ -1,0 +1,154 @@
+"""Options per parameter follow the layer; multipliers follow the factor's role."""
+
+import copy
+
+import pytest
+import torch
+from mmengine.optim import build_optim_wrapper
+from torch import nn
+
+import mmexpand
+from mmexpand import ExpandConfig
+from mmexpand.mm.optim import by_layer
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 6, 3, padding=1)
+        self.norm = nn.BatchNorm2d(6)
+        self.depthwise = nn.Conv2d(6, 6, 3, padding=1, groups=6)
+        self.conv2 = nn.Conv2d(6, 4, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv2(self.depthwise(self.norm(self.conv1(x)).relu()))
+
+
+def options(model, cfg):
+    """Learning rate and decay of every parameter, by name."""
+    wrapper = build_optim_wrapper(model, cfg)
+    held = {
+        id(p): (group['lr'], group['weight_decay'])
+        for group in wrapper.optimizer.param_groups
+        for p in group['params']
+    }
+    return {name: held[id(p)] for name, p in model.named_parameters() if id(p) in held}
+
+
+def sgd(**paramwise):
+    return dict(
+        type='OptimWrapper',
+        optimizer=dict(type='SGD', lr=1.0, momentum=0.9, weight_decay=0.1),
+        paramwise_cfg=paramwise,
+    )
+
+
+@pytest.mark.parametrize('how', [dict(method='cl'), dict(method='orepa'), dict(method='repvgg')])
+@pytest.mark.parametrize(
+    'paramwise',
+    [
+        dict(custom_keys={'conv1.weight': dict(lr_mult=0.5), 'conv2': dict(decay_mult=0.0)}),
+        dict(dwconv_decay_mult=0.25, norm_decay_mult=0.5),
+        dict(bias_lr_mult=2.0, bias_decay_mult=0.0),
+        {},
+    ],
+)
+def test_options_of_the_compact_parameter_apply_to_all_that_stands_for_it(how, paramwise):
+    compact, expanded = Net(), Net()
+    mmexpand.expand_(expanded, ExpandConfig(**how))
+    expected = options(compact, sgd(**paramwise))
+    found = options(expanded, by_layer(sgd(**paramwise)))
+    trained = {name for name, p in expanded.named_parameters() if p.requires_grad}
+    assert trained <= set(found)
+    for name in trained:
+        layer = name.partition('.')[0]
+        kind = 'bias' if name.endswith('bias') else 'weight'
+        lr, decay = expected[f'{layer}.{kind}']
+        scale = layer != 'norm' and ('.scale' in name or '.norm.' in name)
+        assert found[name] == (lr, 0.0 if scale else decay), name
+
+
+def test_multipliers_follow_the_role():
+    model = Net()
+    mmexpand.expand_(model, ExpandConfig('cl', include='conv1', shortcut=True))
+    cfg = by_layer(sgd(outer_lr_mult=0.1, inner_lr_mult=0.5, scale_lr_mult=2.0))
+    found = options(model, cfg)
+    inside = 'conv1.cl_shortcut'
+    assert found[f'{inside}.0.node.0.weight'] == (0.1, 0.1)
+    assert found[f'{inside}.0.node.1.weight'] == (0.5, 0.1)
+    assert found[f'{inside}.0.node.2.bias'] == (0.1, 0.1)
+    assert found[f'{inside}.1.scale'] == (2.0, 0.0)
+    assert found['conv2.weight'] == (1.0, 0.1)
+
+
+def test_shared_decay_is_divided_by_the_factors():
+    model = Net()
+    mmexpand.expand_(model, ExpandConfig('cl', include='conv1'))
+    found = options(model, by_layer(sgd(factor_decay='shared')))
+    assert found['conv1.factors.0.weight'] == (1.0, pytest.approx(0.1 / 3))
+    assert found['conv2.weight'] == (1.0, 0.1)
+
+
+@pytest.mark.parametrize('how', [dict(method='cl'), dict(method='rep')])
+def test_product_decay_is_that_of_the_folded_kernel(how):
+    torch.manual_seed(0)
+    model = Net().double()
+    mmexpand.expand_(model, ExpandConfig(include='conv2', **how))
+    reference = copy.deepcopy(model)
+    build_optim_wrapper(model, by_layer(sgd(factor_decay='product')))
+    assert model.conv2.product_decay == 0.1
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    model(x).square().mean().backward()
+    loss = reference(x).square().mean() + 0.05 * reference.conv2.weight.square().sum()
+    loss.backward()
+    plain = copy.deepcopy(reference)
+    plain.zero_grad()
+    plain(x).square().mean().backward()
+    for ours, theirs, without in zip(
+        *(list(m.conv2.parameters()) for m in (model, reference, plain)), strict=True
+    ):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-10, atol=1e-12)
+        if ours.dim() == 4:
+            assert not torch.allclose(ours.grad, without.grad)
+
+
+def test_what_cannot_be_is_refused():
+    model = Net()
+    mmexpand.expand_(model, ExpandConfig('repvgg', include='conv1'))
+    with pytest.raises(ValueError, match='conv1'):
+        build_optim_wrapper(model, by_layer(sgd(factor_decay='product')))
+    with pytest.raises(ValueError, match="'shared'"):
+        build_optim_wrapper(model, by_layer(sgd(factor_decay='none')))
+    model = Net()
+    mmexpand.expand_(model, ExpandConfig('cl', include='conv1'))
+    with pytest.raises(ValueError, match='accumulation'):
+        build_optim_wrapper(
+            model, dict(by_layer(sgd(factor_decay='product')), accumulative_counts=2)
+        )
+
+
+@pytest.mark.parametrize('momentum', [0.0, 0.9])
+def test_null_with_outer_factors_frozen_the_kernel_follows_compact_sgd(momentum):
+    """'preserve' makes the outer factors semi-orthogonal: then the inner one is the kernel."""
+    torch.manual_seed(0)
+    compact = Net().double()
+    expanded = copy.deepcopy(compact)
+    mmexpand.expand_(expanded, ExpandConfig('cl', 2, init='preserve', exclude='depthwise'))
+    for unit in (expanded.conv1, expanded.conv2):
+        unit.factors[0].requires_grad_(False)
+        unit.factors[2].weight.requires_grad_(False)
+        unit.factors[1].bias.requires_grad_(False)
+    trained = [[p for p in m.parameters() if p.requires_grad] for m in (compact, expanded)]
+    optimizers = [torch.optim.SGD(p, 0.05, momentum=momentum) for p in trained]
+    start = compact.conv1.weight.clone()
+    for _ in range(50):
+        x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+        for model, optimizer in zip((compact, expanded), optimizers, strict=True):
+            optimizer.zero_grad()
+            (model(x) - x.mean()).square().mean().backward()
+            optimizer.step()
+    assert (compact.conv1.weight - start).abs().max() > 1e-3
+    for name in ('conv1', 'conv2'):
+        ours, theirs = getattr(expanded, name), getattr(compact, name)
+        torch.testing.assert_close(ours.weight, theirs.weight, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(ours.bias, theirs.bias, rtol=1e-10, atol=1e-10)
