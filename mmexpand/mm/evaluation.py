@@ -1,13 +1,13 @@
 """The val loop with another model than the Runner's, on all of its data or on one batch."""
 
 import copy
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
+from mmengine.logging import MMLogger
 from mmengine.runner import Runner, ValLoop
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
@@ -189,9 +189,9 @@ class _Batches:
 @contextmanager
 def _silent() -> Iterator[None]:
     """Without the tables that evaluators log: of one batch they would mislead."""
-    kept = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logger = MMLogger.get_current_instance()
+    kept, logger.disabled = logger.disabled, True
     try:
         yield
     finally:
-        logging.disable(kept)
+        logger.disabled = kept
