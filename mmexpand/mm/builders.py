@@ -4,7 +4,7 @@ from mmengine.logging import print_log
 from mmengine.registry import MODELS
 from torch import nn
 
-from ..surgery import ExpandConfig, Plan, expand_, is_expanded, plan
+from ..surgery import ExpandConfig, Plan, expand_, is_expanded, named_units, plan
 
 
 def ExpandModel(model: dict, data_preprocessor: dict | None = None, **expand: object) -> nn.Module:
@@ -55,4 +55,9 @@ def expand_built(module: nn.Module, cfg: ExpandConfig) -> Plan:
             f'and about {12 * more / 1e6:,.1f} MB with gradients and momentum while training',
             logger='current',
         )
-    return expand_(module, cfg)
+    done = expand_(module, cfg)
+    if cfg.init == 'default':
+        # Some networks write to a layer's weight in their own init_weights.
+        for unit in named_units(module).values():
+            unit.offer_weight()
+    return done

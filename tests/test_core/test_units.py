@@ -255,6 +255,23 @@ def test_compact_weights_are_factorised_while_loading():
         narrow.load_state_dict(conv.state_dict())
 
 
+@pytest.mark.parametrize('method', ['cl', 'orepa', 'do', 'rep', 'repvgg'])
+def test_what_is_written_to_an_offered_weight_is_taken(method):
+    conv = nn.Conv2d(4, 6, 3).double()
+    unit = ExpandedConv2d.from_conv(conv, 2, method)
+    kernel = unit.weight.detach().clone()
+    unit.offer_weight()
+    nn.init.constant_(unit.bias, -4.6)
+    unit.eval()(torch.randn(1, 4, 8, 8, dtype=torch.float64))
+    torch.testing.assert_close(unit.bias, torch.full_like(unit.bias, -4.6))
+    assert torch.equal(unit.weight, kernel)
+    if method != 'repvgg':
+        unit.offer_weight()
+        unit.weight.data.fill_(0.5)
+        torch.testing.assert_close(unit.to_conv().weight, torch.full_like(kernel, 0.5))
+        torch.testing.assert_close(unit.bias, torch.full_like(unit.bias, -4.6))
+
+
 def test_factors_have_the_layout_that_folding_multiplies():
     unit = ExpandedConv2d.from_conv(nn.Conv2d(4, 6, 3))
     unit(torch.randn(2, 4, 9, 9)).sum().backward()
