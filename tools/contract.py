@@ -13,7 +13,14 @@ from mmexpand.mm.contraction import (
     write_compact_checkpoint,
     write_compact_config,
 )
-from mmexpand.mm.launch import add_common_arguments, build_runner, load_config
+from mmexpand.mm.launch import (
+    add_common_arguments,
+    build_runner,
+    count,
+    load_config,
+    suits_shape,
+    tool,
+)
 from mmexpand.mm.models import build_expanded_model
 from mmexpand.surgery.checkpoint import (
     CheckpointError,
@@ -29,7 +36,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('checkpoint', help='expanded checkpoint file')
     parser.add_argument(
         '--shape',
-        type=int,
+        type=count,
         nargs=2,
         metavar=('H', 'W'),
         help='verify on random images of this size: no data set is read, nothing is evaluated',
@@ -50,7 +57,8 @@ def contract(args: argparse.Namespace, cfg, checkpoint: dict) -> Contraction:  #
         model = build_expanded_model(cfg)
         match_checkpoint(model, checkpoint)
         model.load_state_dict(get_state_dict(checkpoint))
-        return contract_without_data(model, *args.shape)
+        with suits_shape(args.shape):
+            return contract_without_data(model, *args.shape)
     runner = build_runner(cfg, ('val',))
     runner.call_hook('before_run')
     model = unwrap(runner.model)
@@ -59,8 +67,8 @@ def contract(args: argparse.Namespace, cfg, checkpoint: dict) -> Contraction:  #
     return contract_and_check(model, runner)
 
 
-def main() -> None:
-    args = parse_args()
+@tool(parse_args)
+def main(args: argparse.Namespace) -> None:
     checkpoint = load_expanded(args.checkpoint)
     cfg = load_config(args)
     check_writable(cfg.work_dir)
@@ -68,10 +76,10 @@ def main() -> None:
     path = Path(cfg.work_dir) / f'compact_{Path(args.checkpoint).name}'
     meta = checkpoint.get('meta', {})
     kept = {key: meta[key] for key in ('dataset_meta', 'epoch', 'iter', 'seed') if key in meta}
-    write_compact_checkpoint(result, path, cfg, kept)
-    config = write_compact_config(cfg, path.parent)
+    written = write_compact_checkpoint(result, path, cfg, kept)
+    written.append(write_compact_config(cfg, path.parent))
     print('\n'.join(report_lines(path.name, result)))
-    print(f'wrote {path} and {config}')
+    print(f'wrote {", ".join(map(str, written))}')
 
 
 if __name__ == '__main__':
