@@ -1,7 +1,6 @@
 """Contract an expanded checkpoint into a verified compact checkpoint and config."""
 
 import argparse
-from importlib.util import find_spec
 from pathlib import Path
 
 from mmexpand.mm.checkpoints import match_checkpoint, unwrap
@@ -28,7 +27,6 @@ from mmexpand.surgery.checkpoint import (
     get_state_dict,
     is_expanded_state_dict,
     load_checkpoint,
-    save_safetensors,
 )
 
 
@@ -78,12 +76,8 @@ def main(args: argparse.Namespace) -> None:
     path = Path(cfg.work_dir) / f'compact_{Path(args.checkpoint).name}'
     meta = checkpoint.get('meta', {})
     kept = {key: meta[key] for key in ('dataset_meta', 'epoch', 'iter', 'seed') if key in meta}
-    write_compact_checkpoint(result, path, cfg, kept)
-    written = [path, write_compact_config(cfg, path.parent)]
-    if find_spec('safetensors'):
-        written.append(path.with_suffix('.safetensors'))
-        meta = load_checkpoint(path)['meta']
-        save_safetensors(result.compact.state_dict(), written[-1], meta)
+    written = write_compact_checkpoint(result, path, cfg, kept)
+    written.append(write_compact_config(cfg, path.parent))
     print('\n'.join(report_lines(path.name, result)))
     print(f'wrote {", ".join(map(str, written))}')
 

@@ -4,6 +4,8 @@ python tools/study.py configs/study/camvid_unet.py
 """
 
 import argparse
+import signal
+import sys
 
 from mmexpand.study import StudyError, load_study, run_study, write_report
 
@@ -22,6 +24,8 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    # As Ctrl-C: the runs' processes are ended with this one.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         study = load_study(args.study)
         if not args.report_only:

@@ -47,17 +47,21 @@ class CheckpointGuardHook(Hook):
     priority = 'VERY_HIGH'
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Say in ``meta`` what the checkpoint is, and keep arrays of text out of it.
+        """Say in ``meta`` what the checkpoint is, and give an expanded one the folded weights.
 
-        Class names in a numpy array could not be loaded with ``weights_only=True``.
+        What loads it without knowing of factors (``init_detector``, an inferencer, another
+        project's ``init_cfg``) then loads the compact network, and not nothing. The last hook to
+        do so counts: EMAHook swaps the weights between.
+
+        Class names in a numpy array become a list: ``weights_only=True`` would not load them.
         """
         layers = describe_units(unwrap(runner.model))
         kind = 'expanded' if layers else 'compact'
         checkpoint['meta'][META_KEY] = dict(kind=kind, layers=layers)
-        for holder in (
-            checkpoint['meta'],
-            checkpoint.get('message_hub', {}).get('runtime_info', {}),
-        ):
+        if layers:
+            checkpoint['state_dict'].update(contract_state_dict(checkpoint['state_dict']))
+        runtime = checkpoint.get('message_hub', {}).get('runtime_info', {})
+        for holder in (checkpoint['meta'], runtime):
             if 'dataset_meta' in holder:
                 holder['dataset_meta'] = _as_lists(holder['dataset_meta'])
 
@@ -99,7 +103,15 @@ def match_checkpoint(
         CheckpointError: naming the first layer that does not fit, and what to do.
     """
     state_dict = get_state_dict(checkpoint)
+    if state_dict and all(key.startswith('module.') for key in state_dict):
+        state_dict = {key.removeprefix('module.'): value for key, value in state_dict.items()}
+        _replace_state_dict(checkpoint, state_dict)
     expanded = is_expanded_state_dict(state_dict)
+    if expanded and training and not resume and _other_units(model, state_dict):
+        # Of another rate or block: it starts this model as the compact network would.
+        state_dict = contract_state_dict(state_dict)
+        _replace_state_dict(checkpoint, state_dict)
+        expanded = False
     if resume and expanded != is_expanded(model):
         raise CheckpointError(_cannot_resume(expanded))
     if expanded and not is_expanded(model):
@@ -139,6 +151,14 @@ def _replace_state_dict(checkpoint: dict, state_dict: Mapping) -> None:
     else:
         checkpoint.clear()
         checkpoint.update(state_dict)
+
+
+def _other_units(model: nn.Module, state_dict: Mapping) -> bool:
+    try:
+        _check_same_units(model, state_dict)
+    except CheckpointError:
+        return True
+    return False
 
 
 def _check_same_units(model: nn.Module, state_dict: Mapping) -> None:

@@ -3,40 +3,38 @@
 import copy
 import gc
 import logging
-import tempfile
+import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
-from mmengine.config import Config
-from mmengine.dist import broadcast_object_list, is_main_process
+from mmengine.fileio import exists, get_local_path, join_path
 from mmengine.hooks import CheckpointHook, EMAHook
 from mmengine.model import MMSeparateDistributedDataParallel, is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.runner import FlexibleRunner, Runner
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..surgery import ExpandConfig, copy_model, is_expanded
-from ..surgery.checkpoint import load_checkpoint, load_weights
+from ..surgery import ExpandConfig, is_expanded
+from ..surgery.copying import copy_model
 from ..surgery.distributed import can_reduce_compact, reduce_compact
+from ..surgery.weights import load_weights
 from .builders import expand_built
 from .checkpoints import CheckpointGuardHook, is_training, match_checkpoint, unwrap
 from .contraction import (
-    Contraction,
-    ContractionError,
     check_writable,
     contract_and_check,
-    log,
-    rehearse,
+    has_model,
     report_lines,
-    together,
     write_compact_checkpoint,
     write_compact_config,
 )
-from .models import build_compact_model
+from .dry_run import dry_run
+from .logs import log
 from .optim import by_layer, stand_ins
+from .ranks import describe, on_main, together
 
 
 class ExpandHook(CheckpointGuardHook):
@@ -138,12 +136,13 @@ class ContractHook(CheckpointGuardHook):
 
     In the work dir: ``compact_last.pth``, ``compact_best.pth`` where ``save_best`` is on,
     ``compact_ema.pth`` where EMAHook is on, and ``compact_config.py``, which stock OpenMMLab
-    loads them with.
+    loads them with. A dry run on one batch does before training all that is done after it.
 
     Args:
         compact_gradients: as for ExpandHook, for a model that ExpandModel or ExpandBackbone has
             expanded.
-        evaluate_expanded: whether to evaluate the expanded network as well as the compact one.
+        evaluate_expanded: whether to evaluate the expanded model too, for comparison: another
+            pass over the validation data for each set of weights.
     """
 
     priority = 'LOWEST'
@@ -164,13 +163,13 @@ class ContractHook(CheckpointGuardHook):
             _rebuild_optimizer(runner)
 
     def before_train(self, runner: Runner) -> None:
-        """Look whether there will be something to contract, and rehearse it on one batch.
+        """Look whether there will be something to contract, and try it.
 
         Raises:
-            ContractionError: naming what would fail after training.
-            PermissionError: if the work dir cannot be written to.
+            DryRunError: if it would fail after training.
         """
-        self.expanded = is_expanded(unwrap(runner.model))
+        model = unwrap(runner.model)
+        self.expanded = is_expanded(model)
         if not self.expanded:
             log(
                 'ContractHook: nothing in this model is expanded, so there will be nothing to '
@@ -178,98 +177,83 @@ class ContractHook(CheckpointGuardHook):
                 logging.WARNING,
             )
             return
-        if is_main_process():
-            check_writable(runner.work_dir)
-        try:
-            rehearse(unwrap(runner.model), runner, lambda result: self._rehearse(runner, result))
-        except ContractionError as error:
-            raise ContractionError(
-                f'before the first iteration: contracting this model would fail: {error}. Leave '
-                'the layer out (exclude of ExpandHook), or mend what it names'
-            ) from None
-        log(
-            'ContractHook: rehearsed on one batch: contract, verify, evaluate, write, and load '
-            'in the compact config'
-        )
-
-    def _rehearse(self, runner: Runner, result: Contraction) -> None:
-        """Write and load what there will be to write, in a folder that goes away."""
-        with tempfile.TemporaryDirectory() as directory:
-            path = Path(directory) / 'compact.pth'
-            write_compact_checkpoint(result, path, runner.cfg, self._meta(runner))
-            config = _write_config(runner, Path(directory))
-            if config:
-                build_compact_model(Config.fromfile(config)).load_state_dict(load_weights(path))
-            load_checkpoint(path)
+        on_main(lambda: check_writable(runner.work_dir))
+        dry_run(model, runner, _meta(runner))
 
     def after_train(self, runner: Runner) -> None:
         """Contract, verify, evaluate and write every set of weights, each on its own.
 
         Raises:
-            ContractionError: at the end, naming the sets that failed; the others are written.
+            ContractionError: at the end, naming the sets for which that failed.
         """
         if not self.expanded:
             return
-        failed = {}
-        for name, load in self._weight_sets(runner):
-            log(f'ContractHook: contracting and verifying the {name} weights')
-            try:
-                model = load()
-                result = contract_and_check(model, runner, self.evaluate_expanded)
-                together(partial(self._write, runner, name, result))
-            except ContractionError as error:
-                failed[name] = str(error)
-                log(f'ContractHook: the {name} weights: {error}', logging.ERROR)
-        if failed:
-            reasons = '; '.join(f'{name}: {reason}' for name, reason in failed.items())
+        failures: dict[str, str] = {}
+        written = 0
+        for name, find in _weight_sets(runner):
+            with _collected(failures, name):
+                model = find()
+                if model is not None:
+                    self._contract(runner, name, model)
+                    written += 1
+        if written and has_model(runner.cfg):
+            with _collected(failures, 'the config'):
+                path = on_main(lambda: write_compact_config(runner.cfg, Path(runner.work_dir)))
+                log(f'ContractHook: compact config {path}')
+        if failures:
+            reasons = '; '.join(f'{name}: {reason}' for name, reason in failures.items())
             raise ContractionError(
-                f'compact checkpoints that could not be written to {runner.work_dir}: {reasons}. '
-                "The training's own checkpoints are there; tools/contract.py contracts them"
+                f'{len(failures)} could not be contracted, and were not written: {reasons}. '
+                'What else there is was written; the expanded checkpoints are in the work dir, '
+                'for tools/contract.py'
             )
 
-    def _weight_sets(self, runner: Runner) -> Iterator[tuple[str, Callable[[], nn.Module]]]:
-        """Names of the sets of weights there are, each with what gives a model with them."""
-        model = unwrap(runner.model)
-        yield 'last', lambda: model
-        for hook in runner.hooks:
-            if isinstance(hook, EMAHook):
-                yield 'ema', lambda hook=hook: hook.ema_model.module
-            elif isinstance(hook, CheckpointHook) and hook.save_best:
-                for name, path in _best_checkpoints(hook):
-                    found = [Path(path).is_file()]
-                    broadcast_object_list(found)
-                    if found[0]:
-                        yield name, lambda path=path: _loaded_copy(model, path)
-                    else:
-                        log(
-                            f'ContractHook: the {name} checkpoint, {path}, is not there any more; '
-                            f'no compact_{name}.pth is written',
-                            logging.WARNING,
-                        )
-
-    def _write(self, runner: Runner, name: str, result: Contraction) -> None:
-        if not is_main_process():
-            return
+    def _contract(self, runner: Runner, name: str, model: nn.Module) -> None:
+        log(f'ContractHook: contracting and verifying the {name} weights')
+        result = contract_and_check(model, runner, self.evaluate_expanded)
         path = Path(runner.work_dir) / f'compact_{name}.pth'
-        write_compact_checkpoint(result, path, runner.cfg, self._meta(runner))
-        config = _write_config(runner, path.parent)
+        on_main(lambda: write_compact_checkpoint(result, path, runner.cfg, _meta(runner)))
         for line in report_lines(path.name, result):
             log(line)
-        log(f'ContractHook: wrote {path}; compact config {config or "none: the Runner has none"}')
-
-    def _meta(self, runner: Runner) -> dict:
-        return dict(
-            dataset_meta=getattr(runner.train_dataloader.dataset, 'metainfo', {}),
-            epoch=runner.epoch,
-            iter=runner.iter,
-            seed=runner.seed,
-            experiment_name=runner.experiment_name,
-        )
 
 
-def _write_config(runner: Runner, directory: Path) -> Path | None:
-    # A Runner built from keyword arguments alone does not know what its model was built from.
-    return write_compact_config(runner.cfg, directory) if 'model' in runner.cfg else None
+class ContractionError(RuntimeError):
+    """Some sets of weights could not be contracted; the message names each with its reason."""
+
+
+@contextmanager
+def _collected(failures: dict[str, str], name: str) -> Iterator[None]:
+    """Go on whatever fails: the next set of weights may be fine."""
+    try:
+        yield
+    except Exception as error:
+        failures[name] = describe(error)
+        log(f'ContractHook: {name} is not written: {failures[name]}', logging.ERROR)
+
+
+def _meta(runner: Runner) -> dict:
+    return dict(
+        dataset_meta=getattr(runner.train_dataloader.dataset, 'metainfo', {}),
+        epoch=runner.epoch,
+        iter=runner.iter,
+        seed=runner.seed,
+        experiment_name=runner.experiment_name,
+    )
+
+
+WeightSet = tuple[str, Callable[[], nn.Module | None]]
+"""A name, and what gives a model with these weights; None where they are lost."""
+
+
+def _weight_sets(runner: Runner) -> Iterator[WeightSet]:
+    model = unwrap(runner.model)
+    yield 'last', lambda: model
+    for hook in runner.hooks:
+        if isinstance(hook, EMAHook):
+            yield 'ema', lambda hook=hook: hook.ema_model.module
+        elif isinstance(hook, CheckpointHook) and hook.save_best:
+            for name, path in _best_checkpoints(hook):
+                yield name, lambda hook=hook, path=path: _load_best(model, hook, path)
 
 
 def _best_checkpoints(hook: CheckpointHook) -> list[tuple[str, str]]:
@@ -282,16 +266,28 @@ def _best_checkpoints(hook: CheckpointHook) -> list[tuple[str, str]]:
     ]
 
 
-def _loaded_copy(model: nn.Module, path: str) -> nn.Module:
-    # Read once, by the main process: the others may have no access to its disk. The weights
-    # alone: what else this run has put into its checkpoint is not needed.
-    content = [together(lambda: load_weights(path) if is_main_process() else None)]
-    broadcast_object_list(content)
-    return together(lambda: _with_weights(model, content[0]))
-
-
-def _with_weights(model: nn.Module, state_dict: dict) -> nn.Module:
-    model = copy_model(model)
-    match_checkpoint(model, dict(state_dict=state_dict), training=True, resume=True)
-    model.load_state_dict(state_dict)
+def _load_best(model: nn.Module, hook: CheckpointHook, path: str) -> nn.Module | None:
+    # Read once, by the main process: the others may have no access to its disk.
+    weights = on_main(lambda: _read_best(hook, path))
+    if weights is None:
+        return None
+    with together():
+        model = copy_model(model)
+        match_checkpoint(model, dict(state_dict=weights), training=True, resume=True)
+        model.load_state_dict(weights)
     return model
+
+
+def _read_best(hook: CheckpointHook, path: str) -> dict[str, Tensor] | None:
+    # A resumed run knows the path that the file had before the work dir was moved.
+    moved = join_path(hook.out_dir, os.path.basename(path), backend_args=hook.backend_args)
+    for place in (path, moved):
+        if exists(place, backend_args=hook.backend_args):
+            with get_local_path(place, backend_args=hook.backend_args) as local:
+                return load_weights(local)
+    log(
+        f'ContractHook: the best checkpoint {path} is gone and not at {moved} either, so that '
+        'there will be no compact network with the best weights',
+        logging.WARNING,
+    )
+    return None

@@ -166,7 +166,7 @@ def build_runner(cfg: Config, splits: tuple[str, ...]) -> Runner:
     prepare_cpu(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     # Also for configs without a hook of ours: a checkpoint is never half loaded.
-    runner.register_hook(CheckpointGuardHook())
+    runner.register_hook(CheckpointGuardHook(), priority='LOWEST')
     runner.register_hook(DataGuardHook())
     return runner
 

@@ -1,10 +1,9 @@
 """The model of a config without a Runner: compact, or expanded as its hooks and builders say."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.logging import print_log
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
@@ -71,36 +70,23 @@ def input_channels(model: nn.Module) -> int:
 def tensor_outputs(model: nn.Module, data: dict) -> Any:
     """The raw outputs of an OpenMMLab model: what its heads compute, before any decoding.
 
+    Of a two-stage detector, which picks proposals by score, the features.
+
     Args:
         model: a detector, segmentor or classifier.
         data: of its data preprocessor: ``inputs`` and, optionally, ``data_samples``.
     """
-    # Two-stage detectors pick proposals by score: rounding flips ties, so features are compared.
-    if hasattr(model, 'roi_head'):
-        return model.extract_feat(data['inputs'])
-    return model(**data, mode='tensor')
+    return features(model, data) if selects_by_score(model) else model(**data, mode='tensor')
 
 
-def raw_forward(data: dict) -> Callable[[nn.Module], Any]:
-    """What to compare of models on this data: raw outputs, or features where there are none.
+def selects_by_score(model: nn.Module) -> bool:
+    """Whether the tensor mode itself selects by score, and rounding may change its outputs."""
+    return hasattr(model, 'roi_head')
 
-    Args:
-        data: of the data preprocessor: ``inputs`` and, optionally, ``data_samples``.
-    """
-    said = []
 
-    def forward(model: nn.Module) -> Any:
-        try:
-            return tensor_outputs(model, data)
-        except TypeError as error:
-            # Mask classification, for one: its heads want the data samples in their forward.
-            if not said:
-                said.append(error)
-                name = type(model).__name__
-                print_log(f'{name} has no raw outputs ({error}): features are compared', 'current')
-            return model.extract_feat(data['inputs'])
-
-    return forward
+def features(model: nn.Module, data: dict) -> Any:
+    """What the heads of an OpenMMLab model get."""
+    return model.extract_feat(data['inputs'])
 
 
 def _builder_wishes(node: Any, path: str) -> Iterator[Wish]:

@@ -62,13 +62,14 @@ class ZippedImages(BaseDataset):
     """Images in a zip, ``SPLIT/CLASS/NAME.jpg``, decoded once and kept in memory.
 
     Args:
-        ann_file: the zip.
+        ann_file: the zip, relative to ``data_root``.
         split: 'train', 'val' (the last images of every class of train), 'trainval' or 'test'.
         val_images: images of every class that are 'val'.
         **kwargs: as for ``BaseDataset``.
 
     Raises:
-        ValueError: for another split, or one without images.
+        ValueError: for another split, one without images, or classes that are smaller than
+            ``val_images``.
     """
 
     def __init__(self, ann_file: str, split: str, val_images: int = VAL_IMAGES, **kwargs):
@@ -100,8 +101,16 @@ class ZippedImages(BaseDataset):
                 by_class.setdefault(parts[1], []).append(name)
         if not by_class:
             raise ValueError(f'{self.ann_file} holds no images {folder}/CLASS/NAME')
-        part = {'train': slice(None, -self.val_images), 'val': slice(-self.val_images, None)}
-        return [n for names in by_class.values() for n in names[part.get(self.split, slice(None))]]
+        if self.split not in ('train', 'val'):
+            return [name for names in by_class.values() for name in names]
+        fewest = min(map(len, by_class.values()))
+        if not 0 < self.val_images < fewest:
+            raise ValueError(
+                f'val_images must be from 1 to {fewest - 1}, so that every class of '
+                f'{self.ann_file} is in train and val; got {self.val_images}'
+            )
+        part = slice(-self.val_images) if self.split == 'train' else slice(-self.val_images, None)
+        return [name for names in by_class.values() for name in names[part]]
 
     def full_init(self) -> None:
         """Load the images; they are tensors already, and no pipeline is run on them."""

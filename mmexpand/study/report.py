@@ -5,14 +5,11 @@ import os
 from pathlib import Path
 from statistics import fmean, stdev
 
-import matplotlib
+from matplotlib.figure import Figure
 
-matplotlib.use('Agg')
-from matplotlib import pyplot as plt
-
-from .run import write_json
+from .run import arm_problem, write_json
 from .spec import Study
-from .statistics import ArmSummary, Difference, difference, in_words, summarise
+from .statistics import ArmSummary, Difference, decimals, difference, in_words, summarise
 
 HEAD = (
     *('arm', 'learning rate', 'seeds', 'mean', 'sd', 'difference', '95 % interval', 'above'),
@@ -49,16 +46,19 @@ def _markdown(
     baseline: ArmSummary,
     found: dict[str, Difference | None],
 ) -> str:
+    places = decimals(value for arm in arms for value in arm.scores.values())
     rows = [HEAD, ('---',) * len(HEAD)]
-    rows += [_row(arm, baseline, found.get(arm.arm.name)) for arm in arms if arm.scores]
+    rows += [_row(arm, baseline, found.get(arm.arm.name), places) for arm in arms if arm.scores]
     lines = ['| ' + ' | '.join(row) + ' |' for row in rows]
     sentences = [
-        in_words(arm, found[arm.arm.name], study.baseline)
+        in_words(arm, found[arm.arm.name], study.baseline, places)
         for arm in arms
         if arm.scores and arm.arm.name in found
     ]
     problems = [problem + '.' for arm in arms for problem in arm.problems]
     untried = [arm.arm.name for arm in arms if not arm.scores]
+    cannot = (arm_problem(study, arm.arm) for arm in arms if not (arm.scores or arm.tuning))
+    problems += [problem + '.' for problem in cannot if problem]
     if untried:
         problems.append(f'No seed has been run to its end: {", ".join(untried)}.')
     parts = [f'{study.metric} on the test split, last weights.', '\n'.join(lines)]
@@ -66,46 +66,58 @@ def _markdown(
     return '\n\n'.join(parts) + '\n'
 
 
-def _row(arm: ArmSummary, baseline: ArmSummary, found: Difference | None) -> tuple[str, ...]:
+def _row(
+    arm: ArmSummary, baseline: ArmSummary, found: Difference | None, places: int
+) -> tuple[str, ...]:
     numbers = [
         arm.arm.name,
         f'{arm.lr:g}' + (' (fixed)' if arm.arm.lr is not None else ''),
         str(len(arm.scores)),
-        _number(arm.mean),
-        _number(arm.deviation),
+        _number(arm.mean, places),
+        _number(arm.deviation, places),
     ]
     if found is None:
         numbers += ['', '', '']
     else:
-        interval = '' if math.isnan(found.low) else f'{found.low:+.2f} to {found.high:+.2f}'
-        numbers += [f'{found.mean:+.2f}', interval, f'{found.wins} of {len(found.values)}']
-    return (*numbers, _number(arm.seconds / baseline.seconds))
+        low, high = f'{found.low:+.{places}f}', f'{found.high:+.{places}f}'
+        interval = '' if math.isnan(found.low) else f'{low} to {high}'
+        count = f'{found.wins} of {len(found.values)}'
+        numbers += [f'{found.mean:+.{places}f}', interval, count]
+    return (*numbers, _number(arm.seconds / baseline.seconds, 2))
 
 
-def _number(value: float) -> str:
-    return '' if math.isnan(value) else f'{value:.2f}'
+def _number(value: float, places: int) -> str:
+    return '' if math.isnan(value) else f'{value:.{places}f}'
 
 
 def _as_json(study: Study, arms: list[ArmSummary], found: dict[str, Difference | None]) -> dict:
-    content = dict(study=study.name, metric=study.metric, baseline=study.baseline)
-    for arm in arms:
-        against = found.get(arm.arm.name)
-        content[arm.arm.name] = dict(
-            lr=arm.lr,
-            tuning={f'{lr:g}': value for lr, value in arm.tuning.items()},
-            test=arm.scores,
-            seconds=None if math.isnan(arm.seconds) else arm.seconds,
-            differences=against and against.values,
-            interval=None
-            if against is None or math.isnan(against.low)
-            else [against.low, against.high],
-            problems=arm.problems,
-        )
-    return content
+    # Arms on a level of their own: one may be called 'study'.
+    content = {arm.arm.name: _arm_as_json(arm, found.get(arm.arm.name)) for arm in arms}
+    return dict(study=study.name, metric=study.metric, baseline=study.baseline, arms=content)
+
+
+def _arm_as_json(arm: ArmSummary, against: Difference | None) -> dict:
+    interval = against and [_finite(against.low), _finite(against.high)]
+    return dict(
+        lr=arm.lr,
+        tuning={f'{lr:g}': value for lr, value in arm.tuning.items()},
+        test=arm.scores,
+        mean=_finite(arm.mean),
+        deviation=_finite(arm.deviation),
+        seconds=_finite(arm.seconds),
+        differences=against and against.values,
+        interval=None if interval is None or None in interval else interval,
+        problems=arm.problems,
+    )
+
+
+def _finite(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def _plot_curves(study: Study, arms: list[ArmSummary], path: Path) -> None:
-    figure, axes = plt.subplots(figsize=(8, 5), layout='constrained')
+    figure = Figure(figsize=(8, 5), layout='constrained')
+    axes = figure.subplots()
     for arm in (arm for arm in arms if arm.results):
         by_step: dict[int, list[float]] = {}
         for result in arm.results.values():
@@ -125,8 +137,8 @@ def _plot_curves(study: Study, arms: list[ArmSummary], path: Path) -> None:
 
 def _plot_differences(study: Study, found: dict[str, Difference | None], path: Path) -> None:
     shown = {name: d for name, d in reversed(found.items()) if d is not None}
-    size = (8, 1.2 + 0.4 * len(shown))
-    figure, axes = plt.subplots(figsize=size, layout='constrained')
+    figure = Figure(figsize=(8, 1.2 + 0.4 * len(shown)), layout='constrained')
+    axes = figure.subplots()
     for place, one in enumerate(shown.values()):
         values = list(one.values.values())
         axes.plot(values, [place] * len(values), 'o', color='0.6', markersize=4)
@@ -140,10 +152,9 @@ def _plot_differences(study: Study, found: dict[str, Difference | None], path: P
     _save(figure, path)
 
 
-def _save(figure: plt.Figure, path: Path) -> None:
+def _save(figure: Figure, path: Path) -> None:
     temporary = path.with_name(f'.{os.getpid()}.{path.name}')
     figure.savefig(temporary, dpi=120)
-    plt.close(figure)
     os.replace(temporary, path)
 
 

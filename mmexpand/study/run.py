@@ -13,10 +13,12 @@ import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from mmengine.utils import import_modules_from_strings
 
+from ..mm.datasets import check_datasets
 from ..mm.launch import build_runner
 from ..version import __version__
-from .spec import Run, Study, load_study
+from .spec import Arm, Run, Study, StudyError, load_study
 
 LOSS_POINTS = 50
 """Points of a loss curve in a result file."""
@@ -27,18 +29,23 @@ class Diverged(RuntimeError):
 
 
 class RecordHook(Hook):
-    """Keeps what a result file tells of the training; in the message hub, so that it resumes."""
+    """Keeps what a result file tells of the training, and takes it up again when that resumes."""
 
-    priority = 'VERY_LOW'
+    # Before CheckpointHook, whose checkpoint at a step then holds the record of that step.
+    priority = 'LOW'
 
     def __init__(self):
-        self.record = dict(loss=[], val=[], seconds=0.0)
+        self.record = dict(loss=[], val=[], seconds=0.0, sum=0.0)
 
     def before_train(self, runner: Runner) -> None:
         """Go on with the record of a checkpoint that is resumed."""
-        self.record = runner.message_hub.runtime_info.get('study', self.record)
+        self.record.update(runner.message_hub.runtime_info.get('study', {}))
+        # A checkpoint is written before the validation at its step, so this has its own file.
+        self._path = Path(runner.work_dir) / 'validations.json'
+        if self._path.is_file():
+            points = json.loads(self._path.read_text())
+            self.record['val'] = [point for point in points if point[0] <= runner.iter]
         self._every = max(1, runner.max_iters // LOSS_POINTS)
-        self._sum = 0.0
 
     def before_train_iter(self, *_: object, **__: object) -> None:
         """Look at the clock."""
@@ -52,44 +59,74 @@ class RecordHook(Hook):
         Raises:
             Diverged: where the loss is not finite.
         """
-        self.record['seconds'] += time.process_time() - self._start
-        loss = float(outputs['loss'])
+        record, step = self.record, runner.iter + 1
+        record['seconds'] += time.process_time() - self._start
+        loss = outputs['loss'].item()
         if not math.isfinite(loss):
-            raise Diverged(f'the loss is {loss} at iteration {runner.iter + 1}')
-        self._sum += loss
-        if (runner.iter + 1) % self._every == 0:
-            self.record['loss'].append([runner.iter + 1, round(self._sum / self._every, 5)])
-            self._sum = 0.0
-        runner.message_hub.update_info('study', self.record)
+            raise Diverged(f'the loss is {loss} at iteration {step}')
+        record['sum'] += loss
+        if step % self._every == 0:
+            record['loss'].append([step, round(record['sum'] / self._every, 5)])
+            record['sum'] = 0.0
+        runner.message_hub.update_info('study', record)
 
     def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
         """Note a validation at its own step."""
         self.record['val'].append([runner.iter, numbers(metrics)])
+        write_json(self.record['val'], self._path)
 
 
 def numbers(metrics: dict) -> dict[str, float]:
-    """What an evaluator gives, as numbers that JSON holds."""
+    """What an evaluator gives, as numbers that JSON holds: finite ones."""
     return {key: round(float(value), 5) for key, value in metrics.items() if _is_number(value)}
 
 
 def _is_number(value: object) -> bool:
     try:
-        float(value)
+        return math.isfinite(float(value))
     except (TypeError, ValueError):
         return False
-    return True
 
 
 def run_config(study: Study, run: Run) -> Config:
-    """The config of a run: the arm's, with its learning rate, seed and work dir."""
+    """The config of a run: the arm's, with its learning rate, seed and work dir.
+
+    Raises:
+        StudyError: if there is no such config, or it has no learning rate to set.
+    """
+    if not run.arm.config.is_file():
+        raise StudyError(f'config not found; looked for {run.arm.config.resolve()}')
     cfg = Config.fromfile(run.arm.config)
     cfg.merge_from_dict(run.arm.cfg_options)
+    # Those of the file are imported while it is read; the arm's own come later.
+    if cfg.get('custom_imports'):
+        import_modules_from_strings(**cfg.custom_imports)
+    if 'lr' not in (cfg.get('optim_wrapper') or {}).get('optimizer', {}):
+        raise StudyError(f'{run.arm.config} has no optim_wrapper.optimizer.lr')
     cfg.optim_wrapper.optimizer.lr = run.lr
     cfg.randomness = dict(seed=run.seed)
     cfg.work_dir = str(study.work_dir / run.arm.name / run.name)
     cfg.experiment_name = f'{study.name}_{run.arm.name}_{run.name}'
-    cfg.resume = (Path(cfg.work_dir) / 'last_checkpoint').is_file()
+    cfg.resume = _can_resume(Path(cfg.work_dir))
     return cfg
+
+
+def _can_resume(work_dir: Path) -> bool:
+    latest = work_dir / 'last_checkpoint'
+    # CheckpointHook removes the old checkpoint before it writes the next one: a kill in between
+    # leaves the name of a file that is gone.
+    return latest.is_file() and Path(latest.read_text().strip()).is_file()
+
+
+def arm_problem(study: Study, arm: Arm) -> str | None:
+    """Why no run of an arm can start, in a sentence; None where it can."""
+    try:
+        cfg = run_config(study, Run(arm, study.lrs[0], study.seeds[0]))
+        check_datasets(cfg, ('train', 'val', 'test'))
+    # A config is a program: anything can be wrong with it, and the other arms go on.
+    except Exception as error:
+        return f'{arm.name} cannot run: {error}'
+    return None
 
 
 def train(study: Study, run: Run) -> dict:
@@ -112,14 +149,14 @@ def train(study: Study, run: Run) -> dict:
     except Diverged as error:
         return dict(result, status='diverged', reason=str(error), loss=hook.record['loss'])
     curve = hook.record['val']
-    # The last validation is the one behind the last step.
-    val = curve[-1][1] if curve and curve[-1][0] == runner.iter else None
-    val = numbers(runner.val_loop.run()) if val is None else val
+    if not curve or curve[-1][0] != runner.iter:
+        runner.val_loop.run()
     return dict(
         result,
         status='ok',
-        val=val,
-        test=numbers(runner.test()),
+        val=curve[-1][1],
+        # Not runner.test(): it starts hooks anew, and with them EMAHook's averages.
+        test=numbers(runner.test_loop.run()),
         curve=[[step, metrics.get(study.metric)] for step, metrics in curve],
         loss=hook.record['loss'],
         seconds=round(hook.record['seconds'], 2),
@@ -143,7 +180,7 @@ def write_json(content: object, path: Path) -> None:
 
 
 def main() -> None:
-    """``python -m mmexpand.study.run STUDY.py ARM LR SEED``."""
+    """``python -m mmexpand.study STUDY.py ARM LR SEED``."""
     parser = argparse.ArgumentParser(description='One run of a study')
     parser.add_argument('study')
     parser.add_argument('arm')
@@ -160,7 +197,3 @@ def main() -> None:
         base = dict(study=study.name, arm=run.arm.name, lr=run.lr, seed=run.seed)
         result = dict(base, status='failed', reason=reason)
     write_json(result, study.result_path(run))
-
-
-if __name__ == '__main__':
-    main()

@@ -5,6 +5,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -12,17 +13,16 @@ from statistics import fmean
 
 from mmengine.logging import print_log
 
-from .run import write_json
-from .spec import Arm, Run, Study
+from .run import arm_problem, write_json
+from .spec import Arm, Run, Study, StudyError
 
 
 def load_result(study: Study, run: Run) -> dict | None:
-    """The result of a run; None where there is none, or one that is worth another try."""
+    """The result of a run; None where there is none that can be read."""
     try:
-        result = json.loads(study.result_path(run).read_text())
+        return json.loads(study.result_path(run).read_text())
     except (FileNotFoundError, json.JSONDecodeError):
         return None
-    return result
 
 
 def score(study: Study, result: dict | None, split: str) -> float | None:
@@ -65,15 +65,26 @@ def run_study(
 ) -> None:
     """Run what has no result: first all learning rates, then all seeds at the best ones.
 
+    An arm that cannot run is said and left out. A run that diverged stays so; one that failed
+    is tried again.
+
     Args:
         study: the study.
         arms: names of the arms to run; None: all.
         seeds: those of the final runs to run; None: all.
 
     Raises:
-        StudyError: for an arm that there is not.
+        StudyError: for an arm or a seed that there is not.
     """
     chosen = [study.arm(name) for name in arms or study.arms]
+    known = {seed for arm in chosen for seed in (study.seeds if arm.seeds is None else arm.seeds)}
+    if unknown := set(seeds or ()) - known:
+        named = ', '.join(map(str, sorted(unknown)))
+        raise StudyError(f'{study.path} has no seed {named}; it has {sorted(known)}')
+    problems = {arm.name: arm_problem(study, arm) for arm in chosen}
+    for problem in filter(None, problems.values()):
+        _log(problem, logging.WARNING)
+    chosen = [arm for arm in chosen if problems[arm.name] is None]
     _run_all(study, [run for arm in chosen for run in tuning_runs(study, arm)], 'learning rates')
     finals = [final_runs(study, arm, seeds) for arm in chosen]
     # Seed by seed, so that all arms can be compared before the last one has all of its own.
@@ -91,39 +102,82 @@ def _run_all(study: Study, runs: Iterable[Run], what: str) -> None:
         return
     _log(f'{study.name}, {what}: {len(wanted)} runs to do, {study.jobs} at a time')
     started = time.monotonic()
-    with ThreadPoolExecutor(study.jobs) as pool:
-        futures = {pool.submit(_run, study, run): run for run in wanted}
+    children = _Children()
+    pool = ThreadPoolExecutor(study.jobs)
+    try:
+        futures = {pool.submit(_run, study, run, children): run for run in wanted}
         for done, future in enumerate(as_completed(futures), 1):
             left = (time.monotonic() - started) / done * (len(wanted) - done)
-            run, result = futures[future], future.result()
-            value = score(study, result, 'val')
-            said = f'{study.metric} {value:.2f} (val)' if value is not None else _why(study, result)
-            _log(f'{done}/{len(wanted)} {run}: {said}; {left / 60:.0f} min left')
+            said = _said(study, future.result())
+            _log(f'{done}/{len(wanted)} {futures[future]}: {said}; {left / 60:.0f} min left')
+    except BaseException:
+        # Ctrl-C: what runs is ended, what waits never begins; the next call goes on from there.
+        children.end()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def _run(study: Study, run: Run) -> dict:
+class _Children:
+    """The processes of runs, to be ended with the study."""
+
+    def __init__(self):
+        self.ended = False
+        self._lock = threading.Lock()
+        self._running: set[subprocess.Popen] = set()
+
+    def run(self, command: list[str], **options: object) -> int | None:
+        """Run a command; its status, None where the study is ended."""
+        with self._lock:
+            if self.ended:
+                return None
+            process = subprocess.Popen(command, **options)
+            self._running.add(process)
+        status = process.wait()
+        with self._lock:
+            self._running.discard(process)
+            return None if self.ended else status
+
+    def end(self) -> None:
+        """End all, and start no more."""
+        with self._lock:
+            self.ended = True
+            for process in self._running:
+                process.terminate()
+
+
+def _run(study: Study, run: Run, children: _Children) -> dict | None:
     folder = study.work_dir / run.arm.name / run.name
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, '-m', 'mmexpand.study.run', str(study.path), run.arm.name]
+    command = [sys.executable, '-m', 'mmexpand.study', str(study.path), run.arm.name]
     command += [repr(run.lr), str(run.seed)]
     threads = str(study.threads)
     env = {**os.environ, 'OMP_NUM_THREADS': threads, 'MKL_NUM_THREADS': threads}
     with open(folder / 'output.txt', 'w') as output:
-        done = subprocess.run(
-            command, stdout=output, stderr=subprocess.STDOUT, env=env, check=False
-        )
-    if done.returncode:
+        status = children.run(command, stdout=output, stderr=subprocess.STDOUT, env=env)
+    if status:
         base = dict(study=study.name, arm=run.arm.name, lr=run.lr, seed=run.seed)
-        reason = f'its process ended with status {done.returncode}; see {folder / "output.txt"}'
+        reason = f'its process ended with status {status}; see {folder / "output.txt"}'
         write_json(dict(base, status='failed', reason=reason), study.result_path(run))
     return load_result(study, run)
 
 
-def _why(study: Study, result: dict) -> str:
-    if result['status'] != 'ok':
-        return f'{result["status"]}: {result["reason"]}'
-    return f'no {study.metric!r}; the evaluator gave {", ".join(result["val"])}'
+def result_problem(study: Study, result: dict, split: str) -> str | None:
+    """Why a result has no metric, in words; None where it has it."""
+    if score(study, result, split) is not None:
+        return None
+    if result['status'] == 'ok':
+        given = ', '.join(result[split]) or 'nothing finite'
+        return f'no {study.metric!r} on {split}; the evaluator gave {given}'
+    return f'{result["status"]}: {result["reason"]}'
 
 
-def _log(message: str) -> None:
-    print_log(message, logger='current', level=logging.INFO)
+def _said(study: Study, result: dict | None) -> str:
+    if result is None:
+        return 'no result'
+    problem = result_problem(study, result, 'val')
+    return problem or f'{study.metric} {score(study, result, "val"):.4g} (val)'
+
+
+def _log(message: str, level: int = logging.INFO) -> None:
+    print_log(message, logger='current', level=level)

@@ -23,6 +23,8 @@ KEYS = {
 OPTIONS = dict(jobs=1, threads=1, channels_last=False)
 """What it may hold besides, and its values otherwise."""
 
+ARM_KEYS = {'config', 'cfg_options', 'lr', 'seeds'}
+
 
 class StudyError(ValueError):
     """A study that cannot be run; the message names the key or arm, and the way out."""
@@ -136,9 +138,12 @@ def load_study(path: str | os.PathLike) -> Study:
         if not isinstance(cfg.get(key), kind) or not cfg.get(key):
             expected = kind.__name__ if isinstance(kind, type) else 'list'
             raise StudyError(f'{path}: {key} must be a {expected}, not empty; got {cfg.get(key)!r}')
-    for key in ('lrs', 'seeds', 'tune_seeds'):
-        if not all(isinstance(value, (int, float)) for value in cfg[key]):
-            raise StudyError(f'{path}: {key} must be numbers, got {cfg[key]!r}')
+    for key, kind in (('lrs', (int, float)), ('seeds', int), ('tune_seeds', int)):
+        _check_numbers(path, key, cfg[key], kind)
+    options = {key: cfg.get(key, default) for key, default in OPTIONS.items()}
+    for key in ('jobs', 'threads'):
+        if not isinstance(options[key], int) or options[key] < 1:
+            raise StudyError(f'{path}: {key} must be a number from 1 on, got {options[key]!r}')
     arms = {name: _arm(path, name, arm) for name, arm in cfg.arms.items()}
     study = Study(
         path,
@@ -149,22 +154,33 @@ def load_study(path: str | os.PathLike) -> Study:
         tuple(cfg.seeds),
         tuple(cfg.tune_seeds),
         path.parent / cfg.results_dir,
-        **{key: cfg.get(key, default) for key, default in OPTIONS.items()},
+        **options,
     )
     study.arm(study.baseline)
     return study
 
 
+def _check_numbers(path: Path, key: str, values: Sequence, kind: type | tuple) -> None:
+    if not all(isinstance(value, kind) for value in values):
+        expected = 'whole numbers' if kind is int else 'numbers'
+        raise StudyError(f'{path}: {key} must be {expected}, got {values!r}')
+    if len(set(values)) < len(values):
+        raise StudyError(f'{path}: {key} must differ from each other, got {values!r}')
+    if kind is not int and min(values) <= 0:
+        raise StudyError(f'{path}: {key} must be above 0, got {values!r}')
+
+
 def _arm(path: Path, name: str, arm: dict) -> Arm:
-    unknown = set(arm) - {'config', 'cfg_options', 'lr', 'seeds'}
-    if unknown or 'config' not in arm:
+    if not isinstance(arm, dict) or 'config' not in arm or set(arm) - ARM_KEYS:
         raise StudyError(
-            f'{path}: arms.{name} must have config and may have cfg_options, lr and seeds; got '
-            f'{", ".join(arm)}'
+            f'{path}: arms.{name} must be a dict with config, and may have cfg_options, lr and '
+            f'seeds; got {", ".join(arm) if isinstance(arm, dict) else repr(arm)}'
         )
-    config = path.parent / arm['config']
-    if not config.is_file():
-        raise StudyError(f'{path}: arms.{name}.config not found; looked for {config.resolve()}')
-    seeds: Sequence[int] | None = arm.get('seeds')
+    lr, seeds = arm.get('lr'), arm.get('seeds')
+    if lr is not None:
+        _check_numbers(path, f'arms.{name}.lr', [lr], (int, float))
+    if seeds is not None:
+        _check_numbers(path, f'arms.{name}.seeds', seeds, int)
     options = dict(arm.get('cfg_options') or {})
-    return Arm(name, config, options, arm.get('lr'), None if seeds is None else tuple(seeds))
+    seeds = None if seeds is None else tuple(seeds)
+    return Arm(name, path.parent / arm['config'], options, lr, seeds)

@@ -1,15 +1,19 @@
 """What the results of a study say: means, and paired differences with their intervals."""
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from statistics import fmean, stdev
 
 from scipy.stats import ttest_1samp
 
-from .schedule import best_lr, final_runs, load_result, score
+from .schedule import best_lr, final_runs, load_result, result_problem, score, tuning_runs
 from .spec import Arm, Run, Study
 
 CONFIDENCE = 0.95
+
+Results = list[tuple[Run, dict | None]]
+"""Runs, each with its result if there is one."""
 
 
 @dataclass(frozen=True)
@@ -72,40 +76,44 @@ class ArmSummary:
 
 def summarise(study: Study, arm: Arm) -> ArmSummary:
     """Read an arm's results."""
-    tuning: dict[float, list[float]] = {}
-    if arm.lr is None:
-        for lr in study.lrs:
-            values = [_value(study, arm, lr, seed, 'val') for seed in study.tune_seeds]
-            if all(value is not None for value in values):
-                tuning[lr] = fmean(values)
-    results, scores, problems, missing = {}, {}, [], []
-    for run in final_runs(study, arm):
-        result = load_result(study, run)
-        value = score(study, result, 'test')
-        if value is not None:
-            results[run.seed], scores[run.seed] = result, value
-        elif result is None:
-            missing.append(run.seed)
-        elif result['status'] == 'ok':
-            given = ', '.join(result['test'])
-            problems.append(f'{run} has no {study.metric!r}; the evaluator gave {given}')
-        else:
-            problems.append(f'{run} {result["status"]}: {result["reason"]}')
-    if missing and scores:
-        problems.append(f'{arm.name}: seeds {", ".join(map(str, missing))} have not been run')
     lr = best_lr(study, arm)
-    if arm.lr is None and 0 < len(tuning) < len(study.lrs):
-        problems.append(
-            f'{arm.name}: {len(tuning)} of {len(study.lrs)} learning rates have a result'
-        )
-    elif arm.lr is None and lr in (study.lrs[0], study.lrs[-1]):
-        problems.append(f'{arm.name}: its best learning rate, {lr:g}, is at the edge of the grid')
+    tuned = [(run, load_result(study, run)) for run in tuning_runs(study, arm)]
+    finals = [(run, load_result(study, run)) for run in final_runs(study, arm)]
+    results = {run.seed: r for run, r in finals if score(study, r, 'test') is not None}
+    scores = {seed: score(study, result, 'test') for seed, result in results.items()}
     seconds = fmean(r['seconds'] for r in results.values()) if results else math.nan
-    return ArmSummary(arm, lr, tuning, scores, seconds, results, tuple(problems))
+    problems = [
+        *_tuning_problems(study, arm, lr, tuned),
+        *_run_problems(study, tuned, 'val'),
+        *_run_problems(study, finals, 'test'),
+    ]
+    missing = ', '.join(str(run.seed) for run, result in finals if result is None)
+    if missing and scores:
+        problems.append(f'{arm.name}: seeds {missing} have not been run')
+    # A run that tunes and is reported too is named once.
+    problems = tuple(dict.fromkeys(problems))
+    return ArmSummary(arm, lr, _mean_by_lr(study, tuned), scores, seconds, results, problems)
 
 
-def _value(study: Study, arm: Arm, lr: float, seed: int, split: str) -> float | None:
-    return score(study, load_result(study, Run(arm, lr, seed)), split)
+def _run_problems(study: Study, runs: Results, split: str) -> Iterator[str]:
+    for run, result in runs:
+        if result is not None and (problem := result_problem(study, result, split)):
+            yield f'{run}: {problem}'
+
+
+def _tuning_problems(study: Study, arm: Arm, lr: float | None, tuned: Results) -> Iterator[str]:
+    missing = sorted({run.lr for run, result in tuned if result is None})
+    if missing and len(missing) < len(study.lrs):
+        yield f'{arm.name}: not tuned yet at learning rates {", ".join(f"{v:g}" for v in missing)}'
+    elif tuned and lr in (study.lrs[0], study.lrs[-1]):
+        yield f'{arm.name}: its best learning rate, {lr:g}, is at the edge of the grid'
+
+
+def _mean_by_lr(study: Study, tuned: Results) -> dict[float, float]:
+    values: dict[float, list[float | None]] = {}
+    for run, result in tuned:
+        values.setdefault(run.lr, []).append(score(study, result, 'val'))
+    return {lr: fmean(found) for lr, found in values.items() if None not in found}
 
 
 def difference(arm: ArmSummary, baseline: ArmSummary) -> Difference | None:
@@ -120,21 +128,34 @@ def difference(arm: ArmSummary, baseline: ArmSummary) -> Difference | None:
     return Difference(values, float(interval.low), float(interval.high))
 
 
-def in_words(arm: ArmSummary, found: Difference | None, baseline: str) -> str:
-    """What can be said of an arm against the baseline, in a sentence."""
+def decimals(scores: Iterable[float]) -> int:
+    """How many decimals tell scores apart: 2 for percentages, 4 for shares."""
+    return 2 if max(map(abs, scores), default=0) > 1 else 4
+
+
+def in_words(arm: ArmSummary, found: Difference | None, baseline: str, places: int = 2) -> str:
+    """What can be said of an arm against the baseline, in a sentence.
+
+    Args:
+        arm: the arm.
+        found: its difference; None where there is none.
+        baseline: the name of the baseline.
+        places: decimals of the numbers.
+    """
     name = arm.arm.name
     if found is None:
         return f'{name}: no seed to compare with {baseline} yet.'
-    count = len(found.values)
+    mean = f'{found.mean:+.{places}f}'
     if math.isnan(found.low):
-        return f'{name}: {found.mean:+.2f} against {baseline}, one seed: not told from noise.'
-    interval = f'95 % interval {found.low:+.2f} to {found.high:+.2f}, {count} seeds'
+        return f'{name}: {mean} against {baseline}, one seed: not told from noise.'
+    low, high = f'{found.low:+.{places}f}', f'{found.high:+.{places}f}'
+    interval = f'95 % interval {low} to {high}, {len(found.values)} seeds'
     if found.low > 0:
-        return f'{name} is above {baseline} by {found.mean:.2f} ({interval}).'
+        return f'{name} is above {baseline} by {mean[1:]} ({interval}).'
     if found.high < 0:
-        return f'{name} is below {baseline} by {-found.mean:.2f} ({interval}).'
-    largest = max(abs(found.low), abs(found.high))
+        return f'{name} is below {baseline} by {mean[1:]} ({interval}).'
+    largest = f'{max(abs(found.low), abs(found.high)):.{places}f}'
     return (
-        f'{name}: no difference from {baseline} larger than {largest:.2f} was seen '
-        f'({found.mean:+.2f}, {interval}).'
+        f'{name}: no difference from {baseline} larger than {largest} was seen '
+        f'({mean}, {interval}).'
     )

@@ -1,8 +1,9 @@
 """Whole models: plan, expand, contract, verify. Imports torch and core."""
 
 from .config import ExpandConfig
+from .copying import copy_model
 from .plan import LayerPlan, Plan, SkippedLayer, plan
-from .swap import contract, contract_, copy_model, expand_, is_expanded, named_units
+from .swap import contract, contract_, expand_, is_expanded, named_units
 from .verify import Verification, VerificationError, verify
 
 __all__ = [

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pickle
 import re
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -98,78 +97,6 @@ def describe_blocked(error: Exception) -> str:
         f'{what}: loading it could run code. If you trust the file, save its state_dict alone '
         'and use that'
     )
-
-
-def load_weights(path: str | os.PathLike) -> Mapping[str, Tensor]:
-    """Read the weights alone, whatever else a checkpoint holds; nothing of it is run.
-
-    Args:
-        path: a checkpoint with a ``state_dict``, such as mmengine writes.
-
-    Raises:
-        CheckpointError: if the file is missing, truncated, corrupt, or holds no tensors.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f'{path}: no such checkpoint')
-    # torch refuses any other unpickler than its own where only weights may be loaded.
-    forced = os.environ.pop(WEIGHTS_ONLY, None)
-    try:
-        content = torch.load(path, map_location='cpu', pickle_module=_Weights, weights_only=False)
-        state_dict = dict(get_state_dict(content))
-    except Exception as error:
-        raise CheckpointError(_unreadable(path)) from error
-    finally:
-        if forced is not None:
-            os.environ[WEIGHTS_ONLY] = forced
-    if not state_dict or not all(isinstance(value, Tensor) for value in state_dict.values()):
-        raise CheckpointError(f'{path} holds no state dict of tensors')
-    return state_dict
-
-
-class _Dropped:
-    """What stands for everything that is no tensor and no container."""
-
-    def __init__(self, *_: object, **__: object):
-        pass
-
-    def __call__(self, *_: object, **__: object) -> '_Dropped':
-        return self
-
-    def __setstate__(self, _: object) -> None:
-        pass
-
-    def __setitem__(self, *_: object) -> None:
-        pass
-
-    def append(self, _: object) -> None:
-        """Take an item, as a list does."""
-
-    def extend(self, _: object) -> None:
-        """Take items, as a list does."""
-
-
-class _Weights:
-    """A ``pickle`` for ``torch.load`` that knows tensors and nothing else."""
-
-    class Unpickler(pickle.Unpickler):
-        """Finds what tensors are made of; anything else becomes a ``_Dropped``."""
-
-        def find_class(self, module: str, name: str) -> object:
-            """The few names that are safe, or the stand-in."""
-            tensor = module == 'torch._utils' and name in (
-                '_rebuild_tensor_v2',
-                '_rebuild_parameter',
-            )
-            storage = module in ('torch', 'torch.storage') and name.endswith('Storage')
-            if tensor or storage or (module, name) == ('collections', 'OrderedDict'):
-                return super().find_class(module, name)
-            return _Dropped
-
-    @staticmethod
-    def load(*args: object, **kwargs: object) -> object:
-        """As ``pickle.load``; torch asks an old file format for it."""
-        return _Weights.Unpickler(*args, **kwargs).load()
 
 
 def _unreadable(path: Path) -> str:
@@ -270,10 +197,14 @@ def contract_state_dict(state_dict: Mapping[str, Tensor]) -> OrderedDict[str, Te
     """
     compact: OrderedDict[str, Tensor] = OrderedDict()
     prefixes = _prefixes(state_dict)
+    # A checkpoint of ours holds the folded weights too; the factors are what was trained.
+    layers = {prefix.rpartition('.')[0] for prefix in prefixes}
+    folded = {f'{layer}.{k}'.lstrip('.') for layer in layers for k in ('weight', 'bias')}
     for key, value in state_dict.items():
         prefix = _prefix_of(key, prefixes)
         if prefix is None:
-            compact[key] = value
+            if key not in folded:
+                compact[key] = value
             continue
         layer, _, block = prefix.rpartition('.')
         name = f'{layer}.' if layer else ''

@@ -1,13 +1,12 @@
 """Replacing layers in a model: the only place that sets attributes on one."""
 
-import copy
 import logging
 
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
 from ..core.units import ExpandedConv2d, ExpandedLinear
 from .config import ExpandConfig
+from .copying import copy_model
 from .plan import Plan, plan
 
 logger = logging.getLogger(__name__)
@@ -82,24 +81,6 @@ def contract_(model: nn.Module) -> nn.Module:
 def contract(model: nn.Module) -> nn.Module:
     """A compact copy of a model; the argument is left as it was."""
     return contract_(copy_model(model))
-
-
-def copy_model(model: nn.Module) -> nn.Module:
-    """A copy of a model in any state.
-
-    Outputs that modules keep on themselves are copied without their graph, which
-    ``copy.deepcopy`` refuses; a ``forward`` that was replaced on an instance (as activation
-    checkpointing does), and would still be the original's, gives way to the class's own.
-    """
-    memo = {}
-    for module in model.modules():
-        for value in tree_leaves(vars(module)):
-            if isinstance(value, Tensor) and not value.is_leaf:
-                memo[id(value)] = value.detach().clone()
-    copied = copy.deepcopy(model, memo)
-    for module in copied.modules():
-        vars(module).pop('forward', None)
-    return copied
 
 
 def is_expanded(model: nn.Module) -> bool:

@@ -1,28 +1,28 @@
 """Proof that two models compute the same: layer by layer and end to end, on real input."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..core.units import ExpandedLinear
+from .selections import Selections
 from .swap import Unit, named_units
 
 Forward = Callable[[nn.Module], Any]
 """Runs a model on the input; returns tensors in any nesting of lists, tuples and dicts."""
 
+IN_MODEL = 'in the model'
+ON_CAPTURED = 'on captured input'
+ON_RANDOM = 'on random input'
+
 
 class VerificationError(RuntimeError):
-    """Two models that should compute the same do not; the message names the worst layer."""
-
-
-IN_MODEL, IN_STEP, ALONE = 'in the model', 'in a step', 'alone, on random input'
-"""How a layer was verified: on the input it has in the compared forward pass, or in another one,
-or on random input of its own."""
+    """Two models that should compute the same do not; the message names the layers."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,10 @@ class Verification:
     """Largest errors, each relative to the largest magnitude of the output it is found in.
 
     Attributes:
-        layers: of every unit against the layer it became.
+        layers: of every unit against the layer it became, on the same input.
         output: of the models' outputs.
-        how: by layer, on which input: ``IN_MODEL``, ``IN_STEP`` or ``ALONE``.
+        how: what input each layer was verified on: 'in the model', which is the forward pass
+            whose outputs are compared; 'on captured input', of another step; 'on random input'.
     """
 
     layers: dict[str, float]
@@ -60,45 +61,38 @@ def verify(
     compact: nn.Module,
     forward: Forward,
     tolerance: float | None = None,
-    steps: Sequence[Forward] = (),
+    steps: Iterable[Forward] = (),
 ) -> Verification:
     """Compare an expanded model, run as the paper's chain, with its contraction.
 
-    The chain shares no code with the product, so the comparison cannot agree with itself. Layers
-    that ``forward`` does not reach are compared in ``steps``, and what these do not reach either,
-    on random input. There the layers alone are compared, not what the model makes of them: a
-    selection by score may flip by rounding.
+    The chain shares no code with the product, so the comparison cannot agree with itself. Every
+    unit is compared with the layer it became: on the input it has in ``forward``, or, if that
+    does not reach it, in one of ``steps``, or else on random input. Selections by score in
+    ``forward`` (top-k and the like), which rounding may turn, are the expanded model's in both:
+    the scores are compared, and what comes after them for the same selection.
 
     Args:
         expanded: a model with units. It is run in eval mode, and left as it was.
         compact: the contracted model, run in eval mode and left as it was.
         forward: runs either model on the same input.
         tolerance: largest relative error allowed; None: by dtype (``TOLERANCES``).
-        steps: run the expanded model on other paths; one that raises is as one that reaches
-            nothing.
+        steps: other ways to run the expanded model, for the units that ``forward`` leaves out;
+            what they return is not looked at.
 
     Returns:
         The errors by layer and end to end.
 
     Raises:
-        VerificationError: if an error is larger than the tolerance or not finite, or if the
-            outputs differ in structure.
+        VerificationError: if an error is larger than the tolerance or not finite, if the outputs
+            differ in structure, or if the expanded model's own values are not finite.
+        ValueError: if there is nothing to compare.
     """
     units = named_units(expanded)
     if not units:
-        raise VerificationError('the model holds no expanded layer')
+        raise ValueError('the model has no expanded layer: there is nothing to verify')
     if tolerance is None:
         tolerance = TOLERANCES[next(iter(units.values())).like.dtype]
-    layers: dict[str, float] = {}
-    how: dict[str, str] = {}
-
-    def compare(name: str) -> Callable:
-        def hook(unit: Unit, args: tuple, kwargs: dict, output: Tensor) -> None:
-            error = _error(output, compact.get_submodule(name)(*args, **kwargs))
-            layers[name] = max(error, layers.get(name, 0.0))
-
-        return hook
-
+    layers = _Layers(units, compact)
     with ExitStack() as stack:
         for context in (
             _eval_mode(expanded),
@@ -107,50 +101,100 @@ def verify(
             _full_precision(),
         ):
             stack.enter_context(context)
-        handles = [
-            unit.register_forward_hook(compare(name), with_kwargs=True)
-            for name, unit in units.items()
-        ]
-        try:
+        selections = Selections()
+        with layers.compared(IN_MODEL), selections:
             reference = forward(expanded)
-            how.update(dict.fromkeys(layers, IN_MODEL))
-            for step in steps:
-                if len(layers) < len(units):
-                    with suppress(Exception):
-                        step(expanded)
-            how.update(dict.fromkeys(layers.keys() - how.keys(), IN_STEP))
-            for name, unit in units.items():
-                if name not in layers:
-                    unit(_random_input(unit))
-                    how[name] = ALONE
-        finally:
-            for handle in handles:
-                handle.remove()
-        output = forward(compact)
-    errors = _errors(reference, output)
-    result = Verification({name: layers[name] for name in units}, max(errors, default=0.0), how)
-    if not result.max_error <= tolerance:
-        worst = result.worst_layer
+        with selections.repeated():
+            output = forward(compact)
+        for step in steps:
+            if layers.missing:
+                with layers.compared(ON_CAPTURED):
+                    step(expanded)
+        for name in layers.missing:
+            x = _random_input(units[name])
+            layers.compare(name, ON_RANDOM, units[name](x), x)
+    if layers.diverged:
         raise VerificationError(
-            f'contraction changes the model: relative error {result.output:.3g} end to end, '
-            f'{layers[worst]:.3g} in the worst layer {worst}, allowed {tolerance:.3g}'
+            'the expanded model itself computes values that are not finite, in '
+            f'{", ".join(layers.diverged)}: training has diverged'
         )
+    errors = _errors(reference, output)
+    if not errors:
+        raise ValueError('the forward pass returned no tensor: there is nothing to compare')
+    # What is masked out by an infinity is no score.
+    scores = [
+        _error(ours[ours.isfinite()], theirs[ours.isfinite()]) for ours, theirs in selections.scores
+    ]
+    result = Verification(layers.errors, max(errors + scores), layers.how)
+    if not result.max_error <= tolerance:
+        raise VerificationError(_complaint(result, tolerance))
     return result
 
 
+def _complaint(result: Verification, tolerance: float) -> str:
+    wrong = {name: error for name, error in result.layers.items() if not error <= tolerance}
+    ranked = sorted(wrong or result.layers, key=result.layers.get, reverse=True)
+    named = ', '.join(f'{name} {result.layers[name]:.3g} ({result.how[name]})' for name in ranked)
+    return (
+        f'contraction changes the model: relative error {result.output:.3g} end to end, allowed '
+        f'{tolerance:.3g}; {len(wrong)} of {len(result.layers)} layers are wrong, from the worst '
+        f'layer {named}'
+    )
+
+
+@dataclass
+class _Layers:
+    """Every unit against its layer, as far as it was reached."""
+
+    units: dict[str, Unit]
+    compact: nn.Module
+    errors: dict[str, float] = field(default_factory=dict)
+    how: dict[str, str] = field(default_factory=dict)
+    diverged: list[str] = field(default_factory=list)
+
+    @property
+    def missing(self) -> list[str]:
+        return [name for name in self.units if name not in self.errors]
+
+    @contextmanager
+    def compared(self, how: str) -> Iterator[None]:
+        """Compare what runs in this context and was missing before it."""
+
+        def hook_of(name: str) -> Callable:
+            def hook(unit: Unit, args: tuple, kwargs: dict, output: Tensor) -> None:
+                self.compare(name, how, output, *args, **kwargs)
+
+            return hook
+
+        handles = [
+            self.units[name].register_forward_hook(hook_of(name), with_kwargs=True)
+            for name in self.missing
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def compare(self, name: str, how: str, output: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Compare an output of a unit with its layer's; an empty one says nothing."""
+        if output.numel():
+            if not output.isfinite().all() and name not in self.diverged:
+                self.diverged.append(name)
+            error = _error(output, self.compact.get_submodule(name)(*args, **kwargs))
+            self.errors[name] = max(error, self.errors.get(name, 0.0))
+            self.how[name] = how
+
+
 def _random_input(unit: Unit) -> Tensor:
-    like = unit.like
     if isinstance(unit, ExpandedLinear):
         shape = (4, unit.in_features)
     else:
-        # Larger than the dilated kernel, and of uneven sides.
-        sides = [
-            d * (k - 1) + 8 + i
-            for i, (d, k) in enumerate(zip(unit.dilation, unit.kernel_size, strict=True))
-        ]
-        shape = (2, unit.in_channels, *sides)
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(shape, generator=generator).to(like)
+        extents = [d * (k - 1) + 1 for d, k in zip(unit.dilation, unit.kernel_size, strict=True)]
+        shape = (2, unit.in_channels, *(8 + 2 * extent for extent in extents))
+    # A generator of its own: verification leaves the random state alone.
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    return values.to(unit.like)
 
 
 @contextmanager
@@ -177,16 +221,16 @@ def _full_precision() -> Iterator[None]:
 
 @contextmanager
 def _layerwise(units: Iterable[Unit]) -> Iterator[None]:
-    kept = [(unit, vars(unit).get('forward')) for unit in units]
-    for unit, _ in kept:
+    # A unit may have a forward of its own already (activation checkpointing).
+    kept = {unit: vars(unit).get('forward') for unit in units}
+    for unit in kept:
         unit.forward = unit.forward_layerwise
     try:
         yield
     finally:
-        for unit, forward in kept:
-            if forward is None:
-                del unit.forward
-            else:
+        for unit, forward in kept.items():
+            del unit.forward
+            if forward is not None:
                 unit.forward = forward
 
 
@@ -199,11 +243,22 @@ def _errors(reference: Any, output: Any) -> list[float]:
             )
         return [_error(reference, output)]
     if isinstance(reference, dict):
-        return [error for key in reference for error in _errors(reference[key], output[key])]
+        reference, output = list(reference.values()), _values(output, list(reference))
     if isinstance(reference, (list, tuple)):
+        if not isinstance(output, (list, tuple)) or len(output) != len(reference):
+            raise VerificationError(
+                f'outputs differ in structure: {len(reference)} values expanded, '
+                f'{type(output).__name__} compact'
+            )
         pairs = zip(reference, output, strict=True)
         return [error for pair in pairs for error in _errors(*pair)]
     return []
+
+
+def _values(output: Any, keys: list) -> list:
+    if not isinstance(output, dict) or list(output) != keys:
+        raise VerificationError(f'outputs differ in structure: {keys} expanded, others compact')
+    return list(output.values())
 
 
 def _error(reference: Tensor, output: Tensor) -> float:

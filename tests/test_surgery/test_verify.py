@@ -65,5 +65,136 @@ def test_other_shapes_and_unreached_layers_are_refused(models):
         mmexpand.verify(
             expanded, compact, lambda m: m(torch.ones(1, 3, 8 if m is compact else 9, 8))
         )
-    with pytest.raises(VerificationError, match='reached'):
-        mmexpand.verify(expanded, compact, lambda m: torch.ones(1))
+    with pytest.raises(VerificationError, match='structure'):
+        mmexpand.verify(
+            expanded, compact, lambda m: [m(torch.ones(1, 3, 8, 8))] * (1 + (m is compact))
+        )
+    with pytest.raises(ValueError, match='no tensor'):
+        mmexpand.verify(expanded, compact, lambda m: 'nothing')
+    with pytest.raises(ValueError, match='no expanded layer'):
+        mmexpand.verify(compact, compact, forward)
+
+
+def test_layers_that_the_forward_pass_leaves_out_are_verified_too(models):
+    expanded, compact = models
+    x = torch.randn(2, 3, 8, 8)
+    rng = torch.get_rng_state()
+    result = mmexpand.verify(expanded, compact, lambda m: m[0](x), steps=[lambda m: m(x[:0])])
+    assert torch.equal(rng, torch.get_rng_state())
+    # The step gave an empty input to the layer, which proves nothing.
+    assert result.how == {'0': 'in the model', '3': 'on random input'}
+    result = mmexpand.verify(expanded, compact, lambda m: m[0](x), steps=[lambda m: m(x)])
+    assert result.how == {'0': 'in the model', '3': 'on captured input'}
+    assert 0 < result.layers['3'] < 1e-5
+
+
+@pytest.mark.parametrize('steps', [[], [lambda m: m(torch.ones(1, 3, 8, 8))]])
+def test_wrong_layers_are_all_named_wherever_they_were_verified(models, steps):
+    expanded, compact = models
+    with torch.no_grad():
+        compact[0].weight += 1
+        compact[3].weight += 1
+    how = 'captured' if steps else 'random'
+    with pytest.raises(VerificationError, match=r'2 of 2.*0 .*\(in the model\)') as caught:
+        mmexpand.verify(expanded, compact, lambda m: m[0](torch.ones(1, 3, 8, 8)), steps=steps)
+    assert f'(on {how} input)' in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    'layer',
+    [
+        nn.Conv2d(4, 6, (1, 5), dilation=(1, 3), groups=2, stride=2),
+        nn.Conv2d(4, 6, 3, padding='same', padding_mode='reflect'),
+        nn.Linear(5, 7),
+    ],
+)
+def test_any_layer_is_verified_on_random_input(layer):
+    model = nn.ModuleList([layer, nn.Conv2d(3, 4, 3)]).double()
+    mmexpand.expand_(model, mmexpand.ExpandConfig('cl+fc'))
+    compact = mmexpand.contract(model)
+    x = torch.ones(1, 3, 8, 8).double()
+    result = mmexpand.verify(model, compact, lambda m: m[1](x))
+    assert result.how['0'] == 'on random input'
+    assert result.layers['0'] < 1e-12
+    with torch.no_grad():
+        compact[0].weight.view(-1)[-1] += 0.1
+    with pytest.raises(VerificationError, match='worst layer 0'):
+        mmexpand.verify(model, compact, lambda m: m[1](x))
+
+
+class Selecting(nn.Module):
+    """Returns other values for whatever of 64 near ties has the highest score."""
+
+    def __init__(self, select):
+        super().__init__()
+        self.score = nn.Conv2d(3, 64, 1)
+        self.select = select
+
+    def forward(self, x):
+        scores = self.score(x).mean((2, 3))
+        values, indices = self.select(scores)
+        return values, torch.arange(64.0)[indices]
+
+
+@pytest.mark.parametrize(
+    'select',
+    [
+        lambda s: s.topk(3),
+        lambda s: torch.topk(s, k=3, dim=1),
+        lambda s: s.sort(descending=True),
+        lambda s: torch.sort(s, dim=-1, stable=True),
+        lambda s: s.max(1),
+        lambda s: torch.max(s, dim=1, keepdim=True),
+        lambda s: (s, s.argsort(-1)),
+        lambda s: (s, s.argmax(dim=1)),
+    ],
+)
+def test_a_selection_that_rounding_turns_is_no_wrong_contraction(select):
+    torch.manual_seed(0)
+    model = Selecting(select)
+    mmexpand.expand_(model, mmexpand.ExpandConfig(init='preserve'))
+    # All scores are the same to rounding, in the chain and in the product.
+    same = nn.Conv2d(3, 64, 1)
+    with torch.no_grad():
+        same.weight[:] = same.weight[:1]
+        same.bias[:] = same.bias[:1]
+    model.score.set_weight(same.weight, same.bias)
+    compact = mmexpand.contract(model)
+    x = torch.randn(4, 3, 8, 8)
+
+    def layerwise(m):
+        scores = (m.score.forward_layerwise if m is model else m.score)(x).mean((2, 3))
+        return m.select(scores)[1]
+
+    assert not torch.equal(layerwise(model), layerwise(compact)), 'nothing was turned'
+    assert mmexpand.verify(model, compact, lambda m: m(x)).max_error < 1e-4
+    with torch.no_grad():
+        compact.score.bias[5] += 1
+    with pytest.raises(VerificationError, match='worst layer score'):
+        mmexpand.verify(model, compact, lambda m: m(x))
+
+
+def test_a_wrong_score_shows_before_a_selection():
+    model = nn.ModuleList([nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)])
+    mmexpand.expand_(model)
+    compact = mmexpand.contract(model)
+    compact[1].bias.data[2] += 1
+    x = torch.randn(1, 3, 8, 8)
+    with pytest.raises(VerificationError, match='0 of 1 layers are wrong'):
+        mmexpand.verify(model, compact, lambda m: m[1](m[0](x)).mean((2, 3)).argmax(1).float())
+
+
+def test_a_diverged_model_is_not_called_a_wrong_contraction(models):
+    expanded, compact = models
+    with torch.no_grad():
+        expanded[3].factors[0].weight.fill_(float('inf'))
+    with pytest.raises(VerificationError, match='not finite, in 3: training has diverged'):
+        mmexpand.verify(expanded, compact, forward)
+
+
+def test_a_units_own_forward_is_put_back(models):
+    expanded, compact = models
+    own = expanded[0].forward
+    expanded[0].forward = own
+    mmexpand.verify(expanded, compact, forward)
+    assert vars(expanded[0])['forward'] is own

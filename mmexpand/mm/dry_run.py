@@ -1,0 +1,110 @@
+"""Before training, on one batch: everything that is done after it."""
+
+import io
+import logging
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dist import is_main_process
+from mmengine.runner import Runner
+from torch import nn
+
+from ..surgery.copying import copy_model
+from .contraction import Contraction, compact_checkpoint, contract_and_verify, has_model
+from .evaluation import evaluate_one_batch, first_batch
+from .logs import log
+from .models import build_compact_model
+from .ranks import describe, together
+
+
+class DryRunError(RuntimeError):
+    """What would fail after training, found before it; the message names the way out."""
+
+
+def dry_run(model: nn.Module, runner: Runner, meta: dict) -> None:
+    """Contract, verify, evaluate, format and serialise once, on all ranks.
+
+    Nothing of it stays: random states, data loaders, the evaluator and the model are left alone,
+    so that training goes on exactly as without.
+
+    Args:
+        model: the expanded model, without a distributed wrapper.
+        runner: the Runner, about to train.
+        meta: what the compact checkpoint's meta will say beside what is found out.
+
+    Raises:
+        DryRunError: on all ranks, if anything fails.
+    """
+    with _random_state_kept():
+        with _refused('reading one batch', 'look at the data loader that the config names'):
+            batch = first_batch(runner)
+        with _refused(
+            'copying the model', 'keep nothing on it that cannot be copied (locks, files, streams)'
+        ):
+            expanded = copy_model(model)
+        with _refused(
+            'contraction', 'leave the layers that it names out with exclude=[...] of ExpandHook'
+        ):
+            result = contract_and_verify(expanded, batch)
+        with _refused('evaluating one batch', "look at the val loop's data and evaluator"):
+            evaluate_one_batch(result.compact, runner, batch)
+        with _refused('building the compact network from its config', _CONFIG_HINT):
+            if is_main_process():
+                _check_config(result, runner)
+        with _refused('serialising the compact checkpoint', "mend the data set's metainfo"):
+            if is_main_process():
+                _check_serialisable(compact_checkpoint(result, runner.cfg, meta))
+    log(
+        f'ContractHook: dry run on one batch: {len(result.layers)} layers contracted, verified '
+        f'(largest relative error {result.verification.max_error:.1e}) and evaluated; the compact '
+        'config builds the network, and the checkpoint can be written'
+    )
+
+
+_CONFIG_HINT = 'the config must build, without mmexpand, the model that is trained'
+
+
+def _check_config(result: Contraction, runner: Runner) -> None:
+    if not has_model(runner.cfg):
+        log(
+            'ContractHook: the Runner has no config of its model, so that compact checkpoints will '
+            'be written without a compact config',
+            logging.WARNING,
+        )
+        return
+    built = build_compact_model(runner.cfg)
+    built.load_state_dict(result.compact.state_dict(), strict=True)
+
+
+def _check_serialisable(checkpoint: dict) -> None:
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)
+    buffer.seek(0)
+    torch.load(buffer, weights_only=True)
+
+
+@contextmanager
+def _refused(step: str, way_out: str) -> Iterator[None]:
+    try:
+        with together():
+            yield
+    except Exception as error:
+        raise DryRunError(
+            f'after training {step} would fail, so it is refused now: {describe(error)}; {way_out}'
+        ) from error
+
+
+@contextmanager
+def _random_state_kept() -> Iterator[None]:
+    states: list[Any] = [random.getstate(), np.random.get_state()]
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])

@@ -1,0 +1,197 @@
+"""The val loop with another model than the Runner's, on all of its data or on one batch."""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.logging import MMLogger
+from mmengine.runner import Runner, ValLoop
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
+
+from .logs import log
+from .ranks import describe, together
+
+
+def evaluate(model: nn.Module, runner: Runner) -> dict[str, float]:
+    """The metrics of the val loop; to be called on all ranks, and failing on all of them.
+
+    Args:
+        model: it is left in the mode that it is in.
+        runner: without a val loop there are no metrics.
+    """
+    if runner._val_loop is None:
+        return {}
+    loop = runner.val_loop
+    with _stand_in(runner, model), _surviving(loop, loop.dataloader) as errors, together():
+        metrics = loop.run()
+    _raise_first(errors['batch'])
+    # Of what is left when a batch failed, a metric may fail as well: that is not the cause.
+    _raise_first(errors['metric'])
+    return {name: _plain_or_words(value) for name, value in metrics.items()}
+
+
+def evaluate_one_batch(model: nn.Module, runner: Runner, batch: Any) -> None:
+    """Run prediction and evaluation on one batch; nothing of it stays in the evaluator.
+
+    A metric that cannot be computed on so little is mentioned in the log and no failure.
+
+    Args:
+        model: it is left in the mode that it is in.
+        runner: without a val loop, or with one of another kind than mmengine's, nothing is done.
+        batch: of the val loop's data loader.
+    """
+    if runner._val_loop is None or not isinstance(runner.val_loop, ValLoop):
+        return
+    loop = runner.val_loop
+    kept = loop.evaluator
+    try:
+        loop.evaluator = copy.deepcopy(kept)
+        with (
+            _stand_in(runner, model),
+            _silent(),
+            _surviving(loop, [batch]) as errors,
+            together(),
+        ):
+            loop.run()
+    finally:
+        loop.evaluator = kept
+    _raise_first(errors['batch'])
+    for error in errors['metric']:
+        log(f'A metric cannot be computed on one batch, which proves nothing ({describe(error)})')
+
+
+def first_batch(runner: Runner) -> Any:
+    """What the val loop, or else the train loop, would see first.
+
+    Data loaders, their workers and samplers are left alone: they may be in use.
+    """
+    if runner._val_loop is not None:
+        loader = runner.val_loop.dataloader
+        dataset = loader.dataset
+    else:
+        loader = runner.train_loop.dataloader
+        # Some transforms keep images of earlier samples: those of a copy.
+        dataset = copy.deepcopy(loader.dataset)
+    if isinstance(dataset, IterableDataset):
+        return next(iter(loader))
+    size = min(getattr(loader.batch_sampler, 'batch_size', 1), len(dataset))
+    return loader.collate_fn([dataset[index] for index in range(size)])
+
+
+def plain(value: Any, name: str = '') -> Any:
+    """Plain Python values, which need no pickle to be trusted.
+
+    Args:
+        value: any nesting of dictionaries and sequences of plain values, arrays and tensors.
+        name: what to call it where it cannot be converted.
+
+    Raises:
+        TypeError: naming the key of a value that is something else.
+    """
+    if isinstance(value, dict):
+        return {str(key): plain(item, f'{name}.{key}'.lstrip('.')) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(item, f'{name}.{index}') for index, item in enumerate(value)]
+    if isinstance(value, (np.ndarray, np.generic, torch.Tensor)):
+        return plain(value.tolist(), name)
+    if value is None or isinstance(value, (str, bool, int, float)):
+        return value
+    raise TypeError(
+        f'{name} is a {type(value).__name__}, which no checkpoint can hold safely: make it a '
+        'string, a number, or a list or dictionary of these'
+    )
+
+
+def _plain_or_words(value: Any) -> Any:
+    try:
+        return plain(value)
+    except TypeError:
+        return str(value)
+
+
+def _raise_first(errors: list[Exception]) -> None:
+    with together():
+        if errors:
+            raise errors[0]
+
+
+@contextmanager
+def _stand_in(runner: Runner, model: nn.Module) -> Iterator[None]:
+    """The runner with another model and no hooks: they would save, log, or swap EMA weights."""
+    kept, hooks, modes = runner.model, runner._hooks, {m: m.training for m in model.modules()}
+    runner.model, runner._hooks = model, []
+    try:
+        yield
+    finally:
+        runner.model, runner._hooks = kept, hooks
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextmanager
+def _surviving(loop: Any, batches: Any) -> Iterator[dict[str, list[Exception]]]:
+    """The val loop, on these batches, going on to its end whatever fails in between.
+
+    Ranks meet where results are gathered: one that stopped before would leave the others waiting.
+    A loop of another kind than mmengine's is left as it is.
+    """
+    errors: dict[str, list[Exception]] = dict(batch=[], metric=[])
+    if not isinstance(loop, ValLoop):
+        yield errors
+        return
+    kept, metrics = loop.dataloader, loop.evaluator.metrics
+    loop.dataloader = _Batches(batches, kept.dataset, errors['batch'])
+    loop.run_iter = _keeping(loop.run_iter, errors['batch'], None)
+    for metric in metrics:
+        metric.compute_metrics = _keeping(metric.compute_metrics, errors['metric'], {})
+    try:
+        yield errors
+    finally:
+        loop.dataloader = kept
+        del loop.run_iter
+        for metric in metrics:
+            del metric.compute_metrics
+
+
+def _keeping(function: Callable, errors: list[Exception], otherwise: Any) -> Callable:
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return otherwise if errors else function(*args, **kwargs)
+        except Exception as error:
+            errors.append(error)
+            return otherwise
+
+    return wrapper
+
+
+class _Batches:
+    """Batches of a data set, as far as they can be read."""
+
+    def __init__(self, batches: DataLoader | list, dataset: Any, errors: list[Exception]):
+        self.dataset = dataset
+        self._batches = batches
+        self._errors = errors
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            yield from self._batches
+        except Exception as error:
+            self._errors.append(error)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Without the tables that evaluators log: of one batch they would mislead."""
+    logger = MMLogger.get_current_instance()
+    kept, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = kept

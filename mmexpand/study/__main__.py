@@ -1,0 +1,5 @@
+"""One run of a study, in a process of its own."""
+
+from .run import main
+
+main()
