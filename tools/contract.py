@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from torch import Tensor
+
 from mmexpand.mm.checkpoints import match_checkpoint, unwrap
 from mmexpand.mm.contraction import (
     Contraction,
@@ -49,6 +51,11 @@ def load_expanded(path: str) -> dict:
     checkpoint = load_checkpoint(path)
     if not is_expanded_state_dict(get_state_dict(checkpoint)):
         raise CheckpointError(f'{path} is compact already: there is nothing to contract')
+    weights = get_state_dict(checkpoint).values()
+    if not all(value.isfinite().all() for value in weights if isinstance(value, Tensor)):
+        raise CheckpointError(
+            f'{path}: its weights are not finite, training has diverged; use an older one'
+        )
     return checkpoint
 
 

@@ -1,10 +1,12 @@
 """Test a detector or a segmentor: an expanded or a compact checkpoint, whatever the config."""
 
 import argparse
+from pathlib import Path
 
 from mmengine.evaluator import DumpResults
 
 from mmexpand.mm.compact_config import type_name
+from mmexpand.mm.contraction import check_writable
 from mmexpand.mm.launch import (
     ConfigError,
     add_common_arguments,
@@ -36,6 +38,8 @@ def draw_predictions(cfg, args: argparse.Namespace) -> None:  # noqa: ANN001
     if hook is None:
         raise ConfigError(f'{args.config} has no default_hooks.visualization to draw with')
     check_keys(cfg, 'visualizer')
+    if args.show_dir:
+        check_writable(args.show_dir, '--show-dir')
     hook.update(draw=True, show=args.show, wait_time=args.wait_time)
     if args.show_dir:
         cfg.visualizer.save_dir = args.show_dir
@@ -49,6 +53,8 @@ def main(args: argparse.Namespace) -> None:
     cfg.load_from = args.checkpoint
     if args.show or args.show_dir:
         draw_predictions(cfg, args)
+    if args.out:
+        check_writable(Path(args.out).parent, '--out')
     if args.tta:
         check_keys(cfg, 'tta_model', 'tta_pipeline')
         cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline

@@ -7,9 +7,9 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.dataset import Compose
-from mmengine.hooks import Hook
 from mmengine.registry import DATASETS
 from mmengine.runner import Runner
+from torch.utils.data import DataLoader
 
 
 class DataError(RuntimeError):
@@ -98,27 +98,26 @@ def _paths(dataset: Mapping) -> Iterator[tuple[str, str]]:
             yield name, os.path.join(root, path)
 
 
-class DataGuardHook(Hook):
-    """Refuses data sets without samples, and has files that cannot be read named."""
+def guard_data(runner: Runner) -> None:
+    """Have a Runner refuse data sets without samples, and name files that cannot be read.
 
-    priority = 'VERY_HIGH'
+    Every loader is looked at as it is built: an endless one reads ahead from then on.
 
-    def before_run(self, runner: Runner) -> None:
-        """Look at the data sets, which are built by then.
+    Args:
+        runner: one that has not built its loops.
+    """
+    build = runner.build_dataloader
 
-        Raises:
-            DataError: if one of them holds nothing.
-        """
-        for split in ('train', 'val', 'test'):
-            loader = getattr(getattr(runner, f'_{split}_loop'), 'dataloader', None)
-            if loader is None:
-                continue
-            dataset = loader.dataset
-            if not len(dataset):
-                where = (getattr(dataset, key, None) for key in ('ann_file', 'data_prefix'))
-                said = no_samples(type(dataset).__name__, *where)
-                raise DataError(f'{split}_dataloader.dataset: {said}')
-            guard_pipelines(dataset)
+    def build_guarded(*args: Any, **kwargs: Any) -> DataLoader:
+        loader = build(*args, **kwargs)
+        dataset = loader.dataset
+        if not len(dataset):
+            where = (getattr(dataset, key, None) for key in ('ann_file', 'data_prefix'))
+            raise DataError(no_samples(type(dataset).__name__, *where))
+        guard_pipelines(dataset)
+        return loader
+
+    runner.build_dataloader = build_guarded
 
 
 def no_samples(dataset: str, ann_file: Any, data_prefix: Any) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from mmengine.config import Config, DictAction
 from mmengine.dataset import BaseDataset
-from mmengine.registry import RUNNERS
+from mmengine.registry import OPTIMIZERS, RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
 from ..surgery import VerificationError
@@ -23,7 +23,7 @@ from ..surgery.checkpoint import WEIGHTS_ONLY, describe_blocked, load_checkpoint
 from .checkpoints import CheckpointGuardHook
 from .compact_config import dicts, type_name
 from .contraction import check_writable
-from .datasets import DataError, DataGuardHook, check_datasets, no_samples
+from .datasets import DataError, check_datasets, guard_data, no_samples
 from .runtime import prepare_cpu
 
 PACKAGE = Path(__file__).parents[1]
@@ -102,6 +102,8 @@ def read_config(args: Namespace, *needed: str) -> Config:
     Raises:
         ConfigError: if the file is missing or wrong, or lacks one of the keys.
     """
+    if not os.path.isfile(args.config):
+        raise ConfigError(f'{args.config}: no such config file')
     try:
         cfg = Config.fromfile(args.config)
     except Exception as error:  # A config is Python: it can raise anything.
@@ -163,11 +165,13 @@ def build_runner(cfg: Config, splits: tuple[str, ...]) -> Runner:
     check_writable(cfg.work_dir)
     check_datasets(cfg, splits)
     _check_checkpoints(cfg, training='train' in splits)
+    if 'train' in splits:
+        _check_optimizer(cfg)
     prepare_cpu(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     # Also for configs without a hook of ours: a checkpoint is never half loaded.
     runner.register_hook(CheckpointGuardHook(), priority='LOWEST')
-    runner.register_hook(DataGuardHook())
+    guard_data(runner)
     return runner
 
 
@@ -181,6 +185,18 @@ def _check_checkpoints(cfg: Config, training: bool) -> None:
         path = node.get('checkpoint')
         if type_name(node) == 'Pretrained' and isinstance(path, str) and '://' not in path:
             load_file(path)
+
+
+def _check_optimizer(cfg: Config) -> None:
+    # mmengine asks for the signature of what it finds, and finds None.
+    kind = (cfg.optim_wrapper.get('optimizer') or {}).get('type')
+    if isinstance(kind, str):
+        with OPTIMIZERS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
+            if registry.get(kind) is None:
+                raise ConfigError(
+                    f'optim_wrapper.optimizer.type={kind!r} is no optimizer; there are '
+                    + ', '.join(sorted(OPTIMIZERS.module_dict))
+                )
 
 
 def tool(parse_args: Callable[[], Namespace]) -> Callable[[Callable], Callable[[], None]]:
@@ -252,7 +268,8 @@ def explain(error: Exception, folders: tuple[Path, ...]) -> str | None:
     """A sentence for an error that a user can mend; None for any other.
 
     Those are errors raised on purpose by our code, by the system about a file, by torch about a
-    checkpoint, and whatever goes wrong while an object of the config is built.
+    checkpoint, and whatever goes wrong while an object of the config is built; and labels that
+    the network has no class for.
 
     Args:
         error: as it was caught.
@@ -264,9 +281,17 @@ def explain(error: Exception, folders: tuple[Path, ...]) -> str | None:
         return _words(error)
     if isinstance(error, UnpicklingError):
         return f'a checkpoint that the config names {describe_blocked(error) or _words(error)}'
+    if isinstance(error, re.error):  # Of the patterns that are the user's.
+        return f'{error.pattern!r} is no regular expression: {error}'
     built = _being_built(error.__traceback__)
     if built is not None:
         return _explain_building(error, *built)
+    label = re.fullmatch(r'Target (-?\d+) is out of bounds\.', str(error))
+    if label:
+        return (
+            f'the annotations have a label {label[1]}, and the network has no such class: set '
+            'num_classes, or give what is to be ignored the ignore_index of the loss'
+        )
     if isinstance(error, OSError) and error.filename is not None:
         return f'{error.filename}: {error.strerror}'
     return None
@@ -304,13 +329,19 @@ def _explain_building(error: Exception, kind: Any, arguments: dict) -> str:
         return f'{name} cannot be built as the config says: {_foreign(error)}'
     if 'need at least one array' in str(error):  # mmengine joins the samples that there are.
         return no_samples(name, arguments.get('ann_file'), arguments.get('data_prefix'))
-    files = [
-        frame.f_locals['source']
-        for frame, _ in traceback.walk_tb(error.__traceback__)
-        if frame.f_code.co_name == 'parse' and isinstance(frame.f_locals.get('source'), str)
-    ]
-    path = files[-1] if files else arguments.get('ann_file') or arguments.get('data_root', '')
+    path = _file_in_hand(error) or arguments.get('ann_file') or arguments.get('data_root', '')
     return f'{name} cannot read {path}: {_foreign(error)}; mend the file, or leave it out'
+
+
+def _file_in_hand(error: Exception) -> str | None:
+    """The file that was being read when a data set could not be built."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    while frames and frames[-1].f_code.co_name != 'build_from_cfg':
+        held = [value for value in frames.pop().f_locals.values() if isinstance(value, str)]
+        files = [value for value in held if os.path.isfile(value)]
+        if files:
+            return files[-1]
+    return None
 
 
 def _foreign(error: Exception) -> str:

@@ -116,7 +116,7 @@ def test_what_mmengine_writes_itself_is_resumed(config, tmp_path, monkeypatch):
     assert checkpoint['meta']['dataset_meta']['classes'] == list(names)
     state = checkpoint['param_schedulers'][0]
     assert state['anneal_func'].__name__ == '_annealing_cos'
-    assert state['_global_step'] == 5
+    assert state['_global_step'] == 4
 
 
 def test_contract_writes_safetensors_too(config, tmp_path):

@@ -41,7 +41,7 @@ def main(args: argparse.Namespace) -> None:
     dataset = DATASETS.build(cfg.test_dataloader.dataset)
     guard_pipelines(dataset)
     # Only add_datasample's out_file is written: no backends, which would want a work dir.
-    visualizer = VISUALIZERS.build({**cfg.visualizer, 'vis_backends': None})
+    visualizer = VISUALIZERS.build({'name': 'browse', **cfg.visualizer, 'vis_backends': None})
     visualizer.dataset_meta = dataset.metainfo
     for index in track_iter_progress(range(min(args.num, len(dataset)))):
         with torch.no_grad():

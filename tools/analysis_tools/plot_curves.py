@@ -58,7 +58,8 @@ def read_curves(run: str | os.PathLike) -> dict[str, Curve]:
             raise FileNotFoundError(f'{run} holds no */vis_data/scalars.json: was it trained?')
         path = logs[-1]
     curves: dict[str, Curve] = defaultdict(lambda: ([], []))
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    # A byte that is no text must not keep it from being told where.
+    for number, line in enumerate(path.read_text(errors='replace').splitlines(), 1):
         try:
             scalars = json.loads(line)
             step = scalars['step']
