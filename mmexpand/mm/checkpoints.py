@@ -53,15 +53,17 @@ class CheckpointGuardHook(Hook):
         project's ``init_cfg``) then loads the compact network, and not nothing. The last hook to
         do so counts: EMAHook swaps the weights between.
 
-        Class names in a numpy array become a list: ``weights_only=True`` would not load them.
+        Arrays of text (class names) become lists: ``weights_only=True`` would refuse them.
         """
         layers = describe_units(unwrap(runner.model))
         kind = 'expanded' if layers else 'compact'
         checkpoint['meta'][META_KEY] = dict(kind=kind, layers=layers)
         if layers:
             checkpoint['state_dict'].update(contract_state_dict(checkpoint['state_dict']))
-        runtime = checkpoint.get('message_hub', {}).get('runtime_info', {})
-        for holder in (checkpoint['meta'], runtime):
+        for holder in (
+            checkpoint['meta'],
+            checkpoint.get('message_hub', {}).get('runtime_info', {}),
+        ):
             if 'dataset_meta' in holder:
                 holder['dataset_meta'] = _as_lists(holder['dataset_meta'])
 

@@ -11,6 +11,8 @@ from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
+from .compact_config import dicts
+
 
 class DataError(RuntimeError):
     """Data that cannot be trained on or tested with; the message names the file."""
@@ -55,15 +57,19 @@ def _datasets(node: Any, key: str) -> Iterator[tuple[str, Mapping]]:
         for index, item in enumerate(node):
             yield from _datasets(item, f'{key}.{index}')
     elif isinstance(node, Mapping):
-        if 'data_root' in node or 'ann_file' in node:
+        if any(name in node for name in ('data_root', 'ann_file', 'data_prefix')):
             yield key, node
         for inner in ('dataset', 'datasets'):
             yield from _datasets(node.get(inner), f'{key}.{inner}')
 
 
 def _is_elsewhere(dataset: Mapping) -> bool:
-    """Whether another file backend than the disk's reads it, which may map any path."""
-    backends = (dataset.get(key) or {} for key in ('backend_args', 'file_client_args'))
+    """Whether another file backend than the disk's reads it, which may map any path.
+
+    mmdet's and mmseg's configs say so in the loading steps of the pipeline, mostly in these alone.
+    """
+    names = ('backend_args', 'file_client_args')
+    backends = (node.get(key) or {} for node in dicts(dataset) for key in names)
     return any(
         args.get('backend', 'local') not in ('local', 'disk') or 'path_mapping' in args
         for args in backends

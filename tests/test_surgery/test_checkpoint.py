@@ -17,10 +17,10 @@ from mmexpand.surgery.checkpoint import (
     expanded_layers,
     is_expanded_state_dict,
     load_checkpoint,
-    load_weights,
     save_checkpoint,
     save_safetensors,
 )
+from mmexpand.surgery.weights import load_weights
 
 
 def net():
