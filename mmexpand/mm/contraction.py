@@ -153,7 +153,8 @@ def contract_without_data(expanded: nn.Module, height: int, width: int) -> Contr
     compact = contract_(copy_model(expanded))
     data = dict(inputs=torch.randn(2, 3, height, width, device=next(compact.parameters()).device))
     verification = verify(expanded, compact, lambda model: tensor_outputs(model, data))
-    return Contraction(compact, describe_units(expanded), verification)
+    compared = 'features' if selects_by_score(expanded) else 'outputs'
+    return Contraction(compact, describe_units(expanded), verification, compared)
 
 
 def compact_checkpoint(result: Contraction, cfg: Config, meta: dict) -> dict:
