@@ -1,5 +1,5 @@
 # The first run makes .venv; compiling mmcv takes about 15 minutes of it on 2 cores.
-.PHONY: env test lint demo
+.PHONY: env test lint demo soak
 
 env:
 	@tools/setup_env.sh
@@ -13,3 +13,7 @@ lint: env
 
 demo: env
 	.venv/bin/python tools/demo/run_demo.py
+
+# 20 trainings that are killed, or cannot write: half an hour on 2 cores.
+soak: env
+	.venv/bin/python -m tests.soak

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -53,8 +54,12 @@ def no_default_scope():
 
 @pytest.fixture(scope='session')
 def street(tmp_path_factory):
+    """Where ``draw_street`` has drawn."""
+    return draw_street(tmp_path_factory.mktemp('street'))
+
+
+def draw_street(root: Path) -> Path:
     """Four images in Cityscapes' layout: a bright thing (car) on a dark ground (road)."""
-    root = tmp_path_factory.mktemp('street')
     rng = np.random.default_rng(0)
     for index in range(4):
         image = rng.integers(0, 60, (32, 48, 3), dtype=np.uint8)

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from torch import Tensor
+
 from mmexpand.mm.checkpoints import match_checkpoint, unwrap
 from mmexpand.mm.contraction import (
     Contraction,
@@ -13,7 +15,14 @@ from mmexpand.mm.contraction import (
     write_compact_checkpoint,
     write_compact_config,
 )
-from mmexpand.mm.launch import add_common_arguments, build_runner, load_config
+from mmexpand.mm.launch import (
+    add_common_arguments,
+    build_runner,
+    count,
+    load_config,
+    suits_shape,
+    tool,
+)
 from mmexpand.mm.models import build_expanded_model
 from mmexpand.surgery.checkpoint import (
     CheckpointError,
@@ -29,7 +38,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('checkpoint', help='expanded checkpoint file')
     parser.add_argument(
         '--shape',
-        type=int,
+        type=count,
         nargs=2,
         metavar=('H', 'W'),
         help='verify on random images of this size: no data set is read, nothing is evaluated',
@@ -42,6 +51,11 @@ def load_expanded(path: str) -> dict:
     checkpoint = load_checkpoint(path)
     if not is_expanded_state_dict(get_state_dict(checkpoint)):
         raise CheckpointError(f'{path} is compact already: there is nothing to contract')
+    weights = get_state_dict(checkpoint).values()
+    if not all(value.isfinite().all() for value in weights if isinstance(value, Tensor)):
+        raise CheckpointError(
+            f'{path}: its weights are not finite, training has diverged; use an older one'
+        )
     return checkpoint
 
 
@@ -50,7 +64,8 @@ def contract(args: argparse.Namespace, cfg, checkpoint: dict) -> Contraction:  #
         model = build_expanded_model(cfg)
         match_checkpoint(model, checkpoint)
         model.load_state_dict(get_state_dict(checkpoint))
-        return contract_without_data(model, *args.shape)
+        with suits_shape(args.shape):
+            return contract_without_data(model, *args.shape)
     runner = build_runner(cfg, ('val',))
     runner.call_hook('before_run')
     model = unwrap(runner.model)
@@ -59,8 +74,8 @@ def contract(args: argparse.Namespace, cfg, checkpoint: dict) -> Contraction:  #
     return contract_and_check(model, runner)
 
 
-def main() -> None:
-    args = parse_args()
+@tool(parse_args)
+def main(args: argparse.Namespace) -> None:
     checkpoint = load_expanded(args.checkpoint)
     cfg = load_config(args)
     check_writable(cfg.work_dir)
@@ -68,10 +83,10 @@ def main() -> None:
     path = Path(cfg.work_dir) / f'compact_{Path(args.checkpoint).name}'
     meta = checkpoint.get('meta', {})
     kept = {key: meta[key] for key in ('dataset_meta', 'epoch', 'iter', 'seed') if key in meta}
-    write_compact_checkpoint(result, path, cfg, kept)
-    config = write_compact_config(cfg, path.parent)
+    written = write_compact_checkpoint(result, path, cfg, kept)
+    written.append(write_compact_config(cfg, path.parent))
     print('\n'.join(report_lines(path.name, result)))
-    print(f'wrote {path} and {config}')
+    print(f'wrote {", ".join(map(str, written))}')
 
 
 if __name__ == '__main__':

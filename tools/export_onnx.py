@@ -4,11 +4,12 @@ An expanded checkpoint is contracted first.
 """
 
 import argparse
-
-from mmengine.config import Config, DictAction
+from pathlib import Path
 
 from mmexpand.deploy import export_onnx, load_compact_model, preprocess
 from mmexpand.deploy.onnx import TOLERANCE
+from mmexpand.mm.contraction import check_writable
+from mmexpand.mm.launch import add_config_arguments, read_config, tool
 
 
 def parse_args() -> argparse.Namespace:
@@ -23,15 +24,14 @@ def parse_args() -> argparse.Namespace:
         default=TOLERANCE,
         help='largest error allowed, relative to the largest output (default %(default)s)',
     )
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction)
+    add_config_arguments(parser)
     return parser.parse_args()
 
 
-def main() -> None:
-    args = parse_args()
-    cfg = Config.fromfile(args.config)
-    if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
+@tool(parse_args)
+def main(args: argparse.Namespace) -> None:
+    check_writable(Path(args.out).parent, '--out')
+    cfg = read_config(args, 'model', 'test_dataloader')
     model = load_compact_model(cfg, args.checkpoint)
     report = export_onnx(model, preprocess(model, cfg, args.image), args.out, args.tolerance)
     print(f'wrote {report.path}: input {report.input_shape}, outputs {report.output_shapes}')

@@ -3,13 +3,26 @@
 import argparse
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from rich.console import Console
 from rich.table import Table
 
 import mmexpand
 from mmexpand.analysis.complexity import describe_segments, layer_costs
-from mmexpand.mm.models import build_compact_model, expand_wishes, tensor_outputs
+from mmexpand.mm.launch import (
+    ConfigError,
+    add_config_arguments,
+    count,
+    read_config,
+    suits_shape,
+    tool,
+)
+from mmexpand.mm.models import (
+    build_compact_model,
+    expand_wishes,
+    input_channels,
+    tensor_outputs,
+)
 
 
 def parse_args() -> argparse.Namespace:
@@ -20,10 +33,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--include', nargs='+', help='likewise the layers')
     parser.add_argument('--exclude', nargs='+', help='likewise the layers to leave out')
     parser.add_argument(
-        '--shape', type=int, nargs=2, default=[512, 512], help='input height and width for the MACs'
+        '--shape',
+        type=count,
+        nargs=2,
+        default=[512, 512],
+        help='input height and width for the MACs',
     )
-    parser.add_argument('--batch-size', type=int, default=1, help='images for the MACs')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction)
+    parser.add_argument('--batch-size', type=count, default=1, help='images for the MACs')
+    add_config_arguments(parser)
     return parser.parse_args()
 
 
@@ -34,7 +51,7 @@ def wishes(args: argparse.Namespace, cfg: Config) -> list:
         return [('', mmexpand.ExpandConfig(**given))]
     found = expand_wishes(cfg)
     if not found:
-        raise ValueError(f'{args.config} expands nothing; say what to plan for, e.g. --method cl')
+        raise ConfigError(f'{args.config} expands nothing; say what to plan for, e.g. --method cl')
     return found
 
 
@@ -77,26 +94,25 @@ def show_skipped(plans: list) -> Table:
     return table
 
 
-def main() -> None:
-    args = parse_args()
-    cfg = Config.fromfile(args.config)
-    if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
+@tool(parse_args)
+def main(args: argparse.Namespace) -> None:
+    cfg = read_config(args, 'model')
     model = build_compact_model(cfg)
     before = sum(parameter.numel() for parameter in model.parameters())
     plans = [
         (name, mmexpand.expand_(model.get_submodule(name), wish))
         for name, wish in wishes(args, cfg)
     ]
-    images = torch.randn(args.batch_size, 3, *args.shape)
-    costs = layer_costs(model, lambda m: tensor_outputs(m, dict(inputs=images)))
+    images = torch.randn(args.batch_size, input_channels(model), *args.shape)
+    with suits_shape(args.shape):
+        costs = layer_costs(model, lambda m: tensor_outputs(m, dict(inputs=images)))
     console = Console(width=None if Console().is_terminal else 200)
     console.print(show_layers(plans, costs))
     console.print(show_skipped(plans))
     after = sum(parameter.numel() for parameter in model.parameters())
     console.print(f'Parameters of the model: {before:,} compact, {after:,} while it is trained')
     console.print(
-        f'MACs of the expanded layers at {args.batch_size}x3x{args.shape[0]}x{args.shape[1]}: '
+        f'MACs of the expanded layers at {"x".join(map(str, images.shape))}: '
         + ', '.join(
             f'{sum(getattr(c, f"macs_{kind}") for c in costs.values()) / 1e6:,.2f}M {kind}'
             for kind in ('compact', 'layerwise', 'auto')

@@ -1,10 +1,20 @@
 """Test a detector or a segmentor: an expanded or a compact checkpoint, whatever the config."""
 
 import argparse
+from pathlib import Path
 
 from mmengine.evaluator import DumpResults
 
-from mmexpand.mm.launch import add_common_arguments, build_runner, load_config
+from mmexpand.mm.compact_config import type_name
+from mmexpand.mm.contraction import check_writable
+from mmexpand.mm.launch import (
+    ConfigError,
+    add_common_arguments,
+    build_runner,
+    check_keys,
+    load_config,
+    tool,
+)
 
 
 def parse_args() -> argparse.Namespace:
@@ -26,23 +36,27 @@ def parse_args() -> argparse.Namespace:
 def draw_predictions(cfg, args: argparse.Namespace) -> None:  # noqa: ANN001
     hook = cfg.get('default_hooks', {}).get('visualization')
     if hook is None:
-        raise ValueError(f'{args.config} has no default_hooks.visualization to draw with')
+        raise ConfigError(f'{args.config} has no default_hooks.visualization to draw with')
+    check_keys(cfg, 'visualizer')
+    if args.show_dir:
+        check_writable(args.show_dir, '--show-dir')
     hook.update(draw=True, show=args.show, wait_time=args.wait_time)
     if args.show_dir:
         cfg.visualizer.save_dir = args.show_dir
-        if hook.type.endswith('DetVisualizationHook'):
+        if type_name(hook) == 'DetVisualizationHook':
             hook.test_out_dir = args.show_dir
 
 
-def main() -> None:
-    args = parse_args()
+@tool(parse_args)
+def main(args: argparse.Namespace) -> None:
     cfg = load_config(args)
     cfg.load_from = args.checkpoint
     if args.show or args.show_dir:
         draw_predictions(cfg, args)
+    if args.out:
+        check_writable(Path(args.out).parent, '--out')
     if args.tta:
-        if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
-            raise ValueError(f'{args.config} has no tta_model and tta_pipeline')
+        check_keys(cfg, 'tta_model', 'tta_pipeline')
         cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
         cfg.tta_model.module = cfg.model
         cfg.model = cfg.tta_model

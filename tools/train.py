@@ -2,7 +2,7 @@
 
 import argparse
 
-from mmexpand.mm.launch import add_common_arguments, build_runner, load_config
+from mmexpand.mm.launch import add_common_arguments, build_runner, check_keys, load_config, tool
 
 
 def parse_args() -> argparse.Namespace:
@@ -24,10 +24,11 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> None:
-    args = parse_args()
+@tool(parse_args)
+def main(args: argparse.Namespace) -> None:
     cfg = load_config(args)
     if args.amp:
+        check_keys(cfg, 'optim_wrapper')
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     if args.auto_scale_lr:

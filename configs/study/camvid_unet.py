@@ -1,7 +1,7 @@
 # Which blocks help a small U-Net with batch norms? CamVid, quarter images.
 baseline = 'compact'
 metric = 'mIoU'
-lrs = [0.01, 0.03, 0.1, 0.2]
+lrs = [0.01, 0.03, 0.1, 0.2, 0.4]
 seeds = [0, 1, 2, 3, 4]
 tune_seeds = [0]
 results_dir = '../../resources/studies/camvid_unet'

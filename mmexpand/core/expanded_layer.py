@@ -16,6 +16,7 @@ from .expression import (
     Norm,
     Probe,
     Shape,
+    add_bias,
     apply_macs,
     as_kernel,
     fold_macs,
@@ -46,6 +47,29 @@ def _count_optimizer_step(*_: object) -> None:
 
 
 register_optimizer_step_post_hook(_count_optimizer_step)
+
+
+class Offer:
+    """A weight and bias that a unit lets be written to, and whether they were.
+
+    Attributes:
+        weight: in the shape of the layer's.
+        bias: in the shape of the layer's, or None.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None):
+        self.weight, self.bias = weight, bias
+        self._before = weight.clone(), None if bias is None else bias.clone()
+
+    @property
+    def weight_was_written(self) -> bool:
+        """Whether the weight is another one."""
+        return not torch.equal(self.weight, self._before[0])
+
+    @property
+    def bias_was_written(self) -> bool:
+        """Whether there is a bias, and it is another one."""
+        return self.bias is not None and not torch.equal(self.bias, self._before[1])
 
 
 class ExpandedLayer(nn.Module):
@@ -85,6 +109,7 @@ class ExpandedLayer(nn.Module):
         self._last_segments: Segments | None = None
         self.leaf: FoldedLeaf | None = None
         self.product_decay = 0.0
+        self._offered: Offer | None = None
         self.train(layer.training)
 
     @property
@@ -99,6 +124,8 @@ class ExpandedLayer(nn.Module):
         computation. In training mode a block with norms in its branches is run layer by layer;
         'folded', its norms take their statistics from a part of the pixels.
         """
+        if self._offered is not None:
+            self.take_offered()
         if self.training and not self.is_linear and self.forward_order == 'folded':
             return self._apply_measured(x)
         if self.training and (self.forward_order == 'layerwise' or not self.is_linear):
@@ -130,6 +157,8 @@ class ExpandedLayer(nn.Module):
 
     def forward_layerwise(self, x: Tensor) -> Tensor:
         """Apply one factor after another, in any mode: the paper's chain."""
+        if self._offered is not None:
+            self.take_offered()
         if self._is_chain:
             return self._apply_segments(x, self._layerwise)
         return self._apply_branches(x)
@@ -212,12 +241,19 @@ class ExpandedLayer(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The folded kernel, differentiable, in the shape of the layer's weight."""
+        """The folded kernel, differentiable, in the shape of the layer's weight.
+
+        Between ``offer_weight`` and the first use it is a tensor to be written to.
+        """
+        if self._offered is not None:
+            return self._offered.weight
         return self._as_layer_weight(self.fold()[0])
 
     @property
     def bias(self) -> Tensor | None:
         """The folded bias, differentiable, in the shape of the layer's; None where it has none."""
+        if self._offered is not None:
+            return self._offered.bias
         return self.fold()[1] if self._has_bias else None
 
     @property
@@ -299,6 +335,29 @@ class ExpandedLayer(nn.Module):
         return {**self.__dict__, '_folded': None, 'leaf': None}
 
     @torch.no_grad()
+    def offer_weight(self) -> None:
+        """Let ``weight`` and ``bias`` be written to, as a network's own ``init_weights`` does.
+
+        What was written by the first use of the layer is taken over by ``take_offered``.
+        """
+        self._offered = Offer(*(None if t is None else t.clone() for t in (self.weight, self.bias)))
+
+    @torch.no_grad()
+    def take_offered(self) -> None:
+        """Give the factors what was written to ``weight`` and ``bias``; nothing, if nothing was.
+
+        Raises:
+            ValueError: if the rate makes it impossible.
+        """
+        offered, self._offered = self._offered, None
+        if offered is None:
+            return
+        if offered.weight_was_written and self.is_linear:
+            self.set_weight(offered.weight, offered.bias)
+        elif offered.bias_was_written:
+            add_bias(self.expression, offered.bias - self.bias)
+
+    @torch.no_grad()
     def set_weight(self, weight: Tensor, bias: Tensor | None) -> None:
         """Give the factors values whose product is this weight and bias, to rounding.
 
@@ -317,6 +376,7 @@ class ExpandedLayer(nn.Module):
         )
 
     def _contract(self) -> nn.Module:
+        self.take_offered()
         with torch.no_grad():
             weight, bias = self.expression.fold(torch.float64)
         dtype = self.like.dtype
@@ -353,6 +413,7 @@ class ExpandedLayer(nn.Module):
         Raises:
             ValueError: if the rate or block makes it impossible.
         """
+        self.take_offered()
         weight, bias = (state_dict.pop(prefix + kind, None) for kind in ('weight', 'bias'))
         mine = self.state_dict(prefix=prefix)
         held = {key: tuple(value.shape) for key, value in state_dict.items()}

@@ -134,6 +134,18 @@ def set_kernel(node: nn.Module, kernel: Tensor, bias: Tensor | None) -> None:
         node.bias.copy_(bias)
 
 
+def add_bias(node: nn.Module, shift: Tensor) -> None:
+    """Shift the bias that a node, which has one, folds to."""
+    if isinstance(node, (Chain, Sum)):
+        add_bias(node[-1] if isinstance(node, Chain) else node[0], shift)
+    elif isinstance(node, Scale):
+        add_bias(node.node, shift / node.scale)
+    elif isinstance(node, (Separable, Norm)):
+        add_bias(node.pointwise if isinstance(node, Separable) else node.norm, shift)
+    else:
+        node.bias.add_(shift)
+
+
 def kernel_refusal(node: nn.Module) -> str:
     """Why no values of a node fold to an arbitrary kernel; empty where some do."""
     return node.kernel_refusal() if isinstance(node, Node) else ''

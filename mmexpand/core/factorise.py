@@ -16,6 +16,9 @@ from .algebra import fold
 
 Shape = tuple[int, int, int, int]
 
+BLOCK = 256
+"""Columns up to which a semi-orthogonal matrix is drawn as a whole."""
+
 INITS = ('default', 'preserve')
 """Values of ``init``. 'default' needs no code: factors are ``torch.nn`` layers, which initialise
 themselves, and which the framework's ``init_cfg`` reaches (the paper's choice)."""
@@ -74,7 +77,9 @@ def factorise_cl(kernel: Tensor, weights: list[Tensor]) -> list[Tensor]:
     last = _semi_orthogonal(weights[2].shape[1], weights[2].shape[0], like=kernel).T
     factors = [first[:, :, None, None], weights[1], last[:, :, None, None]]
     missing = kernel - _product(factors)
-    factors[1] = weights[1] + torch.einsum('nq,nmhw,pm->qphw', last, missing, first)
+    # The smaller side first: (n, m) by (m, p), and only then (q, n) by (n, p).
+    inner = torch.einsum('nmhw,pm->nphw', missing, first)
+    factors[1] = weights[1] + torch.einsum('nq,nphw->qphw', last, inner)
     return factors
 
 
@@ -157,8 +162,26 @@ def _spread(kernel: Tensor, shifts: list[int], size: int) -> Tensor:
 
 
 def _semi_orthogonal(rows: int, columns: int, like: Tensor) -> Tensor:
-    matrix = torch.empty(rows, columns, dtype=like.dtype, device=like.device)
-    return torch.nn.init.orthogonal_(matrix)
+    if rows < columns:
+        return _semi_orthogonal(columns, rows, like).T
+    if columns <= BLOCK:
+        return torch.nn.init.orthogonal_(like.new_empty(rows, columns))
+    # One orthogonal matrix of this size takes time that grows with its cube. Blocks of it, then
+    # rows of different blocks mixed with each other, take BLOCK operations a value.
+    matrix = like.new_zeros(rows, columns)
+    parts = math.ceil(columns / BLOCK)
+    for down, across in zip(
+        torch.arange(rows).tensor_split(parts),
+        torch.arange(columns).tensor_split(parts),
+        strict=True,
+    ):
+        block = _semi_orthogonal(len(down), len(across), like)
+        matrix[down[0] : down[-1] + 1, across[0] : across[-1] + 1] = block
+    groups = math.ceil(rows / BLOCK)
+    for index in range(groups):
+        mixed = matrix[index::groups]
+        matrix[index::groups] = _semi_orthogonal(len(mixed), len(mixed), like) @ mixed
+    return matrix
 
 
 def _product(factors: list[Tensor]) -> Tensor:

@@ -9,6 +9,7 @@ from mmengine.model import revert_sync_batchnorm
 from torch import Tensor, nn
 
 from ..mm.checkpoints import match_checkpoint
+from ..mm.compact_config import type_name
 from ..mm.models import build_compact_model
 from ..surgery.checkpoint import CheckpointError, get_state_dict, load_checkpoint
 
@@ -56,7 +57,7 @@ def preprocess(model: nn.Module, cfg: Config, image: str | os.PathLike) -> Tenso
     dataset = cfg.test_dataloader.dataset
     while 'pipeline' not in dataset:
         dataset = dataset.dataset if 'dataset' in dataset else dataset.datasets[0]
-    steps = [step for step in dataset.pipeline if step['type'] != 'LoadAnnotations']
+    steps = [step for step in dataset.pipeline if type_name(step) != 'LoadAnnotations']
     try:
         data = Compose(steps)(dict(img_path=str(image), img_id=0))
     except AssertionError as error:

@@ -1,9 +1,10 @@
 """Expansion in the ``model`` part of a config."""
 
+from mmengine.logging import print_log
 from mmengine.registry import MODELS
 from torch import nn
 
-from ..surgery import ExpandConfig, Plan, expand_, is_expanded
+from ..surgery import ExpandConfig, Plan, expand_, is_expanded, named_units, plan
 
 
 def ExpandModel(model: dict, data_preprocessor: dict | None = None, **expand: object) -> nn.Module:
@@ -45,4 +46,18 @@ def expand_built(module: nn.Module, cfg: ExpandConfig) -> Plan:
     """
     if cfg.init == 'preserve' and hasattr(module, 'init_weights') and not is_expanded(module):
         module.init_weights()
-    return expand_(module, cfg)
+    planned = plan(module, cfg)
+    if planned:
+        more = planned.params_after - planned.params_before
+        # Weights, gradients and momentum, in float32.
+        print_log(
+            f'Expanding {len(planned)} layers: {more:,} parameters more, {4 * more / 1e6:,.1f} MB, '
+            f'and about {12 * more / 1e6:,.1f} MB with gradients and momentum while training',
+            logger='current',
+        )
+    done = expand_(module, cfg)
+    if cfg.init == 'default':
+        # Some networks write to a layer's weight in their own init_weights.
+        for unit in named_units(module).values():
+            unit.offer_weight()
+    return done

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import BaseLoop, Runner
@@ -51,12 +52,20 @@ class CheckpointGuardHook(Hook):
         What loads it without knowing of factors (``init_detector``, an inferencer, another
         project's ``init_cfg``) then loads the compact network, and not nothing. The last hook to
         do so counts: EMAHook swaps the weights between.
+
+        Arrays of text (class names) become lists: ``weights_only=True`` would refuse them.
         """
         layers = describe_units(unwrap(runner.model))
         kind = 'expanded' if layers else 'compact'
         checkpoint['meta'][META_KEY] = dict(kind=kind, layers=layers)
         if layers:
             checkpoint['state_dict'].update(contract_state_dict(checkpoint['state_dict']))
+        for holder in (
+            checkpoint['meta'],
+            checkpoint.get('message_hub', {}).get('runtime_info', {}),
+        ):
+            if 'dataset_meta' in holder:
+                holder['dataset_meta'] = _as_lists(holder['dataset_meta'])
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Bring model and checkpoint to the same kind before the weights are loaded.
@@ -67,6 +76,14 @@ class CheckpointGuardHook(Hook):
         model = unwrap(runner.model)
         resume = bool(runner._resume) and is_training(runner)
         match_checkpoint(model, checkpoint, training=is_training(runner), resume=resume)
+
+
+def _as_lists(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _as_lists(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_as_lists(item) for item in value)
+    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
 
 
 def match_checkpoint(

@@ -1,14 +1,20 @@
 """The config of the compact network: the user's, without anything of ours."""
 
-import copy
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from mmengine.config import Config, ConfigDict
 
-from .runtime import CPU_WRAPPER
+from .optim import MULTIPLIERS, ExpandOptimWrapperConstructor
 
 HOOKS = ('ExpandHook', 'ContractHook')
+CONSTRUCTOR = ExpandOptimWrapperConstructor.__name__
+OPTIONS = ('factor_decay', *MULTIPLIERS)
+CPU_WRAPPER = dict(type='MMDistributedDataParallel', device_ids=None)
+"""What ``prepare_cpu`` wraps models with."""
 BUILDERS = {'ExpandBackbone': 'backbone', 'ExpandModel': 'model'}
 NETWORKS = ('YOLOLite', 'YOLOV2Head', 'SmallNet')
 """What stock OpenMMLab lacks: a compact config that names one of these still imports mmexpand."""
@@ -19,22 +25,26 @@ def make_compact_config(cfg: Config) -> Config:
 
     Hooks of ours go, builders give way to what they build, and ``custom_imports`` of mmexpand
     goes too unless the network itself is one of ours. It neither resumes nor loads weights.
+    Classes, of a pure-Python config, become strings as in mmengine's own dump.
 
     Args:
         cfg: the config that was trained; it is not changed.
 
     Returns:
         A config that stock mmdet or mmsegmentation builds the compact network from.
+
+    Raises:
+        TypeError: if it holds an object that cannot be written into a file; names the key.
     """
-    compact = _unwrap(copy.deepcopy(cfg._cfg_dict))
-    hooks = [hook for hook in compact.get('custom_hooks') or () if type_name(hook) not in HOOKS]
-    compact.pop('custom_hooks', None)
-    if hooks:
-        compact['custom_hooks'] = hooks
-    if not any(type_name(node) in NETWORKS for node in _dicts(compact)):
+    compact = _unwrap(ConfigDict(_written(cfg.to_dict(), '')))
+    _drop_hooks(compact)
+    _drop_constructor(compact.get('optim_wrapper') or {})
+    if not any(type_name(node) in NETWORKS for node in dicts(compact)):
         _drop_import(compact)
     if compact.get('model_wrapper_cfg') == CPU_WRAPPER:
         del compact['model_wrapper_cfg']
+    if compact.get('default_scope', '') is None:
+        del compact['default_scope']  # mmseg's init_model asks it for a string.
     compact.update(resume=False, load_from=None)
     if 'launcher' in compact:
         compact['launcher'] = 'none'
@@ -47,6 +57,54 @@ def type_name(node: Any) -> str | None:
     if isinstance(kind, str):
         return kind.rpartition('.')[2]
     return getattr(kind, '__name__', None)
+
+
+def hook_configs(cfg: Mapping) -> list[Any]:
+    """The hooks of a config: the default ones and the custom ones."""
+    return [*(cfg.get('default_hooks') or {}).values(), *(cfg.get('custom_hooks') or ())]
+
+
+def _drop_hooks(compact: ConfigDict) -> None:
+    default, custom = compact.get('default_hooks') or {}, compact.pop('custom_hooks', None) or ()
+    for name in [name for name, hook in default.items() if type_name(hook) in HOOKS]:
+        del default[name]
+    kept = [hook for hook in custom if type_name(hook) not in HOOKS]
+    if kept:
+        compact['custom_hooks'] = kept
+
+
+def _drop_constructor(optim_wrapper: dict) -> None:
+    if type_name(dict(type=optim_wrapper.get('constructor'))) != CONSTRUCTOR:
+        return
+    options = optim_wrapper.pop('paramwise_cfg', None) or {}
+    base = options.pop('base_constructor', None)
+    del optim_wrapper['constructor']
+    if base is not None:
+        optim_wrapper['constructor'] = base
+    options = {key: value for key, value in options.items() if key not in OPTIONS}
+    if options:
+        optim_wrapper['paramwise_cfg'] = options
+
+
+def _written(node: Any, key: str) -> Any:
+    """A config node in values that a config file can hold."""
+    if isinstance(node, Mapping):
+        return {name: _written(value, f'{key}.{name}') for name, value in node.items()}
+    if isinstance(node, (list, tuple)):
+        return type(node)(_written(value, f'{key}.{i}') for i, value in enumerate(node))
+    if isinstance(node, (np.ndarray, np.generic, torch.Tensor)):
+        return node.tolist()
+    if isinstance(node, Path):
+        return str(node)
+    if node is None or isinstance(node, (bool, int, float, complex, str, bytes, range, set)):
+        return node
+    name = getattr(node, '__qualname__', '<')
+    if '<' in name:
+        raise TypeError(
+            f'the config cannot be written: {key.lstrip(".")} is {node!r}, which no file can '
+            'hold; register it and name it by a string'
+        )
+    return f'{node.__module__}.{name}'
 
 
 def _unwrap(node: Any) -> Any:
@@ -64,14 +122,15 @@ def _unwrap(node: Any) -> Any:
     return node
 
 
-def _dicts(node: Any) -> Iterator[Mapping]:
+def dicts(node: Any) -> Iterator[Mapping]:
+    """All dicts in a part of a config, itself among them."""
     if isinstance(node, Mapping):
         yield node
         node = node.values()
     elif not isinstance(node, (list, tuple)):
         return
     for value in node:
-        yield from _dicts(value)
+        yield from dicts(value)
 
 
 def _drop_import(compact: ConfigDict) -> None:

@@ -5,6 +5,7 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,14 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from ..surgery import Verification, VerificationError, contract_, verify
-from ..surgery.checkpoint import META_KEY, save_checkpoint
+from ..surgery.checkpoint import META_KEY, save_checkpoint, save_safetensors
 from ..surgery.copying import copy_model
 from ..version import __version__
 from .checkpoints import describe_units
 from .compact_config import make_compact_config
 from .evaluation import evaluate, first_batch, plain
 from .logs import log
-from .models import features, selects_by_score, tensor_outputs
+from .models import features, input_channels, selects_by_score, tensor_outputs
 from .ranks import describe, on_main, together
 
 CONFIG_NAME = 'compact_config.py'
@@ -151,7 +152,8 @@ def contract_without_data(expanded: nn.Module, height: int, width: int) -> Contr
         VerificationError: if the compact model computes something else.
     """
     compact = contract_(copy_model(expanded))
-    data = dict(inputs=torch.randn(2, 3, height, width, device=next(compact.parameters()).device))
+    shape = (2, input_channels(compact), height, width)
+    data = dict(inputs=torch.randn(shape, device=next(compact.parameters()).device))
     verification = verify(expanded, compact, lambda model: tensor_outputs(model, data))
     compared = 'features' if selects_by_score(expanded) else 'outputs'
     return Contraction(compact, describe_units(expanded), verification, compared)
@@ -189,9 +191,21 @@ def compact_checkpoint(result: Contraction, cfg: Config, meta: dict) -> dict:
     return dict(meta=plain(meta), state_dict=state_dict)
 
 
-def write_compact_checkpoint(result: Contraction, path: Path, cfg: Config, meta: dict) -> None:
-    """Write the compact checkpoint, whole or not at all; see ``compact_checkpoint``."""
-    save_checkpoint(compact_checkpoint(result, cfg, meta), path)
+def write_compact_checkpoint(
+    result: Contraction, path: Path, cfg: Config, meta: dict
+) -> list[Path]:
+    """Write the compact checkpoint, whole or not at all; see ``compact_checkpoint``.
+
+    Returns:
+        What was written: ``path`` and, where safetensors is installed, the same beside it.
+    """
+    checkpoint = compact_checkpoint(result, cfg, meta)
+    save_checkpoint(checkpoint, path)
+    if not find_spec('safetensors'):
+        return [path]
+    beside = path.with_suffix('.safetensors')
+    save_safetensors(checkpoint['state_dict'], beside, checkpoint['meta'])
+    return [path, beside]
 
 
 def has_model(cfg: Config) -> bool:
@@ -211,8 +225,12 @@ def write_compact_config(cfg: Config, directory: Path) -> Path:
     return path
 
 
-def check_writable(directory: str | os.PathLike) -> None:
+def check_writable(directory: str | os.PathLike, option: str = '--work-dir') -> None:
     """Refuse a folder that cannot be written to, before any work is lost.
+
+    Args:
+        directory: it is made where it is missing.
+        option: what names another one.
 
     Raises:
         PermissionError: naming the folder.
@@ -223,8 +241,7 @@ def check_writable(directory: str | os.PathLike) -> None:
             pass
     except OSError as error:
         raise PermissionError(
-            f'cannot write to the work dir {directory} ({error.strerror}); name another one with '
-            '--work-dir'
+            f'cannot write to {directory} ({error.strerror}); name another folder with {option}'
         ) from error
 
 

@@ -33,7 +33,7 @@ from .contraction import (
 )
 from .dry_run import dry_run
 from .logs import log
-from .optim import by_layer
+from .optim import by_layer, stand_ins
 from .ranks import describe, on_main, together
 from .resume import resume_from_whole
 
@@ -42,7 +42,8 @@ class ExpandHook(CheckpointGuardHook):
     """Expands the model before training, validation or test.
 
     The Runner has built the wrapper, the optimizer and the schedulers by then: those that hold
-    parameters are built again from its config. It runs before EMAHook copies the model.
+    parameters are built again from its config; of a Runner that was built from keyword arguments,
+    the optimizer is given the factors. It runs before EMAHook copies the model.
 
     Args:
         compact_gradients: whether DDP reduces the gradients of folded kernels, which are of the
@@ -67,6 +68,7 @@ class ExpandHook(CheckpointGuardHook):
         _check_rebuildable(runner)
         model = unwrap(runner.model)
         params = sum(p.numel() for p in model.parameters())
+        names = {id(p): name for name, p in model.named_parameters()}
         # Without training the weights come from a checkpoint: none is to be initialised (or
         # fetched, where init_cfg says Pretrained) just to be preserved.
         cfg = self.cfg if is_training(runner) else replace(self.cfg, init='default')
@@ -83,7 +85,7 @@ class ExpandHook(CheckpointGuardHook):
         if isinstance(runner.model, DistributedDataParallel):
             _rewrap(runner, self.compact_gradients)
         if is_training(runner):
-            _rebuild_optimizer(runner)
+            _rebuild_optimizer(runner, names)
 
 
 def _rewrap(runner: Runner, compact_gradients: bool) -> None:
@@ -109,16 +111,20 @@ def _check_rebuildable(runner: Runner) -> None:
     separate = isinstance(model, MMSeparateDistributedDataParallel)
     if is_model_wrapper(model) and (separate or not isinstance(model, DistributedDataParallel)):
         raise RuntimeError(f'{type(model).__name__} cannot be rebuilt: {instead}')
-    if is_training(runner) and not isinstance(runner.cfg.get('optim_wrapper'), dict):
-        raise RuntimeError(f'the optimizer was not built from a config: {instead}')
 
 
-def _rebuild_optimizer(runner: Runner) -> None:
+def _rebuild_optimizer(runner: Runner, names: dict[int, str] | None = None) -> None:
     if not isinstance(runner.optim_wrapper, OptimWrapper):
         raise RuntimeError(
             f'{type(runner.optim_wrapper).__name__} is not supported by ExpandHook; use '
             "model=dict(type='ExpandModel', model=..., ...) instead"
         )
+    if not isinstance(runner.cfg.get('optim_wrapper'), dict):
+        parts = stand_ins(unwrap(runner.model))
+        for group in runner.optim_wrapper.optimizer.param_groups:
+            held = [parts[names[id(parameter)]] for parameter in group['params']]
+            group['params'] = [part.parameter for some in held for part in some]
+        return
     runner.optim_wrapper = runner.build_optim_wrapper(by_layer(runner.cfg.optim_wrapper))
     runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
     schedulers = runner.cfg.get('param_scheduler')

@@ -7,8 +7,9 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
+from ..core import ExpandedConv2d
 from ..surgery import ExpandConfig, expand_
-from .compact_config import BUILDERS, make_compact_config, type_name
+from .compact_config import BUILDERS, hook_configs, make_compact_config, type_name
 
 Wish = tuple[str, ExpandConfig]
 """The name of a part of the model ('' for all of it), and how to expand it."""
@@ -16,7 +17,7 @@ Wish = tuple[str, ExpandConfig]
 
 def build_compact_model(cfg: Config) -> nn.Module:
     """The compact model of a config, as stock OpenMMLab builds it."""
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    init_default_scope(cfg.get('default_scope') or 'mmengine')
     compact = make_compact_config(cfg)
     model = compact.model
     if compact.get('data_preprocessor') is not None:
@@ -28,7 +29,7 @@ def expand_wishes(cfg: Config) -> list[Wish]:
     """What the ExpandHooks and builders in a config ask for."""
     wishes = [
         ('', _expand_config(hook, ()))
-        for hook in cfg.get('custom_hooks') or ()
+        for hook in hook_configs(cfg)
         if type_name(hook) == 'ExpandHook'
     ]
     return wishes + list(_builder_wishes(cfg.model, ''))
@@ -49,6 +50,21 @@ def build_expanded_model(cfg: Config) -> nn.Module:
     for name, expand_config in wishes:
         expand_(model.get_submodule(name), expand_config)
     return model
+
+
+def input_channels(model: nn.Module) -> int:
+    """How many channels the images of a model have.
+
+    Args:
+        model: an OpenMMLab model, compact or expanded.
+    """
+    mean = getattr(getattr(model, 'data_preprocessor', None), 'mean', None)
+    if mean is not None and len(mean) > 1:  # One value serves any number of channels.
+        return len(mean)
+    for module in getattr(model, 'backbone', model).modules():
+        if isinstance(module, (nn.Conv2d, ExpandedConv2d)):
+            return module.in_channels
+    return 3
 
 
 def tensor_outputs(model: nn.Module, data: dict) -> Any:
@@ -86,5 +102,5 @@ def _builder_wishes(node: Any, path: str) -> Iterator[Wish]:
 
 
 def _expand_config(node: Mapping, others: tuple[str, ...]) -> ExpandConfig:
-    ignored = {'type', 'priority', '_scope_', *others}
+    ignored = {'type', 'priority', '_scope_', 'compact_gradients', *others}
     return ExpandConfig(**{key: value for key, value in node.items() if key not in ignored})

@@ -79,12 +79,12 @@ class ExpandOptimWrapperConstructor:
             _check_product_decay(wrapper, model)
         optimizer = wrapper.optimizer
         names = {id(parameter): name for name, parameter in compact.named_parameters()}
-        stand_ins = _stand_ins(model)
+        found = stand_ins(model)
         place = {id(parameter): index for index, parameter in enumerate(model.parameters())}
         for group in list(optimizer.param_groups):
             by_options: dict[tuple[float, float], list] = {}
             for parameter in group['params']:
-                for part in stand_ins[names[id(parameter)]]:
+                for part in found[names[id(parameter)]]:
                     by_options.setdefault(self._options(group, part), []).append(part.parameter)
                     if self.factor_decay == 'product' and part.unit is not None:
                         part.unit.product_decay = group.get('weight_decay', 0.0)
@@ -131,7 +131,7 @@ class _Part:
     count: int = 1
 
 
-def _stand_ins(model: nn.Module) -> dict[str, list[_Part]]:
+def stand_ins(model: nn.Module) -> dict[str, list[_Part]]:
     """By the name of a compact parameter, what stands for it in the model."""
     units = named_units(model)
     parts: dict[str, list[_Part]] = {}

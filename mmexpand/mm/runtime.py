@@ -9,20 +9,27 @@ import torch
 from mmengine.config import Config
 from mmengine.device import is_cuda_available
 from mmengine.logging import HistoryBuffer
-from mmengine.optim.scheduler import OneCycleLR, OneCycleParamScheduler
+from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 
-ONE_CYCLE = (OneCycleParamScheduler, OneCycleLR)
-"""Schedulers whose state holds one of their own methods."""
+from .compact_config import CPU_WRAPPER, type_name
 
-CPU_WRAPPER = dict(type='MMDistributedDataParallel', device_ids=None)
+SYNC_BN = ('SyncBN', 'MMSyncBN', 'SyncBatchNorm')
+METHODS = {
+    HistoryBuffer: ('min', 'max', 'current', 'mean'),
+    OneCycleParamScheduler: ('_annealing_cos', '_annealing_linear'),
+}
+"""What a checkpoint may take by ``getattr``: what the states of these classes hold."""
+NUMBERS = np.typecodes['AllInteger'] + '?efdFD'
+"""Types of numpy arrays that a checkpoint may hold. Of each there is one object, which pickle
+cannot change; a copy could be made one of pointers."""
 
 
 def prepare_cpu(cfg: Config) -> None:
     """Let a config run on a machine without a GPU; does nothing where there is one.
 
     mmengine's launcher selects a CUDA device, so the gloo process group is made here, before the
-    Runner, which keeps it. SyncBN, which has no CPU implementation, becomes BN: state dicts are
-    the same.
+    Runner, which keeps it. SyncBN, which has no CPU implementation, becomes BN, and ``sync_bn``,
+    which would turn BN into it, goes: state dicts are the same.
 
     Args:
         cfg: changed in place.
@@ -33,6 +40,7 @@ def prepare_cpu(cfg: Config) -> None:
     if is_cuda_available():
         return
     _replace_sync_bn(cfg._cfg_dict)
+    cfg._cfg_dict.pop('sync_bn', None)
     if cfg.get('launcher', 'none') == 'none':
         return
     if cfg.launcher != 'pytorch':
@@ -48,7 +56,7 @@ def prepare_cpu(cfg: Config) -> None:
 
 def _replace_sync_bn(node: Any) -> None:
     if isinstance(node, dict):
-        if node.get('type') in ('SyncBN', 'MMSyncBN'):
+        if type_name(node) in SYNC_BN:
             node['type'] = 'BN'
         node = list(node.values())
     if isinstance(node, (list, tuple)):
@@ -57,39 +65,49 @@ def _replace_sync_bn(node: Any) -> None:
 
 
 def allow_mmengine_checkpoints() -> None:
-    """Let ``torch.load(weights_only=True)`` read the log history in mmengine's checkpoints.
+    """Let ``torch.load(weights_only=True)`` read what mmengine's own checkpoints hold.
 
-    From torch 2.6 on that is the default, and a HistoryBuffer, which pickles its methods through
-    ``getattr`` and its numbers as numpy arrays, stops resuming and loading. Stand-ins for what
-    it needs are allowed, and nothing else: ``getattr`` of these methods only.
+    From torch 2.6 on that is the default, and stops resuming and loading: a HistoryBuffer and
+    OneCycleLR pickle methods through ``getattr``, and numbers are numpy's. Stand-ins for what
+    they need are allowed, and nothing else: ``getattr`` of these methods only, arrays of numbers
+    only.
     """
     torch.serialization.add_safe_globals(
         [
-            HistoryBuffer,
-            *ONE_CYCLE,
-            (_history_method, 'builtins.getattr'),
-            np.ndarray,
-            np.dtype,
-            *(getattr(np.dtypes, name) for name in np.dtypes.__all__),
+            *METHODS,
+            (_method, 'builtins.getattr'),
+            (_number_type, 'numpy.dtype'),
+            *{type(np.dtype(kind)) for kind in NUMBERS},
+            # The class itself could be called, and make an array of pointers. It is allowed to
+            # have its state set, under a name that no file can say: those have a module.
+            ('ndarray', 'numpy.ndarray'),
+            (np.ndarray, 'ndarray'),
             *_numpy_reconstructors(),
         ]
     )
 
 
-def _history_method(owner: Any, name: str) -> Any:
-    if owner is HistoryBuffer and name in ('min', 'max', 'current', 'mean'):
-        return getattr(HistoryBuffer, name)
-    if owner in ONE_CYCLE and name in ('_annealing_cos', '_annealing_linear'):
+def _method(owner: Any, name: str) -> Any:
+    if isinstance(owner, type) and name in METHODS.get(owner, ()):
         return getattr(owner, name)
-    raise pickle.UnpicklingError(f'refused: getattr({owner!r}, {name!r}) in a checkpoint')
+    raise pickle.UnpicklingError(f'refused: getattr({owner!r}, {name!r})')
+
+
+def _number_type(kind: Any, *_: Any) -> np.dtype:
+    if isinstance(kind, str) and kind[:1] in 'biufc' and np.dtype(kind).char in NUMBERS:
+        return np.dtype(kind)
+    raise pickle.UnpicklingError(f'refused: numpy.dtype({kind!r})')
+
+
+def _empty_array(*_: Any) -> np.ndarray:
+    return np.zeros(0)
 
 
 def _numpy_reconstructors() -> list:
     # numpy moved these in 2.0; a checkpoint names the module of the numpy that wrote it.
-    array = np.zeros(1).__reduce__()[0]
     scalar = np.float64(0).__reduce__()[0]
     return [
-        (function, f'{module}.multiarray.{function.__name__}')
-        for function in (array, scalar)
+        (function, f'{module}.multiarray.{name}')
+        for function, name in ((_empty_array, '_reconstruct'), (scalar, 'scalar'))
         for module in ('numpy.core', 'numpy._core')
     ]

@@ -14,8 +14,9 @@ def load_darknet_weights(path: str | Path, model: nn.Module) -> dict[str, Tensor
     The file is a header (three int32: major, minor and revision of the format; the number of
     images seen, int32 before version 0.2 and int64 from it on) and then, for every convolution in
     the order of the network, its biases and its weights (output, input, height, width) as
-    little-endian float32. Source: ``load_weights_upto`` in darknet's ``parser.c``. Convolutions
-    with batch normalisation, which store more, are not read.
+    little-endian float32. Source: ``load_weights_upto`` in darknet's ``parser.c``; AlexeyAB's
+    branch writes revision 5. Convolutions with batch normalisation, which store more, are not
+    read.
 
     Args:
         path: The weight file.
@@ -55,10 +56,10 @@ def _read_floats(path: str | Path, num_floats: int, layers: str) -> np.ndarray:
     if len(data) < 12:
         raise ValueError(f'{path}: {len(data)} bytes, too short for a darknet weight file.')
     major, minor, revision = struct.unpack_from('<3i', data)
-    if major != 0 or not 0 <= minor < 10 or revision != 0:
+    if major != 0 or not 0 <= minor < 10 or not 0 <= revision < 10:
         raise ValueError(
             f'{path}: not a darknet weight file: the header gives format version '
-            f'{major}.{minor}.{revision}, darknet writes 0.1.0 or 0.2.0.'
+            f"{major}.{minor}.{revision}, darknet writes 0.1.0 or 0.2.0, AlexeyAB's 0.2.5."
         )
     header = 16 if minor < 2 else 20
     expected = header + 4 * num_floats

@@ -13,6 +13,7 @@ import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from mmengine.utils import import_modules_from_strings
 
 from ..mm.datasets import check_datasets
 from ..mm.launch import build_runner
@@ -60,7 +61,7 @@ class RecordHook(Hook):
         """
         record, step = self.record, runner.iter + 1
         record['seconds'] += time.process_time() - self._start
-        loss = float(outputs['loss'])
+        loss = outputs['loss'].item()
         if not math.isfinite(loss):
             raise Diverged(f'the loss is {loss} at iteration {step}')
         record['sum'] += loss
@@ -70,11 +71,9 @@ class RecordHook(Hook):
         runner.message_hub.update_info('study', record)
 
     def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
-        """Note the first validation at a step: ContractHook evaluates once more at the last."""
-        points = self.record['val']
-        if not points or points[-1][0] != runner.iter:
-            points.append([runner.iter, numbers(metrics)])
-            write_json(points, self._path)
+        """Note a validation at its own step."""
+        self.record['val'].append([runner.iter, numbers(metrics)])
+        write_json(self.record['val'], self._path)
 
 
 def numbers(metrics: dict) -> dict[str, float]:
@@ -99,6 +98,9 @@ def run_config(study: Study, run: Run) -> Config:
         raise StudyError(f'config not found; looked for {run.arm.config.resolve()}')
     cfg = Config.fromfile(run.arm.config)
     cfg.merge_from_dict(run.arm.cfg_options)
+    # Those of the file are imported while it is read; the arm's own come later.
+    if cfg.get('custom_imports'):
+        import_modules_from_strings(**cfg.custom_imports)
     if 'lr' not in (cfg.get('optim_wrapper') or {}).get('optimizer', {}):
         raise StudyError(f'{run.arm.config} has no optim_wrapper.optimizer.lr')
     cfg.optim_wrapper.optimizer.lr = run.lr

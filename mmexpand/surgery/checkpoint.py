@@ -1,9 +1,12 @@
 """Checkpoints on disk: expanded to compact without a model, safe loading, whole saving."""
 
+import json
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -19,6 +22,8 @@ from ..core.site import Site
 
 META_KEY = 'mmexpand'
 """Where a checkpoint's ``meta`` says what it is: ``dict(kind='expanded' or 'compact', ...)``."""
+WEIGHTS_ONLY = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
+"""Where set in the environment, ``torch.load`` runs no code, whatever its caller asks for."""
 
 _FACTOR = re.compile(rf'(?:(?P<layer>.+)\.)?(?P<block>{FACTORS})\.\d+\.(?:weight|bias)')
 _SITE = re.compile(rf'(?:(?P<layer>.+)\.)?(?P<block>{"|".join(BLOCKS)})\.{SITE_KEY}')
@@ -36,42 +41,118 @@ def load_checkpoint(path: str | os.PathLike, map_location: str = 'cpu') -> dict[
         map_location: where its tensors go.
 
     Raises:
-        CheckpointError: if the file is missing, truncated, corrupt, or holds more than tensors
-            and plain values.
+        CheckpointError: see ``load_file``; also if the file holds no weights.
+    """
+    checkpoint = load_file(path, map_location)
+    if not isinstance(checkpoint, Mapping):
+        raise CheckpointError(f'{path} holds a {type(checkpoint).__name__}, not a checkpoint')
+    state_dict = get_state_dict(checkpoint)
+    weights = isinstance(state_dict, Mapping) and all(isinstance(key, str) for key in state_dict)
+    if not weights or not any(isinstance(value, Tensor) for value in state_dict.values()):
+        keys = ', '.join(map(str, [*checkpoint][:5])) or '(none)'
+        raise CheckpointError(
+            f'{path} holds no weights, neither as state_dict nor by itself; its keys are {keys}'
+        )
+    return checkpoint
+
+
+def load_file(path: str | os.PathLike, map_location: str = 'cpu') -> Any:
+    """Read what torch has saved, without running code from it.
+
+    Args:
+        path: the file.
+        map_location: where its tensors go.
+
+    Raises:
+        CheckpointError: if the file is missing, truncated, corrupt, not torch's, or holds more
+            than tensors, plain values and what else is allowed.
     """
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f'{path}: no such checkpoint')
     try:
-        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-    except UnpicklingError as error:
-        blocked = re.search(r'GLOBAL (\S+)', str(error))
-        if blocked is None:
-            raise _unreadable(path) from error
-        raise CheckpointError(
-            f'{path} holds a {blocked[1]}, which is no weight: loading it could run code. If you '
-            f'trust the file, save its state_dict alone and use that'
-        ) from error
-    except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
-        raise _unreadable(path) from error
-    if not isinstance(checkpoint, Mapping):
-        raise CheckpointError(f'{path} holds a {type(checkpoint).__name__}, not a checkpoint')
-    return checkpoint
+        return torch.load(path, map_location=map_location, weights_only=True)
+    except Exception as error:  # A malformed file can make the unpickler raise anything.
+        blocked = describe_blocked(error)
+        raise CheckpointError(f'{path} {blocked}' if blocked else _unreadable(path)) from error
 
 
-def _unreadable(path: Path) -> CheckpointError:
-    size = path.stat().st_size
-    return CheckpointError(
-        f'{path} ({size} bytes) is truncated, corrupt, or no PyTorch checkpoint; use an older one'
+def describe_blocked(error: Exception) -> str:
+    """What ``torch.load(weights_only=True)`` has blocked, and what to do; '' if nothing."""
+    text = str(error)
+    found = re.search(r'GLOBAL (\S+)', text)
+    refused = re.search(r'refused: (.+)|call reduce for unrecognized function (.+)', text)
+    built = re.search(r"but got <class '(.+?)'>", text)
+    if found:
+        what = f'holds a {found[1]}, which is no weight'
+    elif refused:
+        what = f'asks for {refused[1] or refused[2]}, which no weight needs'
+    elif built and isinstance(error, UnpicklingError):
+        what = f'builds a {built[1]}, which is no weight'
+    elif 'TorchScript' in text:
+        what = 'is a TorchScript archive'
+    else:
+        return ''
+    return (
+        f'{what}: loading it could run code. If you trust the file, save its state_dict alone '
+        'and use that'
     )
+
+
+def _unreadable(path: Path) -> str:
+    with open(path, 'rb') as file:
+        start = file.read(512)
+    if start.lstrip().startswith(b'<'):
+        return f'{path} is a web page, not a checkpoint: download it again'
+    if path.suffix == '.safetensors':
+        return f'{path} is no PyTorch checkpoint; use the .pth file beside it'
+    size = path.stat().st_size
+    return f'{path} ({size} bytes) is truncated, corrupt or of another kind; use an older one'
 
 
 def save_checkpoint(checkpoint: Mapping[str, Any], path: str | os.PathLike) -> None:
     """Write a checkpoint whole or not at all: under a temporary name, then renamed."""
+    with _whole(path) as temporary:
+        torch.save(checkpoint, temporary)
+
+
+def save_safetensors(
+    state_dict: Mapping[str, Tensor], path: str | os.PathLike, metadata: Mapping[str, Any]
+) -> None:
+    """Write weights as a safetensors file, whole or not at all.
+
+    Args:
+        state_dict: of a compact model; tensors that share memory are written once for each name.
+        path: the file.
+        metadata: of the file: plain values, of which those that are no strings become JSON.
+
+    Raises:
+        ImportError: if safetensors is missing.
+        TypeError: if the state dict holds something else than tensors.
+    """
+    if find_spec('safetensors') is None:
+        raise ImportError("safetensors not found: pip install 'mmexpand[deploy]'")
+    from safetensors.torch import save_file
+
+    others = [key for key, value in state_dict.items() if not isinstance(value, Tensor)]
+    if others:
+        raise TypeError(f'{others[0]} is no tensor, and safetensors holds nothing else')
+    tensors = {
+        key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for key, value in state_dict.items()
+    }
+    texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
+    texts['format'] = 'pt'  # What other readers look for.
+    with _whole(path) as temporary:
+        save_file(tensors, temporary, texts)
+
+
+@contextmanager
+def _whole(path: str | os.PathLike) -> Iterator[Path]:
     path = Path(path)
     temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
-        torch.save(checkpoint, temporary)
+        yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

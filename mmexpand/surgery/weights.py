@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checkpoint import CheckpointError, get_state_dict
+from .checkpoint import WEIGHTS_ONLY, CheckpointError, get_state_dict
 
 _ALLOWED = {
     ('collections', 'OrderedDict'): OrderedDict,
@@ -58,11 +58,16 @@ def load_weights(path: str | os.PathLike) -> dict[str, Tensor]:
     """
     if not os.path.isfile(path):
         raise CheckpointError(f'{path}: no such checkpoint')
+    # torch refuses any other unpickler than its own where only weights may be loaded.
+    forced = os.environ.pop(WEIGHTS_ONLY, None)
     try:
         # weights_only=False is what lets the unpickler be chosen: this one is stricter.
         checkpoint = torch.load(path, map_location='cpu', pickle_module=_PICKLE, weights_only=False)
     except Exception as error:
         raise CheckpointError(f'{path} is truncated or corrupt ({error})') from error
+    finally:
+        if forced is not None:
+            os.environ[WEIGHTS_ONLY] = forced
     state_dict = get_state_dict(checkpoint) if isinstance(checkpoint, Mapping) else checkpoint
     if not isinstance(state_dict, Mapping):
         raise CheckpointError(f'{path} holds no state_dict')

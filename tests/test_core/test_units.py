@@ -11,6 +11,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from mmexpand import ExpandedConv2d, ExpandedLinear
 from mmexpand.core.eligibility import PLAIN_LAYERS
+from mmexpand.core.factorise import _semi_orthogonal
 
 KERNELS = [((1, 1), 'cl'), ((3, 3), 'cl'), ((2, 3), 'cl'), ((5, 5), 'ck'), ((7, 7), 'ck')]
 GEOMETRIES = [
@@ -105,6 +106,21 @@ def test_preserve_cl_and_fc(groups, rate):
     linear = nn.Linear(4, 6).double()
     unit = ExpandedLinear.from_linear(linear, rate, init='preserve')
     assert relative_error(unit.weight, linear.weight) < 1e-13
+
+
+@pytest.mark.parametrize(('rows', 'columns'), [(700, 600), (600, 1300), (40, 30)])
+def test_wide_factors_are_mixed_in_blocks(rows, columns):
+    matrix = _semi_orthogonal(rows, columns, like=torch.empty(0, dtype=torch.float64))
+    small = min(rows, columns)
+    product = matrix.T @ matrix if rows > columns else matrix @ matrix.T
+    torch.testing.assert_close(product, torch.eye(small).double(), rtol=0, atol=1e-12)
+    assert (matrix != 0).double().mean() > 0.9
+
+
+def test_a_wide_linear_layer_is_preserved():
+    linear = nn.Linear(1024, 300)
+    unit = ExpandedLinear.from_linear(linear, 1, init='preserve')
+    assert relative_error(unit.weight, linear.weight) < 1e-5
 
 
 def test_preserve_gives_every_parameter_a_gradient():
@@ -237,6 +253,23 @@ def test_compact_weights_are_factorised_while_loading():
     narrow = ExpandedConv2d.from_conv(nn.Conv2d(4, 6, 3), 0.5)
     with pytest.raises(ValueError, match='raise the rate'):
         narrow.load_state_dict(conv.state_dict())
+
+
+@pytest.mark.parametrize('method', ['cl', 'orepa', 'do', 'rep', 'repvgg'])
+def test_what_is_written_to_an_offered_weight_is_taken(method):
+    conv = nn.Conv2d(4, 6, 3).double()
+    unit = ExpandedConv2d.from_conv(conv, 2, method)
+    kernel = unit.weight.detach().clone()
+    unit.offer_weight()
+    nn.init.constant_(unit.bias, -4.6)
+    unit.eval()(torch.randn(1, 4, 8, 8, dtype=torch.float64))
+    torch.testing.assert_close(unit.bias, torch.full_like(unit.bias, -4.6))
+    assert torch.equal(unit.weight, kernel)
+    if method != 'repvgg':
+        unit.offer_weight()
+        unit.weight.data.fill_(0.5)
+        torch.testing.assert_close(unit.to_conv().weight, torch.full_like(kernel, 0.5))
+        torch.testing.assert_close(unit.bias, torch.full_like(unit.bias, -4.6))
 
 
 def test_factors_have_the_layout_that_folding_multiplies():

@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.hooks import EMAHook
+from mmengine.model import constant_init
 from mmengine.registry import MODELS
 from mmengine.runner import FlexibleRunner, Runner
 from mmseg.apis import init_model
+from mmseg.models.backbones import UNet
+from torch.nn.init import trunc_normal_
 
 import mmexpand
 from mmexpand import ExpandedConv2d
@@ -85,6 +88,8 @@ sys.modules['mmexpand'] = None
 import torch
 from mmengine.config import Config
 from mmseg.apis import init_model
+from mmseg.models.backbones import UNet
+from torch.nn.init import trunc_normal_
 for name in ('last', 'best', 'ema'):
     path = r'{work_dir}/compact_' + name + '.pth'
     model = init_model(r'{work_dir}/compact_config.py', path, device='cpu')
@@ -133,6 +138,33 @@ def test_factors_get_the_frameworks_initialisation(seg_cfg):
     weight = unit.factors[1].weight
     out = weight.shape[0] * 9
     assert weight.std().item() == pytest.approx((2 / out) ** 0.5, rel=0.05)
+
+
+@MODELS.register_module()
+class OwnInit(UNet):
+    """Writes to layers itself, as detection heads do, and has a start in its init_cfg."""
+
+    def init_weights(self):
+        super().init_weights()
+        constant_init(self.encoder[0][0].convs[0].conv, 0.25)
+        trunc_normal_(self.encoder[1][1].convs[0].conv.weight, std=0.02)
+
+
+@pytest.mark.parametrize('init', ['default', 'preserve'])
+@pytest.mark.parametrize('by', ['hook', 'builder'])
+@pytest.mark.parametrize('method', ['cl', 'orepa'])
+def test_a_networks_own_init_weights_reaches_the_factors(seg_cfg, init, by, method):
+    how = dict(init=init, rate=2, method=method)
+    cfg = seg_cfg(**{'train_cfg.max_iters': 0, 'custom_hooks': hooks(**how)})
+    cfg.model.backbone.type = 'OwnInit'
+    if by == 'builder':
+        cfg.custom_hooks = [dict(type='ContractHook')]
+        cfg.model = dict(type='ExpandModel', model=cfg.model, include='backbone.encoder', **how)
+    found = mmexpand.contract(train(cfg).model).state_dict()
+    constant = found[f'{UNITS[0]}.weight']
+    torch.testing.assert_close(constant, torch.full_like(constant, 0.25), rtol=1e-4, atol=1e-5)
+    assert found[f'{UNITS[1]}.weight'].std().item() == pytest.approx(0.02, rel=0.3)
+    assert found[f'{UNITS[2]}.weight'].std().item() > 0.05
 
 
 def test_resume_gives_the_same_as_not_stopping(seg_cfg):

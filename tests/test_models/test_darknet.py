@@ -33,7 +33,7 @@ def model():
     return YOLOLite(channels=(4, 6))
 
 
-@pytest.mark.parametrize('version', [(0, 1, 0), (0, 2, 0)])
+@pytest.mark.parametrize('version', [(0, 1, 0), (0, 2, 0), (0, 2, 5)])
 def test_values_arrive_under_their_keys(tmp_path, model, version):
     expected = write_weights(tmp_path / 'x.weights', model, version)
     before = {k: v.clone() for k, v in model.state_dict().items()}

@@ -1,21 +1,26 @@
 """State dicts and files."""
 
 import os
+import pickle
 
 import pytest
 import torch
+from safetensors import safe_open
 from torch import nn
 
 import mmexpand
 from mmexpand import ExpandConfig
 from mmexpand.surgery.checkpoint import (
+    WEIGHTS_ONLY,
     CheckpointError,
     contract_state_dict,
     expanded_layers,
     is_expanded_state_dict,
     load_checkpoint,
     save_checkpoint,
+    save_safetensors,
 )
+from mmexpand.surgery.weights import load_weights
 
 
 def net():
@@ -105,6 +110,60 @@ def test_other_files_are_refused(tmp_path):
     torch.save(['a', 'list'], tmp_path / 'list.pth')
     with pytest.raises(CheckpointError, match='list, not a checkpoint'):
         load_checkpoint(tmp_path / 'list.pth')
+
+
+def test_a_page_a_pickle_and_other_content_are_told_apart(tmp_path):
+    (tmp_path / 'page.pth').write_text('\n<!DOCTYPE html><html>Not found</html>')
+    with pytest.raises(CheckpointError, match=r'page\.pth is a web page.*download'):
+        load_checkpoint(tmp_path / 'page.pth')
+    (tmp_path / 'results.pkl').write_bytes(pickle.dumps([1, 2]))
+    with pytest.raises(CheckpointError, match=r'results\.pkl.*another kind'):
+        load_checkpoint(tmp_path / 'results.pkl')
+    torch.save(dict(model=net().state_dict(), epoch=1), tmp_path / 'other.pth')
+    with pytest.raises(CheckpointError, match=r'holds no weights.*its keys are model, epoch'):
+        load_checkpoint(tmp_path / 'other.pth')
+    torch.jit.script(nn.Linear(2, 2)).save(str(tmp_path / 'script.pth'))
+    with pytest.warns(UserWarning), pytest.raises(CheckpointError, match='TorchScript'):
+        load_checkpoint(tmp_path / 'script.pth')
+
+
+def test_weights_are_read_where_torch_may_run_no_code(tmp_path, monkeypatch):
+    monkeypatch.setenv(WEIGHTS_ONLY, '1')
+    save_checkpoint(dict(state_dict=net().state_dict()), tmp_path / 'net.pth')
+    assert list(load_weights(tmp_path / 'net.pth')) == list(net().state_dict())
+    assert os.environ[WEIGHTS_ONLY] == '1'
+
+
+def test_safetensors(tmp_path):
+    path = tmp_path / 'net.safetensors'
+    state_dict = net().state_dict()
+    state_dict['tied'] = state_dict['0.weight']
+    state_dict['strided'] = torch.arange(6.0).reshape(2, 3).t()
+    save_safetensors(state_dict, path, dict(kind='compact', layers={'0': dict(rate=4)}))
+    with safe_open(path, 'pt') as file:
+        metadata = file.metadata()
+        assert set(file.keys()) == set(state_dict)
+        assert all(torch.equal(file.get_tensor(key), state_dict[key]) for key in state_dict)
+    assert metadata == dict(kind='compact', layers='{"0": {"rate": 4}}', format='pt')
+
+    before = path.read_bytes()
+    with pytest.raises(TypeError, match='extra is no tensor'):
+        save_safetensors(dict(extra='x'), path, {})
+    with pytest.raises(CheckpointError, match=r'use the \.pth file'):
+        load_checkpoint(path)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ['net.safetensors']
+
+
+def test_safetensors_are_whole_or_not_there(tmp_path, monkeypatch):
+    def fails(tensors, filename, metadata):
+        filename.write_bytes(b'half')
+        raise OSError('disk full')
+
+    monkeypatch.setattr('safetensors.torch.save_file', fails)
+    with pytest.raises(OSError, match='disk full'):
+        save_safetensors(net().state_dict(), tmp_path / 'net.safetensors', {})
+    assert not os.listdir(tmp_path)
 
 
 def test_code_in_a_checkpoint_is_not_run(tmp_path):

@@ -14,7 +14,12 @@ from torchvision.models import mobilenet_v2
 
 from mmexpand import ExpandConfig
 from mmexpand.analysis.cases import PEERS, Case
-from mmexpand.mm.models import build_compact_model, expand_wishes, tensor_outputs
+from mmexpand.mm.models import (
+    build_compact_model,
+    expand_wishes,
+    input_channels,
+    tensor_outputs,
+)
 
 # All 3x3 depthwise convolutions. The paper expands "the non-residual 3x3 convolutional layers",
 # which it does not list.
@@ -64,7 +69,8 @@ def config_case(filename: str, cfg: Config, batch_size: int, shape: tuple[int, i
         )
     name = filename.rpartition('/')[2].removesuffix('.py')
     build = partial(config_model, cfg)
-    return Case(name, build, (batch_size, 3, *shape), tuple(wishes), config_outputs)
+    images = (batch_size, input_channels(build()), *shape)
+    return Case(name, build, images, tuple(wishes), config_outputs)
 
 
 def _unet_case(base_channels: int, input_shape: tuple[int, ...], **others: Any) -> Case:

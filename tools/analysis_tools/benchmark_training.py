@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from benchmark_cases import BUILT_IN, config_case
 from benchmark_report import group_table, machine, write_report
-from mmengine.config import Config, DictAction
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -18,6 +17,8 @@ from mmexpand.analysis.benchmark import run_group
 from mmexpand.analysis.cases import Case
 from mmexpand.analysis.steps import OPTIMIZERS, Settings
 from mmexpand.core.site import check_rate
+from mmexpand.mm.contraction import check_writable
+from mmexpand.mm.launch import add_config_arguments, count, read_config, tool
 
 
 def parse_args() -> argparse.Namespace:
@@ -30,10 +31,14 @@ def parse_args() -> argparse.Namespace:
         '--case', nargs='+', choices=BUILT_IN, default=list(BUILT_IN), help='built-in cases'
     )
     what.add_argument('--config', help='instead, a config file that expands something')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction)
-    parser.add_argument('--batch-size', type=int, default=2, help='with --config: images a step')
+    add_config_arguments(parser)
+    parser.add_argument('--batch-size', type=count, default=2, help='with --config: images a step')
     parser.add_argument(
-        '--shape', type=int, nargs=2, default=[512, 512], help='with --config: height and width'
+        '--shape',
+        type=count,
+        nargs=2,
+        default=[512, 512],
+        help='with --config: height and width',
     )
     parser.add_argument(
         '--rates',
@@ -41,7 +46,7 @@ def parse_args() -> argparse.Namespace:
         nargs='+',
         help='expansion rates (default: 2 4 8; with --config: the rate that it says)',
     )
-    parser.add_argument('--steps', type=int, default=defaults.steps, help='timed steps of each')
+    parser.add_argument('--steps', type=count, default=defaults.steps, help='timed steps of each')
     parser.add_argument('--warmup', type=int, default=defaults.warmup, help='steps before those')
     parser.add_argument(
         '--budget',
@@ -49,7 +54,7 @@ def parse_args() -> argparse.Namespace:
         default=defaults.budget,
         help='seconds that each may take for its steps: slow ones do fewer',
     )
-    parser.add_argument('--threads', type=int, default=defaults.threads, help="torch's threads")
+    parser.add_argument('--threads', type=count, default=defaults.threads, help="torch's threads")
     parser.add_argument(
         '--optimizer', choices=OPTIMIZERS, default=defaults.optimizer, help="SGD's implementation"
     )
@@ -62,20 +67,18 @@ def parse_args() -> argparse.Namespace:
 def find_cases(args: argparse.Namespace) -> tuple[list[Case], list[float | None]]:
     if not args.config:
         return [BUILT_IN[name] for name in args.case], args.rates or [2, 4, 8]
-    cfg = Config.fromfile(args.config)
-    if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
+    cfg = read_config(args, 'model')
     return [config_case(args.config, cfg, args.batch_size, args.shape)], args.rates or [None]
 
 
-def main() -> None:
-    args = parse_args()
+@tool(parse_args)
+def main(args: argparse.Namespace) -> None:
     settings = Settings(args.steps, args.warmup, args.budget, args.threads, args.optimizer)
     cases, rates = find_cases(args)
     for rate in args.rates or ():
         check_rate(rate)
     if args.out_dir:
-        args.out_dir.mkdir(parents=True, exist_ok=True)
+        check_writable(args.out_dir, '--out-dir')
     torch.set_num_threads(settings.threads)
     console = Console(width=None if Console().is_terminal else 200)
     groups = []

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import mmcv
 import torch
-from mmengine.config import Config, DictAction
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS, VISUALIZERS
 from mmengine.utils import track_iter_progress
 
 from mmexpand.deploy import load_compact_model
-from mmexpand.mm.datasets import check_datasets
+from mmexpand.mm.contraction import check_writable
+from mmexpand.mm.datasets import check_datasets, guard_pipelines
+from mmexpand.mm.launch import add_config_arguments, count, read_config, tool
 
 
 def parse_args() -> argparse.Namespace:
@@ -22,22 +23,25 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help='config file path')
     parser.add_argument('checkpoint', help='checkpoint file, expanded or compact')
     parser.add_argument('--out-dir', required=True, help='directory for the pictures')
-    parser.add_argument('--num', type=int, default=10, help='how many images of the test set')
+    parser.add_argument('--num', type=count, default=10, help='how many images of the test set')
     parser.add_argument('--device', default='cpu')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction)
-    return parser.parse_args()
+    add_config_arguments(parser)
+    args = parser.parse_args()
+    if args.device.startswith('cuda') and not torch.cuda.is_available():
+        parser.error('--device: there is no GPU that torch can use; leave it out')
+    return args
 
 
-def main() -> None:
-    args = parse_args()
-    cfg = Config.fromfile(args.config)
-    if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
+@tool(parse_args)
+def main(args: argparse.Namespace) -> None:
+    cfg = read_config(args, 'model', 'test_dataloader', 'visualizer')
+    check_writable(args.out_dir, '--out-dir')
     check_datasets(cfg, ('test',))
     model = load_compact_model(cfg, args.checkpoint).to(args.device)
     dataset = DATASETS.build(cfg.test_dataloader.dataset)
+    guard_pipelines(dataset)
     # Only add_datasample's out_file is written: no backends, which would want a work dir.
-    visualizer = VISUALIZERS.build({**cfg.visualizer, 'vis_backends': None})
+    visualizer = VISUALIZERS.build({'name': 'browse', **cfg.visualizer, 'vis_backends': None})
     visualizer.dataset_meta = dataset.metainfo
     for index in track_iter_progress(range(min(args.num, len(dataset)))):
         with torch.no_grad():

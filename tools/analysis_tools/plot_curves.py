@@ -10,6 +10,10 @@ import matplotlib
 
 matplotlib.use('Agg')
 from matplotlib import pyplot as plt
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+from mmexpand.mm.contraction import check_writable
+from mmexpand.mm.launch import add_debug_argument, tool
 
 Curve = tuple[list[int], list[float]]
 
@@ -20,11 +24,19 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--keys', nargs='+', help='scalars to draw, each in a plot of its own')
     parser.add_argument('--legend', nargs='+', help='names of the runs')
     parser.add_argument('--out', required=True, help='the picture')
+    add_debug_argument(parser)
     args = parser.parse_args()
+    kinds = figure_types()
+    if Path(args.out).suffix[1:].lower() not in kinds:
+        parser.error(f'--out must be a picture, one of {", ".join(kinds)}; got {args.out}')
     args.legend = args.legend or [Path(run).name for run in args.runs]
     if len(args.legend) != len(args.runs):
         parser.error(f'--legend has {len(args.legend)} names for {len(args.runs)} runs')
     return args
+
+
+def figure_types() -> list[str]:
+    return sorted(FigureCanvasAgg.get_supported_filetypes())
 
 
 def read_curves(run: str | os.PathLike) -> dict[str, Curve]:
@@ -46,10 +58,18 @@ def read_curves(run: str | os.PathLike) -> dict[str, Curve]:
             raise FileNotFoundError(f'{run} holds no */vis_data/scalars.json: was it trained?')
         path = logs[-1]
     curves: dict[str, Curve] = defaultdict(lambda: ([], []))
-    for line in path.read_text().splitlines():
-        scalars = json.loads(line)
+    # A byte that is no text must not keep it from being told where.
+    for number, line in enumerate(path.read_text(errors='replace').splitlines(), 1):
+        try:
+            scalars = json.loads(line)
+            step = scalars['step']
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(
+                f'{path}, line {number}, is no line of scalars with a step; give a work dir, or '
+                'a scalars.json of its vis_data'
+            ) from None
         for key, value in scalars.items():
-            curves[key][0].append(scalars['step'])
+            curves[key][0].append(step)
             curves[key][1].append(value)
     return dict(curves)
 
@@ -78,6 +98,8 @@ def plot_curves(
     """
     curves = [read_curves(run) for run in runs]
     keys = keys or interesting(curves[0])
+    if not keys:
+        raise ValueError(f'{runs[0]} logged no loss and no metric; name scalars with --keys')
     columns = min(3, len(keys))
     rows = -(-len(keys) // columns)
     figure, axes = plt.subplots(
@@ -98,8 +120,9 @@ def plot_curves(
     plt.close(figure)
 
 
-def main() -> None:
-    args = parse_args()
+@tool(parse_args)
+def main(args: argparse.Namespace) -> None:
+    check_writable(Path(args.out).parent, '--out')
     plot_curves(args.runs, args.legend, args.out, args.keys)
     print(f'wrote {args.out}')
 

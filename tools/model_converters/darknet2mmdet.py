@@ -4,9 +4,11 @@ import argparse
 from pathlib import Path
 
 from mmdet.registry import DATASETS, MODELS
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
+from mmexpand.mm.contraction import check_writable
+from mmexpand.mm.launch import add_config_arguments, read_config, tool
 from mmexpand.models.darknet import load_darknet_weights
 from mmexpand.surgery.checkpoint import save_checkpoint
 
@@ -19,18 +21,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('src', help='darknet weight file')
     parser.add_argument('dst', help='checkpoint to write')
     parser.add_argument('--config', default=DEFAULT_CONFIG, help='config of the network')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        help='override settings of the config, in the form key=value',
-    )
+    add_config_arguments(parser)
     return parser.parse_args()
 
 
 def convert(cfg: Config, src: str, dst: str) -> int:
     """Write the checkpoint; returns its number of parameters."""
-    init_default_scope(cfg.get('default_scope', 'mmdet'))
+    init_default_scope(cfg.get('default_scope') or 'mmdet')
     model = MODELS.build(cfg.model)
     state_dict = load_darknet_weights(src, model)
     model.load_state_dict(state_dict, strict=True)
@@ -45,20 +42,15 @@ def convert(cfg: Config, src: str, dst: str) -> int:
         )
     dataset_meta = dict(classes=metainfo['classes'], palette=metainfo['palette'])
 
-    Path(dst).parent.mkdir(parents=True, exist_ok=True)
+    check_writable(Path(dst).parent, 'DST')
     save_checkpoint(dict(meta=dict(dataset_meta=dataset_meta), state_dict=model.state_dict()), dst)
     return sum(value.numel() for value in state_dict.values())
 
 
-def main() -> None:
-    args = parse_args()
-    cfg = Config.fromfile(args.config)
-    if args.cfg_options is not None:
-        cfg.merge_from_dict(args.cfg_options)
-    try:
-        num_parameters = convert(cfg, args.src, args.dst)
-    except (OSError, ValueError) as error:
-        raise SystemExit(f'darknet2mmdet: {error}') from None
+@tool(parse_args)
+def main(args: argparse.Namespace) -> None:
+    cfg = read_config(args, 'model', 'test_dataloader')
+    num_parameters = convert(cfg, args.src, args.dst)
     print(f'{args.dst}: {num_parameters} parameters from {args.src}')
 
 

@@ -1,0 +1,86 @@
+"""A report from result files alone, whatever is missing in them."""
+
+import json
+
+import pytest
+
+from mmexpand.study import load_study, write_report
+
+
+@pytest.fixture
+def full(study, put):
+    for arm, gain in (('compact', 0.0), ('cl', 1.5)):
+        put(study, arm, 0.01, 0, val=10.0)
+        for seed in (0, 1):
+            score = 70 + 3 * seed + gain * (1 + seed / 10)
+            put(study, arm, 0.1, seed, val=60.0, test=score, seconds=10 * (1 + gain))
+    return study
+
+
+def test_report(full, tmp_path):
+    text = write_report(full, tmp_path / 'out')
+    assert '| compact | 0.1 | 2 | 71.50 | 2.12 |  |  |  | 1.00 |' in text
+    assert '| cl | 0.1 | 2 | 73.08 | 2.23 | +1.58 | +0.62 to +2.53 | 2 of 2 | 2.50 |' in text
+    assert '- cl is above compact by 1.58 (95 % interval +0.62 to +2.53, 2 seeds).' in text
+    out = tmp_path / 'out'
+    names = ['curves.png', 'differences.png', 'study.json', 'study.md']
+    assert sorted(path.name for path in out.iterdir()) == names
+    assert (out / 'study.md').read_text() == text
+    whole = json.loads((out / 'study.json').read_text())
+    assert (whole['metric'], whole['baseline']) == ('accuracy', 'compact')
+    assert whole['arms']['cl']['differences'] == pytest.approx({'0': 1.5, '1': 1.65})
+    assert whole['arms']['cl']['interval'] == pytest.approx([0.622035, 2.527965], abs=1e-5)
+    assert whole['arms']['compact']['interval'] is None
+
+
+def test_arms_may_be_called_anything(full, write_study, put, tmp_path):
+    study = write_study("arms['study'] = dict(config='net.py', lr=0.1)\n")
+    put(study, 'study', 0.1, 0)
+    write_report(study, tmp_path / 'out')
+    whole = json.loads((tmp_path / 'out/study.json').read_text())
+    assert whole['study'] == 'small'
+    assert whole['arms']['study']['mean'] == 50
+
+
+@pytest.mark.parametrize(
+    ('change', 'said'),
+    [
+        (
+            dict(status='failed', reason='it broke', test={}),
+            'cl, lr 0.1, seed 1: failed: it broke.',
+        ),
+        (
+            dict(test=dict(mIoU=3.0, aAcc=4.0)),
+            "cl, lr 0.1, seed 1: no 'accuracy' on test; the evaluator gave mIoU, aAcc.",
+        ),
+        (None, 'cl: seeds 1 have not been run.'),
+    ],
+)
+def test_a_run_that_gives_nothing_is_said_and_the_rest_reported(full, put, tmp_path, change, said):
+    path = full.results_dir / 'cl' / 'lr0.1_seed1.json'
+    if change is None:
+        path.unlink()
+    else:
+        path.write_text(json.dumps(json.loads(path.read_text()) | dict(val={}) | change))
+    text = write_report(full, tmp_path / 'out')
+    assert f'- {said}' in text
+    assert '| compact | 0.1 | 2 |' in text
+    assert '| cl | 0.1 | 1 | 71.50 |' in text
+
+
+def test_another_metric_shows_what_the_evaluator_gave(full, write_study, tmp_path):
+    text = write_report(write_study("metric = 'mIoU'\n"), tmp_path / 'out')
+    assert "- cl, lr 0.1, seed 0: no 'mIoU' on val; the evaluator gave accuracy." in text
+    assert '- No seed has been run to its end: compact, cl.' in text
+
+
+def test_without_any_result(study, tmp_path):
+    text = write_report(study, tmp_path / 'out')
+    assert text.endswith('- No seed has been run to its end: compact, cl.\n')
+
+
+def test_an_arm_without_a_config(full, write_study, tmp_path):
+    write_study("arms['other'] = dict(config='gone.py')\n")
+    text = write_report(load_study('small.py'), tmp_path / 'out')
+    assert f'- other cannot run: config not found; looked for {tmp_path / "gone.py"}.' in text
+    assert '- cl is above compact' in text

@@ -1,0 +1,119 @@
+"""One run: what its result holds, and what of it survives a kill."""
+
+import json
+import sys
+
+import pytest
+from mmengine.hooks import EMAHook
+from mmengine.registry import HOOKS
+
+from mmexpand.study import Run, StudyError
+from mmexpand.study.run import arm_problem, run_config, train, write_json
+
+
+def run_of(study, arm='compact', lr=0.1, seed=0):
+    return Run(study.arm(arm), lr, seed)
+
+
+@pytest.mark.parametrize('arm', ['compact', 'cl'])
+def test_result(study, arm):
+    run = run_of(study, arm)
+    result = train(study, run)
+    assert (result['arm'], result['lr'], result['seed']) == (arm, 0.1, 0)
+    assert (result['status'], result['steps']) == ('ok', 8)
+    assert [step for step, _ in result['curve']] == [2, 4, 6, 8]
+    assert result['curve'][-1][1] == result['val']['accuracy']
+    assert [step for step, _ in result['loss']] == list(range(1, 9))
+    assert result['test']['accuracy'] > 50
+    assert result['seconds'] > 0
+    assert set(result['versions']) == {'torch', 'mmengine', 'mmexpand'}
+    write_json(result, study.result_path(run))
+    assert study.result_path(run).stat().st_size < 6000
+    assert json.loads(study.result_path(run).read_text()) == result
+
+
+def test_seed_and_rate_decide(study, tmp_path, monkeypatch):
+    def losses(folder, **run):
+        (tmp_path / folder).mkdir()
+        monkeypatch.chdir(tmp_path / folder)
+        return train(study, run_of(study, **run))['loss']
+
+    first = losses('a')
+    assert losses('b') == first
+    assert losses('c', seed=1) != first
+    assert losses('d', lr=0.01)[1:] != first[1:]
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(study):
+    result = train(study, run_of(study, lr=1e30))
+    assert result['status'] == 'diverged'
+    assert result['reason'].startswith('the loss is ')
+
+
+@HOOKS.register_module()
+class ZeroEMAHook(EMAHook):
+    """Averages that are told from the last weights: zeros, which call every image bright."""
+
+    def after_train_iter(self, *args, **kwargs):
+        super().after_train_iter(*args, **kwargs)
+        for parameter in self.ema_model.parameters():
+            parameter.data.zero_()
+
+
+def test_averaged_weights_are_what_is_tested(study, with_arm):
+    result = train(study, run_of(study))
+    assert result['val']['accuracy'] == result['test']['accuracy'] == 100
+    study = with_arm(study, 'compact', custom_hooks=[dict(type='ZeroEMAHook')])
+    result = train(study, run_of(study, lr=0.11))
+    assert result['val']['accuracy'] == result['test']['accuracy'] == 50
+
+
+def test_contract_hook_adds_no_point(study, with_arm):
+    hooks = [dict(type='ExpandHook', include='features'), dict(type='ContractHook')]
+    study = with_arm(study, 'cl', custom_hooks=hooks)
+    assert [step for step, _ in train(study, run_of(study, 'cl'))['curve']] == [2, 4, 6, 8]
+
+
+def test_a_finished_training_is_only_evaluated(study):
+    """Killed between the last checkpoint and the validation behind it."""
+    whole = train(study, run_of(study))
+    points = study.work_dir / 'compact/lr0.1_seed0/validations.json'
+    points.write_text(json.dumps(json.loads(points.read_text())[:-1]))
+    again = train(study, run_of(study))
+    for key in ('val', 'test', 'curve', 'loss', 'seconds', 'steps'):
+        assert again[key] == whole[key], key
+
+
+def test_a_checkpoint_that_is_gone_starts_anew(study):
+    """CheckpointHook removes one before it writes the next."""
+    whole = train(study, run_of(study))
+    folder = study.work_dir / 'compact/lr0.1_seed0'
+    (folder / 'iter_8.pth').unlink()
+    assert not run_config(study, run_of(study)).resume
+    again = train(study, run_of(study))
+    assert again['curve'] == whole['curve']
+    assert again['loss'] == whole['loss']
+
+
+def test_a_config_without_a_rate(study, tmp_path):
+    config = tmp_path / 'net.py'
+    config.write_text(config.read_text().replace('lr=1.0, ', ''))
+    with pytest.raises(StudyError, match=r'net\.py has no optim_wrapper\.optimizer\.lr'):
+        run_config(study, run_of(study))
+
+
+def test_imports_of_an_arm(study, tmp_path, with_arm, monkeypatch):
+    (tmp_path / 'of_the_arm.py').write_text('loaded = True\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    study = with_arm(study, 'cl', custom_imports=dict(imports=['of_the_arm']))
+    run_config(study, run_of(study, 'cl'))
+    assert 'of_the_arm' in sys.modules
+
+
+def test_what_is_wrong_with_an_arm(study, tmp_path, with_arm):
+    assert arm_problem(study, study.arm('compact')) is None
+    moved = with_arm(study, 'cl', **{'val_dataloader.dataset.data_root': 'nowhere'})
+    said = arm_problem(moved, moved.arm('cl'))
+    assert said.startswith('cl cannot run: val_dataloader.dataset: data_root not found')
+    (tmp_path / 'net.py').write_text('model = \n')
+    assert arm_problem(study, study.arm('cl')).startswith('cl cannot run: ')
