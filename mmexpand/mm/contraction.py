@@ -155,7 +155,8 @@ def contract_without_data(expanded: nn.Module, height: int, width: int) -> Contr
     shape = (2, input_channels(compact), height, width)
     data = dict(inputs=torch.randn(shape, device=next(compact.parameters()).device))
     verification = verify(expanded, compact, lambda model: tensor_outputs(model, data))
-    return Contraction(compact, describe_units(expanded), verification)
+    compared = 'features' if selects_by_score(expanded) else 'outputs'
+    return Contraction(compact, describe_units(expanded), verification, compared)
 
 
 def compact_checkpoint(result: Contraction, cfg: Config, meta: dict) -> dict:

@@ -35,6 +35,7 @@ from .dry_run import dry_run
 from .logs import log
 from .optim import by_layer, stand_ins
 from .ranks import describe, on_main, together
+from .resume import resume_from_whole
 
 
 class ExpandHook(CheckpointGuardHook):
@@ -152,7 +153,12 @@ class ContractHook(CheckpointGuardHook):
         self.evaluate_expanded = evaluate_expanded
 
     def before_run(self, runner: Runner) -> None:
-        """Treat a model that a builder has expanded as ExpandHook would have."""
+        """Treat a model that a builder has expanded as ExpandHook would have.
+
+        Raises:
+            CheckpointError: if the run resumes, and no checkpoint in its work dir is whole.
+        """
+        resume_from_whole(runner)
         builder = not any(isinstance(hook, ExpandHook) for hook in runner.hooks)
         if not builder or not is_expanded(unwrap(runner.model)):
             return

@@ -13,7 +13,7 @@ from torch import nn
 
 import mmexpand
 from mmexpand import ExpandConfig
-from mmexpand.mm.contraction import contract_and_verify, report_lines
+from mmexpand.mm.contraction import contract_and_verify, contract_without_data, report_lines
 from mmexpand.mm.models import build_compact_model
 from mmexpand.surgery import VerificationError, named_units
 from mmexpand.surgery.copying import copy_model
@@ -82,6 +82,16 @@ def test_two_stage_detectors(mask_rcnn, include, kinds):
     assert set(result.verification.how.values()) == kinds
     assert min(result.verification.layers.values()) > 0
     assert result.verification.max_error < 1e-4
+
+
+def test_without_data_a_head_is_verified_on_random_input(mask_rcnn):
+    model = copy_model(mask_rcnn)
+    mmexpand.expand_(model, ExpandConfig('cl+fc', 1, include=['neck', 'roi_head']))
+    result = contract_without_data(model, 64, 64)
+    assert result.compared == 'features'
+    for name, how in result.verification.how.items():
+        assert how == (IN_MODEL if name.startswith('neck') else RANDOM), name
+    assert set(result.verification.layers) == set(named_units(model))
 
 
 def test_a_wrong_layer_that_the_tensor_mode_leaves_out_is_found(mask_rcnn, monkeypatch):

@@ -218,7 +218,7 @@ def two_processes(street, tmp_path_factory):
     env = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=os.pathsep.join(sys.path))
     # A rank that waits for another for ever is what this timeout finds.
     done = subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=200, env=env
+        command, capture_output=True, text=True, check=False, timeout=600, env=env
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     return directory
