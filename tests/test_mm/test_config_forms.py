@@ -107,7 +107,7 @@ param_scheduler = [dict(type=PolyLR, power=0.9, end=8, by_epoch=False)]
 default_hooks = dict(
     checkpoint=dict(type=CheckpointHook, interval=2, by_epoch=False),
     logger=dict(type=LoggerHook, interval=1, log_metric_by_epoch=False),
-    visualization=dict(type=SegVisualizationHook),
+    visualization=dict(type=SegVisualizationHook, interval=1),
 )
 visualizer = dict(
     type=SegLocalVisualizer, name='visualizer', vis_backends=[dict(type=LocalVisBackend)]
