@@ -1,9 +1,9 @@
 # Which blocks help a small U-Net with batch norms? CamVid, quarter images.
 baseline = 'compact'
 metric = 'mIoU'
-lrs = [0.01, 0.03, 0.1, 0.2, 0.4]
+lrs = [0.03, 0.1, 0.2, 0.4]
 seeds = [0, 1, 2, 3, 4]
-tune_seeds = [0]
+tune_seeds = [0, 1]
 results_dir = '../../resources/studies/camvid_unet'
 jobs = 2
 channels_last = True
