@@ -57,7 +57,7 @@ def test_train_contract_and_load_in_stock_mmseg(seg_cfg):
     assert list(named_units(runner.model)) == UNITS
     work_dir = Path(cfg.work_dir)
     names = {path.name for path in work_dir.glob('compact*')}
-    assert names == {
+    assert {name for name in names if not name.endswith('.safetensors')} == {
         'compact_last.pth',
         'compact_best.pth',
         'compact_ema.pth',
