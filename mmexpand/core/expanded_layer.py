@@ -380,7 +380,16 @@ class ExpandedLayer(nn.Module):
         with torch.no_grad():
             weight, bias = self.expression.fold(torch.float64)
         dtype = self.like.dtype
-        layer = _without_parameters(self._layer[0])
+        weight = self._as_layer_weight(weight).to(dtype).contiguous()
+        return self._as_layer(weight, None if bias is None else bias.to(dtype))
+
+    def stand_in(self) -> nn.Module:
+        """The layer it came from, its parameters of no value: to be looked at, not to be run."""
+        shape = self._layer_weight_shape
+        bias = self.like.new_empty(shape[0]) if self._has_bias else None
+        return self._as_layer(self.like.new_empty(shape), bias)
+
+    def _as_layer(self, weight: Tensor, bias: Tensor | None) -> nn.Module:
         trained = {
             kind: any(
                 p.requires_grad
@@ -389,10 +398,10 @@ class ExpandedLayer(nn.Module):
             )
             for kind in ('weight', 'bias')
         }
-        weight = self._as_layer_weight(weight).to(dtype).contiguous()
+        layer = _without_parameters(self._layer[0])
         layer.weight = nn.Parameter(weight, trained['weight'])
         if self._has_bias:
-            layer.bias = nn.Parameter(bias.to(dtype), trained['bias'])
+            layer.bias = nn.Parameter(bias, trained['bias'])
         return layer.train(self.training)
 
     def _load_from_state_dict(

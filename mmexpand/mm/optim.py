@@ -10,7 +10,7 @@ from torch import nn
 from ..core.expanded_layer import ExpandedLayer
 from ..core.expression import ROLES, parameter_roles
 from ..core.site import check_choice
-from ..surgery import contract, named_units
+from ..surgery import compact_looks, named_units
 from .checkpoints import unwrap
 
 FACTOR_DECAYS = ('each', 'shared', 'product')
@@ -57,28 +57,28 @@ class ExpandOptimWrapperConstructor:
     def __call__(self, model: nn.Module) -> OptimWrapper | OptimWrapperDict:
         """Build it for a model, expanded or not."""
         model = unwrap(model)
-        compact = contract(model)
         build = dict(
             type=self.base,
             optim_wrapper_cfg=copy.deepcopy(self.optim_wrapper_cfg),
             paramwise_cfg=self.options,
         )
-        optim_wrapper = OPTIM_WRAPPER_CONSTRUCTORS.build(build)(compact)
+        with compact_looks(model):
+            optim_wrapper = OPTIM_WRAPPER_CONSTRUCTORS.build(build)(model)
+            names = {id(parameter): name for name, parameter in model.named_parameters()}
         wrappers = (
             optim_wrapper.values()
             if isinstance(optim_wrapper, OptimWrapperDict)
             else [optim_wrapper]
         )
         for wrapper in wrappers:
-            self._hand_over(wrapper, compact, model)
+            self._hand_over(wrapper, names, model)
         return optim_wrapper
 
-    def _hand_over(self, wrapper: OptimWrapper, compact: nn.Module, model: nn.Module) -> None:
+    def _hand_over(self, wrapper: OptimWrapper, names: dict[int, str], model: nn.Module) -> None:
         """Give the optimizer of the compact network the parameters of the expanded one."""
         if self.factor_decay == 'product':
             _check_product_decay(wrapper, model)
         optimizer = wrapper.optimizer
-        names = {id(parameter): name for name, parameter in compact.named_parameters()}
         found = stand_ins(model)
         place = {id(parameter): index for index, parameter in enumerate(model.parameters())}
         for group in list(optimizer.param_groups):

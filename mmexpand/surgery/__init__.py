@@ -3,7 +3,7 @@
 from .config import ExpandConfig
 from .copying import copy_model
 from .plan import LayerPlan, Plan, SkippedLayer, plan
-from .swap import contract, contract_, expand_, is_expanded, named_units
+from .swap import compact_looks, contract, contract_, expand_, is_expanded, named_units
 from .verify import Verification, VerificationError, verify
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     'SkippedLayer',
     'Verification',
     'VerificationError',
+    'compact_looks',
     'contract',
     'contract_',
     'copy_model',

@@ -1,6 +1,8 @@
 """Replacing layers in a model: the only place that sets attributes on one."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from torch import nn
 
@@ -69,11 +71,7 @@ def contract_(model: nn.Module) -> nn.Module:
     """
     if isinstance(model, Unit):
         return _contract_unit(model)
-    names: dict[Unit, list[str]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, Unit):
-            names.setdefault(module, []).append(name)
-    for unit, aliases in names.items():
+    for unit, aliases in _names_of_units(model).items():
         _replace(model, aliases, _contract_unit(unit))
     return model
 
@@ -81,6 +79,22 @@ def contract_(model: nn.Module) -> nn.Module:
 def contract(model: nn.Module) -> nn.Module:
     """A compact copy of a model; the argument is left as it was."""
     return contract_(copy_model(model))
+
+
+@contextmanager
+def compact_looks(model: nn.Module) -> Iterator[None]:
+    """Let a model look like the compact one: layers' names, types and parameters' shapes.
+
+    The layers' parameters have no value. Afterwards the units are back.
+    """
+    units = _names_of_units(model)
+    for unit, aliases in units.items():
+        _replace(model, aliases, unit.stand_in())
+    try:
+        yield
+    finally:
+        for unit, aliases in units.items():
+            _put(model, aliases, unit)
 
 
 def is_expanded(model: nn.Module) -> bool:
@@ -93,12 +107,24 @@ def named_units(model: nn.Module) -> dict[str, Unit]:
     return {name: module for name, module in model.named_modules() if isinstance(module, Unit)}
 
 
+def _names_of_units(model: nn.Module) -> dict[Unit, list[str]]:
+    names: dict[Unit, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, Unit):
+            names.setdefault(module, []).append(name)
+    return names
+
+
 def _contract_unit(unit: Unit) -> nn.Module:
     return unit.to_linear() if isinstance(unit, ExpandedLinear) else unit.to_conv()
 
 
 def _replace(model: nn.Module, names: tuple[str, ...] | list[str], new: nn.Module) -> None:
     _carry_over_hooks(model.get_submodule(names[0]), new)
+    _put(model, names, new)
+
+
+def _put(model: nn.Module, names: tuple[str, ...] | list[str], new: nn.Module) -> None:
     for name in names:
         parent, _, attribute = name.rpartition('.')
         model.get_submodule(parent)._modules[attribute] = new
