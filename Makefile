@@ -14,6 +14,6 @@ lint: env
 demo: env
 	.venv/bin/python tools/demo/run_demo.py
 
-# 20 trainings that are killed, or cannot write: half an hour on 2 cores.
+# 20 trainings that are killed, or cannot write; each takes a minute or two on 2 cores.
 soak: env
 	.venv/bin/python -m tests.soak
