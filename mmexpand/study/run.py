@@ -39,7 +39,8 @@ class RecordHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Go on with the record of a checkpoint that is resumed."""
-        self.record.update(runner.message_hub.runtime_info.get('study', {}))
+        if runner.iter:
+            self.record.update(runner.message_hub.runtime_info.get('study', {}))
         # A checkpoint is written before the validation at its step, so this has its own file.
         self._path = Path(runner.work_dir) / 'validations.json'
         if self._path.is_file():
