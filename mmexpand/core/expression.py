@@ -363,7 +363,26 @@ class Sum(nn.ModuleList, Node):
         return kernel_refusal(self[0])
 
 
-class Scale(Node):
+class PerChannel(Node):
+    """What multiplies every output channel of a ``node`` by a number: its shape and costs."""
+
+    @property
+    def shape(self) -> Shape:
+        """The node's."""
+        return shape_of(self.node)
+
+    def fold_macs(self) -> int:
+        """One operation a value of the kernel."""
+        out, inside, height, width = self.shape
+        return out * inside * height * width + fold_macs(self.node)
+
+    def apply_macs(self, size: tuple[int, int]) -> tuple[int, tuple[int, int]]:
+        """The node's and one operation an output."""
+        macs, size = apply_macs(self.node, size)
+        return macs + self.shape[0] * size[0] * size[1], size
+
+
+class Scale(PerChannel):
     """A node times one factor per output channel.
 
     Args:
@@ -382,26 +401,11 @@ class Scale(Node):
         y = self.node(x)
         return y * self.scale.view(-1, 1, 1)
 
-    @property
-    def shape(self) -> Shape:
-        """The node's."""
-        return shape_of(self.node)
-
     def fold(self, dtype: torch.dtype, probe: Probe | None = None) -> Affine:
         """Kernel and bias, scaled."""
         weight, bias = fold_node(self.node, dtype, probe)
         scale = self.scale.to(dtype)
         return weight * per_channel(scale, weight), None if bias is None else bias * scale
-
-    def fold_macs(self) -> int:
-        """One operation a value of the kernel."""
-        out, inside, height, width = self.shape
-        return out * inside * height * width + fold_macs(self.node)
-
-    def apply_macs(self, size: tuple[int, int]) -> tuple[int, tuple[int, int]]:
-        """The node's and one operation an output."""
-        macs, size = apply_macs(self.node, size)
-        return macs + self.shape[0] * size[0] * size[1], size
 
     def set_kernel(self, kernel: Tensor, bias: Tensor | None) -> None:
         """Give the node what the present factors scale to this."""
@@ -580,7 +584,7 @@ class Separable(Node):
         return depthwise + pointwise, size
 
 
-class Norm(Node):
+class Norm(PerChannel):
     """A node, then batch normalisation: linear in eval mode only.
 
     In a layer without bias, which a norm follows as a rule, it must not shift: what centring
@@ -610,11 +614,6 @@ class Norm(Node):
         variance = self.norm.running_var.to(dtype) + self.norm.eps
         return self.norm.weight.to(dtype) * variance.rsqrt()
 
-    @property
-    def shape(self) -> Shape:
-        """The node's."""
-        return shape_of(self.node)
-
     def fold(self, dtype: torch.dtype, probe: Probe | None = None) -> Affine:
         """Kernel and bias in eval mode by the running statistics, or by those of a probe."""
         weight, bias = fold_node(self.node, dtype, probe)
@@ -640,16 +639,6 @@ class Norm(Node):
             norm.running_var.lerp_(unbiased.to(norm.running_var), momentum)
             norm.running_mean.lerp_(mean.to(norm.running_mean), momentum)
         return self.norm.weight.to(weight.dtype) * (variance + self.norm.eps).rsqrt(), mean
-
-    def fold_macs(self) -> int:
-        """One operation a value of the kernel."""
-        out, inside, height, width = self.shape
-        return out * inside * height * width + fold_macs(self.node)
-
-    def apply_macs(self, size: tuple[int, int]) -> tuple[int, tuple[int, int]]:
-        """The node's and one operation an output."""
-        macs, size = apply_macs(self.node, size)
-        return macs + self.shape[0] * size[0] * size[1], size
 
     def kernel_refusal(self) -> str:
         """Always: the kernel depends on the batch."""
