@@ -25,6 +25,8 @@ arms = dict(
     compact=dict(config=config, cfg_options=data),
     repvgg=arm(method='repvgg'),
     repvgg_folded=arm(method='repvgg', forward='folded'),
+    repvgg_cl_folded=arm(method='repvgg_cl', rate=4, forward='folded'),
+    mobileone_folded=arm(method='mobileone', rate=4, forward='folded'),
     orepa=arm(method='orepa'),
     rep=arm(method='rep'),
     do=arm(method='do', init='preserve'),

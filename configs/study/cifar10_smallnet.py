@@ -48,4 +48,8 @@ arms = dict(
     ck_authors=dict(config=config, cfg_options=expand(authors, **ck), lr=0.01),
     cl=dict(config=config, cfg_options=expand(tuned, **cl)),
     cl_authors=dict(config=config, cfg_options=expand(authors, **cl), lr=0.01),
+    repvgg_folded=dict(config=config, cfg_options=expand(tuned, method='repvgg', forward='folded')),
+    repvgg_ck_folded=dict(
+        config=config, cfg_options=expand(tuned, method='repvgg_ck', rate=4, forward='folded')
+    ),
 )

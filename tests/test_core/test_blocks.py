@@ -23,7 +23,9 @@ LINEAR = [
     dict(method='ac'),
     dict(method='rep'),
 ]
-NORMED = [dict(method='repvgg'), dict(method='acnet'), dict(method='dbb')]
+NORMED = [
+    dict(method=name) for name in ('repvgg', 'repvgg_cl', 'repvgg_ck', 'mobileone', 'acnet', 'dbb')
+]
 ALL = LINEAR + NORMED
 
 
@@ -48,7 +50,7 @@ def trained(unit):
 
 
 def sizes(how):
-    return [5, 7] if how['method'] == 'ck' else [3, (5, 3)]
+    return [5, 7] if 'ck' in how['method'] else [3, (5, 3)]
 
 
 @pytest.mark.filterwarnings('ignore:Using padding=')
@@ -104,7 +106,7 @@ def test_preserve(how, groups):
 @pytest.mark.parametrize('how', NORMED, ids=name)
 def test_norms_preserve_nothing_and_say_so(how):
     with pytest.raises(ValueError, match='normalised by the batch'):
-        ExpandedConv2d.from_conv(nn.Conv2d(4, 4, 3), init='preserve', **how)
+        ExpandedConv2d.from_conv(nn.Conv2d(4, 4, sizes(how)[0]), init='preserve', **how)
 
 
 @pytest.mark.parametrize('how', ALL, ids=name)
@@ -159,11 +161,12 @@ def test_unfit_layers_are_refused_with_the_reason(layer, how, words):
 class Net(nn.Module):
     """A convolution without bias and the norm behind it, and one with a bias."""
 
-    def __init__(self):
+    def __init__(self, how):
         super().__init__()
-        self.first = nn.Conv2d(4, 4, 3, padding=1, bias=False)
+        size = sizes(how)[0]
+        self.first = nn.Conv2d(4, 4, size, padding=size // 2, bias=False)
         self.norm = nn.BatchNorm2d(4)
-        self.second = nn.Conv2d(4, 6, 3, padding=1, stride=2)
+        self.second = nn.Conv2d(4, 6, size, padding=size // 2, stride=2)
 
     def forward(self, x):
         return self.second(self.norm(self.first(x)).relu())
@@ -174,7 +177,7 @@ def test_norms_measured_on_all_pixels_are_batch_norms(how):
     """Where a norm follows, their shift is nothing; where none does, it is in the bias."""
     if how['method'] == 'dbb':
         pytest.skip('its inner norms do not see the padded pixels when they are measured')
-    branches = Net().double()
+    branches = Net(how).double()
     mmexpand.expand_(branches, ExpandConfig(**how))
     for parameter in branches.parameters():
         parameter.data.normal_()
@@ -197,7 +200,7 @@ def norms(model):
 @pytest.mark.parametrize('how', NORMED, ids=name)
 @pytest.mark.parametrize('forward', ['auto', 'folded'])
 def test_training_with_norms_learns_and_contracts_exactly(how, forward):
-    model = Net().double()
+    model = Net(how).double()
     mmexpand.expand_(model, ExpandConfig(forward=forward, **how))
     optimizer = torch.optim.SGD(model.parameters(), 0.02, momentum=0.9)
     assert Probe(torch.empty(8, 4, 24, 24), model.first.site)._step > 1
@@ -212,7 +215,7 @@ def test_training_with_norms_learns_and_contracts_exactly(how, forward):
     assert losses[-1] < 0.5 * losses[0]
     model.eval()
     compact = mmexpand.contract(model)
-    assert list(compact.state_dict()) == list(Net().state_dict())
+    assert list(compact.state_dict()) == list(Net(how).state_dict())
     result = mmexpand.verify(model, compact, lambda m: m(x), tolerance=1e-10)
     assert len(result.layers) == 2
     # What was learnt with the batch's statistics is there with the running ones.

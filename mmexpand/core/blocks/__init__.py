@@ -44,12 +44,16 @@ BLOCKS = {
     'rep': Block(rep.rep, rep.refusal),
     'acnet': Block(normed.acnet, normed.refusal),
     'repvgg': Block(normed.repvgg, normed.refusal),
+    'repvgg_cl': Block(normed.repvgg_cl, normed.refusal),
+    'repvgg_ck': Block(normed.repvgg_ck, lambda site: _ck.refusal(site) or normed.refusal(site)),
+    'mobileone': Block(normed.mobileone, normed.refusal),
     'dbb': Block(normed.dbb, normed.refusal),
 }
 
 METHODS = (
     *('cl', 'ck', 'fc', 'auto', 'cl+fc', 'ck+fc'),
     *('orepa', 'do', 'ac', 'rep', 'acnet', 'repvgg', 'dbb'),
+    *('repvgg_cl', 'repvgg_ck', 'mobileone'),
 )
 """Values of ``method``. Linear layers are expanded by 'fc' alone."""
 

@@ -5,6 +5,7 @@ from torch import nn
 
 from ..expression import Chain, Deviation, Filter, Norm, Sum
 from ..site import Site
+from . import ck, cl
 from .filters import identity_kernel
 from .rep import ac_branches, rep_branches
 
@@ -17,6 +18,29 @@ def _sum(site: Site, branches: list[nn.Module]) -> nn.Module:
 def repvgg(site: Site) -> nn.Module:
     """BN(W_kxk) + BN(W_1x1) + BN(I) (Ding et al., "RepVGG", CVPR 2021, Sec. 3.2)."""
     return _sum(site, rep_branches(site.branch(site.kernel_size)))
+
+
+def repvgg_cl(site: Site) -> nn.Module:
+    """BN(W3 W2 W1) + BN(W_1x1) + BN(I): RepVGG's branches, the kxk one expanded as CL.
+
+    However the chain starts, its norm sets its scale; the paper's chain alone has none.
+    """
+    plain = site.branch(site.kernel_size)
+    return _sum(site, [cl.cl(plain), *rep_branches(plain)[1:]])
+
+
+def repvgg_ck(site: Site) -> nn.Module:
+    """BN(3x3 after 3x3 ...) + BN(W_1x1) + BN(I): the kxk branch expanded as CK."""
+    plain = site.branch(site.kernel_size)
+    return _sum(site, [ck.ck(plain), *rep_branches(plain)[1:]])
+
+
+def mobileone(site: Site) -> nn.Module:
+    """r times BN(W_kxk), BN(W_1x1) and BN(I) (Vasu et al., "MobileOne", CVPR 2023, Sec. 3.2)."""
+    plain = site.branch(site.kernel_size)
+    return _sum(
+        site, [*(plain.conv() for _ in range(max(1, round(site.rate)))), *rep_branches(plain)[1:]]
+    )
 
 
 def acnet(site: Site) -> nn.Module:
