@@ -36,7 +36,7 @@ def repvgg_ck(site: Site) -> nn.Module:
 
 
 def mobileone(site: Site) -> nn.Module:
-    """r times BN(W_kxk), BN(W_1x1) and BN(I) (Vasu et al., "MobileOne", CVPR 2023, Sec. 3.2)."""
+    """BN(W_kxk), r of them, + BN(W_1x1) + BN(I) (Vasu et al., "MobileOne", CVPR 2023, Sec. 3.2)."""
     plain = site.branch(site.kernel_size)
     return _sum(
         site, [*(plain.conv() for _ in range(max(1, round(site.rate)))), *rep_branches(plain)[1:]]
