@@ -14,6 +14,8 @@ lint: env
 demo: env
 	.venv/bin/python tools/demo/run_demo.py
 
-# 20 trainings that are killed, or cannot write; each takes a minute or two on 2 cores.
+# 2,000 drawn layers and networks, and 20 trainings that are killed, or cannot write; each of those
+# takes a minute or two on 2 cores.
 soak: env
+	.venv/bin/python -m pytest tests/test_core/test_properties.py --hypothesis-profile soak
 	.venv/bin/python -m tests.soak

@@ -6,11 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from PIL import Image
 
 os.environ.setdefault('CUDA_VISIBLE_DEVICES', '-1')
+settings.register_profile('few', max_examples=40, deadline=None, derandomize=True)
+settings.register_profile('soak', max_examples=2000, deadline=None)
+settings.load_profile('few')
 _runs = itertools.count()
 
 SEGMENTOR = dict(

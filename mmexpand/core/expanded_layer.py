@@ -247,14 +247,20 @@ class ExpandedLayer(nn.Module):
         """
         if self._offered is not None:
             return self._offered.weight
-        return self._as_layer_weight(self.fold()[0])
+        return self._as_layer_weight(self._read()[0])
 
     @property
     def bias(self) -> Tensor | None:
         """The folded bias, differentiable, in the shape of the layer's; None where it has none."""
         if self._offered is not None:
             return self._offered.bias
-        return self.fold()[1] if self._has_bias else None
+        return self._read()[1] if self._has_bias else None
+
+    def _read(self) -> Affine:
+        """What a module that reads the weight, in place of calling the layer, computes with."""
+        if self.leaf is not None and self.training and torch.is_grad_enabled():
+            return self.leaf.refresh()
+        return self.fold()
 
     @property
     def factor_shapes(self) -> list[Shape]:

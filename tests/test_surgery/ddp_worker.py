@@ -22,15 +22,16 @@ ROWS = 8
 
 
 class Net(nn.Module):
-    """A shared layer, one with groups, and one that not every step uses."""
+    """A shared layer, one with groups, one that not every step uses, one that is read only."""
 
-    def __init__(self):
+    def __init__(self, attends: bool):
         super().__init__()
         self.stem = nn.Conv2d(3, 8, 3, padding=1)
         self.shared = nn.Conv2d(8, 8, 3, padding=1, groups=2, bias=False)
         self.sometimes = nn.Conv2d(8, 8, 3, padding=1)
         self.neck = nn.Conv2d(8, 4, 5)
         self.head = nn.Linear(64, 5)
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True) if attends else None
         self.use_sometimes = True
 
     def forward(self, x):
@@ -38,17 +39,24 @@ class Net(nn.Module):
         x = self.shared(self.shared(x).relu())
         if self.use_sometimes:
             x = self.sometimes(x)
-        return self.head(self.neck(x.relu()).flatten(1))
+        x = self.neck(x.relu())
+        if self.attention is not None:
+            # It never calls its `out_proj`, but reads weight and bias.
+            pixels = x.flatten(2).transpose(1, 2)
+            x = x + self.attention(pixels, pixels, pixels)[0].transpose(1, 2).view_as(x)
+        return self.head(x.flatten(1))
 
 
 def expanded_net(case: str) -> nn.Module:
     torch.manual_seed(0)
-    net = Net().double()
+    net = Net(attends=case == 'attention').double()
     if case == 'frozen':
         net.stem.requires_grad_(False)
     include = ['stem', 'shared', 'sometimes', 'neck']
+    if case == 'attention':
+        include.append('attention.out_proj')
     shortcut = case == 'shortcut'
-    method = case if case in ('orepa', 'do', 'rep', 'ac') else 'cl'
+    method = case if case in ('orepa', 'do', 'rep', 'ac') else 'cl+fc'
     cfg = mmexpand.ExpandConfig(method, 4, include=include, shortcut=shortcut)
     mmexpand.expand_(net, cfg)
     if case == 'frozen':

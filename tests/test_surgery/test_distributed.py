@@ -19,7 +19,7 @@ WORKER = Path(__file__).with_name('ddp_worker.py')
 
 BLOCKS = ['shortcut', 'orepa', 'do', 'rep', 'ac']
 CASES = {
-    2: ['simple', 'clip', 'sum', 'unused', 'frozen', 'static', 'views', *BLOCKS],
+    2: ['simple', 'clip', 'sum', 'unused', 'frozen', 'static', 'views', 'attention', *BLOCKS],
     4: ['simple'],
 }
 
