@@ -11,12 +11,12 @@ PACKAGE = Path(__file__).parents[1] / 'mmexpand'
 FRAMEWORKS = {'mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain'}
 ALLOWED = {
     'core': {'core'},
-    'surgery': {'core', 'surgery'},
+    'surgery': {'core', 'surgery', 'files'},
     'analysis': {'core', 'surgery', 'analysis'},
-    'mm': {'core', 'surgery', 'mm', 'models', 'version'},
+    'mm': {'core', 'surgery', 'mm', 'models', 'files', 'version'},
     'models': {'models'},
-    'deploy': {'core', 'surgery', 'mm', 'deploy'},
-    'study': {'mm', 'study', 'version'},
+    'deploy': {'core', 'surgery', 'mm', 'files', 'deploy'},
+    'study': {'mm', 'files', 'study', 'version'},
 }
 
 

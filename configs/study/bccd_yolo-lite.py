@@ -1,7 +1,7 @@
 # Which blocks help a detector without norms? YOLO-LITE on BCCD.
 baseline = 'compact'
 metric = 'pascal_voc/mAP'
-lrs = [0.002, 0.005, 0.01, 0.02]
+lrs = [0.0005, 0.001, 0.002, 0.005, 0.01]
 seeds = [0, 1, 2, 3, 4]
 tune_seeds = [0]
 results_dir = '../../resources/studies/bccd_yolo-lite'

@@ -117,13 +117,14 @@ class ExpandedLayer(nn.Module):
         """What the kernel is computed from."""
         return self._modules[self._root]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Apply the layer: the same shapes in and out as the layer it stands for.
 
         In eval mode the folded kernel is applied whatever ``forward`` says: the compact
         computation. In training mode a block with norms in its branches is run layer by layer;
         'folded', its norms take their statistics from a part of the pixels.
         """
+        x = input  # torch's name: some call layers by keyword
         if self._offered is not None:
             self.take_offered()
         if self.training and not self.is_linear and self.forward_order == 'folded':
@@ -155,13 +156,13 @@ class ExpandedLayer(nn.Module):
             segments = segments[2:]
         return self._apply_segments(x, segments)
 
-    def forward_layerwise(self, x: Tensor) -> Tensor:
+    def forward_layerwise(self, input: Tensor) -> Tensor:
         """Apply one factor after another, in any mode: the paper's chain."""
         if self._offered is not None:
             self.take_offered()
         if self._is_chain:
-            return self._apply_segments(x, self._layerwise)
-        return self._apply_branches(x)
+            return self._apply_segments(input, self._layerwise)
+        return self._apply_branches(input)
 
     def segments(self, input_shape: Sequence[int]) -> Segments:
         """The cheapest order of association for an input of this shape."""

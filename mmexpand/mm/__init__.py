@@ -2,11 +2,14 @@
 
 from importlib.util import find_spec
 
+from mmengine.model import BaseAveragedModel
 from mmengine.registry import HOOKS, MODELS
 
 from .. import models  # noqa: F401
+from ..surgery.holders import CACHES
 from .builders import ExpandBackbone, ExpandModel
 from .hooks import ContractHook, ExpandHook
+from .models import refresh_average
 from .optim import ExpandOptimWrapperConstructor
 from .runtime import allow_mmengine_checkpoints
 
@@ -19,6 +22,7 @@ if find_spec('mmcv'):
     # torch versions.
     PLAIN_LAYERS.update((Conv2d, Linear))
 
+CACHES[BaseAveragedModel] = refresh_average
 MODELS.register_module(name='ExpandBackbone', module=ExpandBackbone)
 MODELS.register_module(name='ExpandModel', module=ExpandModel)
 HOOKS.register_module(name='ExpandHook', module=ExpandHook)

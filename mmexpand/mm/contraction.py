@@ -1,6 +1,7 @@
 """From an expanded model to files: contract, verify on a real batch, evaluate, write."""
 
 import copy
+import logging
 import os
 import tempfile
 from collections.abc import Callable, Mapping
@@ -15,6 +16,7 @@ from mmengine.dist import broadcast
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from ..files import written_whole
 from ..surgery import Verification, VerificationError, contract_, verify
 from ..surgery.checkpoint import META_KEY, save_checkpoint, save_safetensors
 from ..surgery.copying import copy_model
@@ -149,8 +151,10 @@ def contract_without_data(expanded: nn.Module, height: int, width: int) -> Contr
         width: of the images.
 
     Raises:
+        ValueError: if a weight is not finite.
         VerificationError: if the compact model computes something else.
     """
+    _check_finite(expanded)
     compact = contract_(copy_model(expanded))
     shape = (2, input_channels(compact), height, width)
     data = dict(inputs=torch.randn(shape, device=next(compact.parameters()).device))
@@ -187,7 +191,10 @@ def compact_checkpoint(result: Contraction, cfg: Config, meta: dict) -> dict:
     if result.metrics_expanded is not None:
         report['metrics_expanded'] = result.metrics_expanded
     meta = {**meta, 'cfg': make_compact_config(cfg).pretty_text, META_KEY: report}
-    state_dict = {name: value.cpu() for name, value in result.compact.state_dict().items()}
+    state_dict = {
+        name: value.cpu() if isinstance(value, torch.Tensor) else plain(value, name)
+        for name, value in result.compact.state_dict().items()
+    }
     return dict(meta=plain(meta), state_dict=state_dict)
 
 
@@ -197,14 +204,19 @@ def write_compact_checkpoint(
     """Write the compact checkpoint, whole or not at all; see ``compact_checkpoint``.
 
     Returns:
-        What was written: ``path`` and, where safetensors is installed, the same beside it.
+        What was written: ``path`` and, where safetensors is installed, the same beside it, unless
+        that fails: then the log says why.
     """
     checkpoint = compact_checkpoint(result, cfg, meta)
     save_checkpoint(checkpoint, path)
     if not find_spec('safetensors'):
         return [path]
     beside = path.with_suffix('.safetensors')
-    save_safetensors(checkpoint['state_dict'], beside, checkpoint['meta'])
+    try:
+        save_safetensors(checkpoint['state_dict'], beside, checkpoint['meta'])
+    except (OSError, TypeError) as error:
+        log(f'{beside} was not written: {describe(error)}', logging.WARNING)
+        return [path]
     return [path, beside]
 
 
@@ -216,12 +228,8 @@ def has_model(cfg: Config) -> bool:
 def write_compact_config(cfg: Config, directory: Path) -> Path:
     """Write the compact config beside the checkpoints; returns its path."""
     path = directory / CONFIG_NAME
-    temporary = path.with_name(f'.{os.getpid()}.{path.name}')
-    try:
+    with written_whole(path) as temporary:
         make_compact_config(cfg).dump(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

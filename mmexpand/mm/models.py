@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.model import BaseAveragedModel
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
@@ -87,6 +88,14 @@ def selects_by_score(model: nn.Module) -> bool:
 def features(model: nn.Module, data: dict) -> Any:
     """What the heads of an OpenMMLab model get."""
     return model.extract_feat(data['inputs'])
+
+
+def refresh_average(averaged: BaseAveragedModel) -> None:
+    """Let an averaged copy in a model average the parameters that it has now."""
+    inside = averaged.module
+    averaged.avg_parameters = (
+        inside.state_dict() if averaged.update_buffers else dict(inside.named_parameters())
+    )
 
 
 def _builder_wishes(node: Any, path: str) -> Iterator[Wish]:

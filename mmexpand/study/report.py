@@ -7,6 +7,7 @@ from statistics import fmean, stdev
 
 from matplotlib.figure import Figure
 
+from ..files import written_whole
 from .run import arm_problem, write_json
 from .spec import Study
 from .statistics import ArmSummary, Difference, decimals, difference, in_words, summarise
@@ -153,12 +154,10 @@ def _plot_differences(study: Study, found: dict[str, Difference | None], path: P
 
 
 def _save(figure: Figure, path: Path) -> None:
-    temporary = path.with_name(f'.{os.getpid()}.{path.name}')
-    figure.savefig(temporary, dpi=120)
-    os.replace(temporary, path)
+    with written_whole(path) as temporary:
+        figure.savefig(temporary, dpi=120)
 
 
 def _write_text(text: str, path: Path) -> None:
-    temporary = path.with_name(f'.{os.getpid()}.{path.name}')
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    with written_whole(path) as temporary:
+        temporary.write_text(text)

@@ -3,7 +3,6 @@
 import argparse
 import json
 import math
-import os
 import time
 import traceback
 from pathlib import Path
@@ -15,6 +14,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmengine.utils import import_modules_from_strings
 
+from ..files import written_whole
 from ..mm.datasets import check_datasets
 from ..mm.launch import build_runner
 from ..version import __version__
@@ -170,14 +170,13 @@ def train(study: Study, run: Run) -> dict:
 def write_json(content: object, path: Path) -> None:
     """Write JSON whole or not at all; lists of numbers stay on one line."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     if isinstance(content, dict):
         lines = [f'  {json.dumps(key)}: {json.dumps(value)}' for key, value in content.items()]
         text = '{\n' + ',\n'.join(lines) + '\n}\n'
     else:
         text = json.dumps(content, indent=1) + '\n'
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    with written_whole(path) as temporary:
+        temporary.write_text(text)
 
 
 def main() -> None:

@@ -4,8 +4,7 @@ import json
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
@@ -19,6 +18,7 @@ from ..core.blocks import BLOCKS
 from ..core.expanded_layer import FACTORS, SITE_KEY
 from ..core.expression import as_kernel
 from ..core.site import Site
+from ..files import written_whole
 
 META_KEY = 'mmexpand'
 """Where a checkpoint's ``meta`` says what it is: ``dict(kind='expanded' or 'compact', ...)``."""
@@ -112,7 +112,7 @@ def _unreadable(path: Path) -> str:
 
 def save_checkpoint(checkpoint: Mapping[str, Any], path: str | os.PathLike) -> None:
     """Write a checkpoint whole or not at all: under a temporary name, then renamed."""
-    with _whole(path) as temporary:
+    with written_whole(path) as temporary:
         torch.save(checkpoint, temporary)
 
 
@@ -143,19 +143,8 @@ def save_safetensors(
     }
     texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
     texts['format'] = 'pt'  # What other readers look for.
-    with _whole(path) as temporary:
+    with written_whole(path) as temporary:
         save_file(tensors, temporary, texts)
-
-
-@contextmanager
-def _whole(path: str | os.PathLike) -> Iterator[Path]:
-    path = Path(path)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def get_state_dict(checkpoint: Mapping[str, Any]) -> Mapping[str, Tensor]:

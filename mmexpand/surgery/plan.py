@@ -15,6 +15,7 @@ from ..core.expression import Shape, as_kernel, kernel_refusal, leaves
 from ..core.site import Site
 from ..core.units import ExpandedConv2d, ExpandedLinear
 from .config import ExpandConfig
+from .holders import held_parameters
 
 
 @dataclass(frozen=True)
@@ -93,10 +94,11 @@ def plan(model: nn.Module, cfg: ExpandConfig | None = None) -> Plan:
         for parameter in module._parameters.values()
         if parameter is not None
     )
+    held = held_parameters(model)
     chosen = _choose(names, cfg)
     result = Plan(cfg, params_before=_count(model))
     for layer, aliases in names.items():
-        reason = _unchosen(aliases, chosen, cfg) or _refuse(layer, owners, cfg)
+        reason = _unchosen(aliases, chosen, cfg) or _refuse(layer, owners, held, cfg)
         if reason:
             result.skipped.append(SkippedLayer(aliases[0], reason))
         else:
@@ -165,7 +167,7 @@ def _unchosen(aliases: list[str], chosen: set[str], cfg: ExpandConfig) -> str:
     return 'excluded' if excluded else 'not included'
 
 
-def _refuse(layer: nn.Module, owners: Counter, cfg: ExpandConfig) -> str:
+def _refuse(layer: nn.Module, owners: Counter, held: dict[int, str], cfg: ExpandConfig) -> str:
     kind = nn.Linear if isinstance(layer, nn.Linear) else nn.Conv2d
     if isinstance(layer, (nn.modules.conv._ConvTransposeNd, nn.Conv1d, nn.Conv3d)):
         return f'{type(layer).__name__} is not supported; nn.Conv2d and nn.Linear are'
@@ -174,6 +176,9 @@ def _refuse(layer: nn.Module, owners: Counter, cfg: ExpandConfig) -> str:
         return reason
     if any(owners[id(parameter)] > 1 for parameter in layer.parameters()):
         return 'it shares a parameter with another layer'
+    places = [held[id(p)] for p in layer.parameters() if id(p) in held]
+    if places:
+        return f'the model keeps its parameter in {places[0]} too, and would go on with that'
     try:
         _choose_block(layer, cfg)
     except ValueError as error:

@@ -9,6 +9,7 @@ from torch import nn
 from ..core.units import ExpandedConv2d, ExpandedLinear
 from .config import ExpandConfig
 from .copying import copy_model
+from .holders import swap_held
 from .plan import Plan, plan
 
 logger = logging.getLogger(__name__)
@@ -39,8 +40,11 @@ def expand_(model: nn.Module, cfg: ExpandConfig | None = None) -> Plan:
             'the model is a single layer, which has no place to be replaced in; make a unit of it '
             'with ExpandedConv2d.from_conv or ExpandedLinear.from_linear'
         )
-    units = [(layer, _expand_layer(model.get_submodule(layer.name), cfg)) for layer in done]
-    for layer, unit in units:
+    swapped = {}
+    for layer in done:
+        old = model.get_submodule(layer.name)
+        swapped[old] = _expand_layer(old, cfg)
+    for layer, unit in zip(done, swapped.values(), strict=True):
         _replace(model, layer.names, unit)
         logger.info(
             '%s: %s, rate %s, %d -> %d parameters',
@@ -50,6 +54,7 @@ def expand_(model: nn.Module, cfg: ExpandConfig | None = None) -> Plan:
             layer.params_before,
             layer.params_after,
         )
+    swap_held(model, swapped)
     return done
 
 
@@ -71,8 +76,11 @@ def contract_(model: nn.Module) -> nn.Module:
     """
     if isinstance(model, Unit):
         return _contract_unit(model)
-    for unit, aliases in _names_of_units(model).items():
-        _replace(model, aliases, _contract_unit(unit))
+    names = _names_of_units(model)
+    swapped = {unit: _contract_unit(unit) for unit in names}
+    for unit, aliases in names.items():
+        _replace(model, aliases, swapped[unit])
+    swap_held(model, swapped)
     return model
 
 

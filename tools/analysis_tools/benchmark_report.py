@@ -16,6 +16,7 @@ from rich.table import Table
 from mmexpand.analysis.benchmark import GroupResult, VariantResult
 from mmexpand.analysis.cases import COMPACT, OURS
 from mmexpand.analysis.steps import Settings
+from mmexpand.files import written_whole
 
 COLORS = {
     'layerwise': '#b0b7c3',
@@ -145,16 +146,15 @@ def write_report(
     record = dict(machine=machine, settings=asdict(settings), groups=[_record(g) for g in groups])
     _replace(out_dir / 'benchmark.json', (json.dumps(record, indent=2) + '\n').encode())
     _replace(out_dir / 'benchmark.md', markdown(machine, settings, groups).encode())
-    figure, temporary = plot(groups), out_dir / 'benchmark.png.tmp'
-    figure.savefig(temporary, format='png', dpi=150)
+    figure = plot(groups)
+    with written_whole(out_dir / 'benchmark.png') as temporary:
+        figure.savefig(temporary, dpi=150)
     plt.close(figure)
-    os.replace(temporary, out_dir / 'benchmark.png')
 
 
 def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(path.name + '.tmp')
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    with written_whole(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def _record(group: GroupResult) -> dict:

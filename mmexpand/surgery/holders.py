@@ -1,0 +1,65 @@
+"""What a model holds beside its tree of modules: layers in plain lists, parameters in caches."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+CACHES: dict[type, Callable[[nn.Module], None]] = {}
+"""Classes that keep parameters of their submodules, and what makes them take up the present ones.
+A framework's are added by the layer that knows it."""
+
+_TREE = frozenset(vars(nn.Module()))
+
+
+def swap_held(model: nn.Module, swapped: Mapping[nn.Module, nn.Module]) -> None:
+    """Put layers in the place of others in plain lists, tuples and dicts, as was done in the tree.
+
+    Args:
+        model: the model, its tree of modules up to date.
+        swapped: the new layers by the ones they have replaced.
+    """
+    for module in model.modules():
+        for name, value in _outside_the_tree(module):
+            vars(module)[name] = _swap(value, swapped)
+        for kind, take_up in CACHES.items():
+            if isinstance(module, kind):
+                take_up(module)
+
+
+def held_parameters(model: nn.Module) -> dict[int, str]:
+    """By the id of a parameter, where a model keeps it outside its tree of modules, if it does."""
+    found = {}
+    for prefix, module in model.named_modules():
+        if isinstance(module, tuple(CACHES)):
+            continue
+        for name, value in _outside_the_tree(module):
+            place = f'{prefix}.{name}'.lstrip('.')
+            found.update((id(tensor), place) for tensor in _tensors(value))
+    return found
+
+
+def _outside_the_tree(module: nn.Module) -> list[tuple[str, Any]]:
+    return [(name, value) for name, value in vars(module).items() if name not in _TREE]
+
+
+def _swap(value: Any, swapped: Mapping[nn.Module, nn.Module]) -> Any:
+    if isinstance(value, nn.Module):
+        return swapped.get(value, value)
+    if type(value) is list:
+        value[:] = [_swap(item, swapped) for item in value]
+    elif type(value) is dict:
+        value.update({key: _swap(item, swapped) for key, item in value.items()})
+    elif type(value) is tuple:
+        return tuple(_swap(item, swapped) for item in value)
+    return value
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, nn.Parameter):
+        yield value
+    elif type(value) in (list, tuple):
+        for item in value:
+            yield from _tensors(item)
+    elif type(value) is dict:
+        yield from _tensors(list(value.values()))
