@@ -1,7 +1,7 @@
 # Which blocks help a detector without norms? YOLO-LITE on BCCD.
 baseline = 'compact'
 metric = 'pascal_voc/mAP'
-lrs = [0.0005, 0.001, 0.002, 0.005, 0.01]
+lrs = [0.0005, 0.001, 0.0014, 0.002, 0.005, 0.01]
 seeds = [0, 1, 2, 3, 4]
 tune_seeds = [0]
 results_dir = '../../resources/studies/bccd_yolo-lite'
@@ -11,6 +11,16 @@ channels_last = True
 config = '../yolo_lite/yolo-lite_1xb8-2000iters_bccd-160x160.py'
 root = '../shared/data/bccd-voc/'
 data = {f'{split}_dataloader.dataset.data_root': root for split in ('train', 'val', 'test')}
+
+
+longer = {
+    **data,
+    'train_cfg.max_iters': 4000,
+    'param_scheduler': [
+        dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
+        dict(type='CosineAnnealingLR', by_epoch=False, begin=100, end=4000),
+    ],
+}
 
 
 def arm(**fields):
@@ -23,6 +33,8 @@ def arm(**fields):
 
 arms = dict(
     compact=dict(config=config, cfg_options=data),
+    # Twice the time, where the expanded arms take less than 1.3 times.
+    compact_long=dict(config=config, cfg_options=longer),
     repvgg=arm(method='repvgg'),
     repvgg_folded=arm(method='repvgg', forward='folded'),
     repvgg_cl_folded=arm(method='repvgg_cl', rate=4, forward='folded'),
