@@ -94,6 +94,9 @@ def _rewrap(runner: Runner, compact_gradients: bool) -> None:
     runner.model = model
     gc.collect()
     cfg = runner.cfg.get('model_wrapper_cfg')
+    if (cfg or {}).get('detect_anomalous_params'):
+        log('Gradients are reduced of every factor, for detect_anomalous_params to find it')
+        compact_gradients = False
     if compact_gradients and is_training(runner) and can_reduce_compact(model):
         log('Gradients are reduced at the size of the compact network')
         runner.model = reduce_compact(model, lambda m: runner.wrap_model(cfg, m))

@@ -126,14 +126,27 @@ def test_a_data_prefix_may_be_a_string(tmp_path):
     check(type='BaseDataset', data_root=str(tmp_path), data_prefix='images')
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason='for machines without a GPU')
-def test_sync_bn_at_the_top_level_without_a_gpu(seg_cfg, tmp_path):
-    cfg = seg_cfg(sync_bn='torch')
-    cfg.dump(tmp_path / 'config.py')
+def train_distributed(cfg, folder) -> str:
+    """tools/train.py in one process of a group; returns what it said."""
+    cfg.dump(folder / 'config.py')
     done = subprocess.run(
         [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=1',
-         str(TOOLS / 'train.py'), str(tmp_path / 'config.py'), '--launcher', 'pytorch'],
-        capture_output=True, text=True, check=False,
+         str(TOOLS / 'train.py'), str(folder / 'config.py'), '--launcher', 'pytorch'],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stdout[-3000:]
     assert (Path(cfg.work_dir) / 'compact_last.pth').exists()
+    return done.stdout
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='for machines without a GPU')
+def test_sync_bn_at_the_top_level_without_a_gpu(seg_cfg, tmp_path):
+    train_distributed(seg_cfg(sync_bn='torch'), tmp_path)
+
+
+def test_anomalous_params_are_those_that_the_loss_does_not_reach(seg_cfg, tmp_path):
+    """Compact-size gradients would cut all factors off the graph that it looks at."""
+    wrapper = dict(type='MMDistributedDataParallel', detect_anomalous_params=True)
+    said = train_distributed(seg_cfg(model_wrapper_cfg=wrapper), tmp_path)
+    assert 'is not in the computational graph' not in said
+    assert 'for detect_anomalous_params to find it' in said
