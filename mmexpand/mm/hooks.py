@@ -64,7 +64,9 @@ class ExpandHook(CheckpointGuardHook):
 
         Raises:
             RuntimeError: where the Runner cannot be rebuilt; names the builder to use instead.
+            ValueError: for an option that no expanded model can be trained with.
         """
+        _check_options(runner)
         _check_rebuildable(runner)
         model = unwrap(runner.model)
         params = sum(p.numel() for p in model.parameters())
@@ -102,6 +104,14 @@ def _rewrap(runner: Runner, compact_gradients: bool) -> None:
         runner.model = reduce_compact(model, lambda m: runner.wrap_model(cfg, m))
     else:
         runner.model = runner.wrap_model(cfg, model)
+
+
+def _check_options(runner: Runner) -> None:
+    if runner.cfg.get('efficient_conv_bn_eval'):
+        raise ValueError(
+            'efficient_conv_bn_eval traces convolutions, and an expanded one is none: remove it '
+            "from the config, or set it on mmcv's ConvModule, which traces nothing"
+        )
 
 
 def _check_rebuildable(runner: Runner) -> None:
@@ -160,11 +170,13 @@ class ContractHook(CheckpointGuardHook):
 
         Raises:
             CheckpointError: if the run resumes, and no checkpoint in its work dir is whole.
+            ValueError: for an option that no expanded model can be trained with.
         """
         resume_from_whole(runner)
         builder = not any(isinstance(hook, ExpandHook) for hook in runner.hooks)
         if not builder or not is_expanded(unwrap(runner.model)):
             return
+        _check_options(runner)
         if isinstance(runner.model, DistributedDataParallel):
             _rewrap(runner, self.compact_gradients)
         rebuildable = type(runner) is Runner and isinstance(runner.cfg.get('optim_wrapper'), dict)

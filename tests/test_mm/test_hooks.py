@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmcv.cnn import ConvModule
 from mmengine.hooks import EMAHook
 from mmengine.model import constant_init
 from mmengine.registry import MODELS
@@ -441,6 +442,36 @@ def test_runners_that_cannot_be_rebuilt_name_the_builder(seg_cfg):
     runner = FlexibleRunner.from_cfg(cfg)
     with pytest.raises(RuntimeError, match='ExpandModel'):
         runner.train()
+
+
+@pytest.mark.parametrize('by', ['hook', 'builder'])
+def test_tracing_is_refused_in_words(seg_cfg, by):
+    cfg = seg_cfg(efficient_conv_bn_eval='backbone', custom_hooks=hooks())
+    if by == 'builder':
+        cfg.model = dict(type='ExpandModel', model=cfg.model, include='backbone')
+        cfg.custom_hooks = [dict(type='ContractHook')]
+    with pytest.raises(ValueError, match='efficient_conv_bn_eval traces'):
+        train(cfg)
+    assert not list(Path(cfg.work_dir).glob('*.pth'))
+
+
+@pytest.mark.parametrize('forward', ['folded', 'layerwise'])
+def test_efficient_conv_bn_eval_of_a_conv_module(forward):
+    """Its norm, in eval mode, is folded into the kernel that it reads from the unit."""
+    torch.manual_seed(0)
+    options = dict(padding=1, norm_cfg=dict(type='BN'), act_cfg=None)
+    module = ConvModule(4, 8, 3, efficient_conv_bn_eval=True, **options).double()
+    mmexpand.expand_(module, mmexpand.ExpandConfig(forward=forward))
+    module.bn.eval()
+    module.bn.running_mean.normal_()
+    module.bn.running_var.uniform_(0.5, 2)
+    x = torch.randn(2, 4, 9, 9, dtype=torch.float64)
+    parameters = list(module.parameters())
+    expected = module.bn(module.conv.forward_layerwise(x))
+    assert module.conv.training
+    torch.testing.assert_close(module(x), expected)
+    gradients = (torch.autograd.grad(y.square().sum(), parameters) for y in (module(x), expected))
+    torch.testing.assert_close(*gradients)
 
 
 @pytest.mark.parametrize(
