@@ -1,6 +1,5 @@
 """From a config and a command line to a Runner: what the tools share."""
 
-import dis
 import os
 import re
 import traceback
@@ -281,8 +280,6 @@ def explain(error: Exception, folders: tuple[Path, ...]) -> str | None:
         return _words(error)
     if isinstance(error, UnpicklingError):
         return f'a checkpoint that the config names {describe_blocked(error) or _words(error)}'
-    if isinstance(error, re.error):  # Of the patterns that are the user's.
-        return f'{error.pattern!r} is no regular expression: {error}'
     built = _being_built(error.__traceback__)
     if built is not None:
         return _explain_building(error, *built)
@@ -299,18 +296,9 @@ def explain(error: Exception, folders: tuple[Path, ...]) -> str | None:
 
 def _raised_on_purpose(error: Exception, folders: tuple[Path, ...]) -> bool:
     """Whether our code has a ``raise`` of its own where this comes from."""
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    *_, last = _entries(error.__traceback__)
-    code = frame.f_code
-    ours = any(folder in Path(code.co_filename).parents for folder in folders)
-    raising = dis.opname[code.co_code[last.tb_lasti]] == 'RAISE_VARARGS'
-    return ours and raising and not isinstance(error, AssertionError)
-
-
-def _entries(entry: TracebackType | None) -> Iterator[TracebackType]:
-    while entry is not None:
-        yield entry
-        entry = entry.tb_next
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    ours = any(folder in Path(last.filename).parents for folder in folders)
+    return ours and last.line.startswith('raise ') and not isinstance(error, AssertionError)
 
 
 def _being_built(entry: TracebackType | None) -> tuple[Any, dict] | None:

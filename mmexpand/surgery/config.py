@@ -1,5 +1,6 @@
 """What a user asks for."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -57,4 +58,10 @@ def _as_patterns(key: str, value: str | Sequence[str] | None) -> tuple[str, ...]
     valid = isinstance(patterns, Sequence) and patterns
     if not valid or not all(isinstance(pattern, str) and pattern for pattern in patterns):
         raise TypeError(f'{key} must be a pattern or a list of patterns, got {value!r}')
+    for pattern in patterns:
+        if pattern.startswith('re:'):
+            try:
+                re.compile(pattern[3:])
+            except re.error as error:
+                raise ValueError(f'{key}={pattern!r} is no regular expression: {error}') from None
     return tuple(patterns)

@@ -85,7 +85,7 @@ CASES = [
         'impossible for',
     ),
     ('plan.py {CONFIG} --include head.none', 'matches no convolution'),
-    ('plan.py {CONFIG} --include re:[', "'\\[' is no regular expression"),
+    ('plan.py {CONFIG} --include re:[', "include='re:\\[' is no regular expression"),
     ('plan.py {CONFIG} --rate -1', 'rate must be'),
     ('plan.py {CONFIG} --method cx', 'method must be one of'),
     ('plan.py {CONFIG} --method fc', 'nothing to expand'),
