@@ -131,7 +131,7 @@ def match_checkpoint(
             contract_(model)
     if resume or not training:
         # Fine-tuning from a checkpoint with other classes is common, testing with it is not.
-        _check_shapes(model, checkpoint)
+        check_shapes(model, checkpoint)
 
 
 def _cannot_resume(expanded: bool) -> str:
@@ -143,7 +143,8 @@ def _cannot_resume(expanded: bool) -> str:
         )
     return (
         'the checkpoint is of a compact model, the config expands: optimizer states do not fit, '
-        'so it cannot be resumed; start from its weights with load_from instead'
+        'so it cannot be resumed; start from its weights with load_from, or go on from there with '
+        'ExpandHook(warm_start=True)'
     )
 
 
@@ -193,7 +194,12 @@ def _factorise_refusal(model: nn.Module, state_dict: Mapping) -> str:
     return ''
 
 
-def _check_shapes(model: nn.Module, checkpoint: Mapping) -> None:
+def check_shapes(model: nn.Module, checkpoint: Mapping) -> None:
+    """Refuse a checkpoint that lacks parameters of a model, or has others.
+
+    Raises:
+        CheckpointError: naming the first one.
+    """
     state_dict = get_state_dict(checkpoint)
     found = {key.removeprefix('module.') for key in state_dict}
     missing = [key for key in _parameter_names(model, state_dict) if key not in found]

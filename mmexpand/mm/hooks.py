@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..surgery import ExpandConfig, is_expanded
+from ..surgery.checkpoint import get_state_dict, is_expanded_state_dict
 from ..surgery.copying import copy_model
 from ..surgery.distributed import can_reduce_compact, reduce_compact
 from ..surgery.weights import load_weights
@@ -36,6 +37,7 @@ from .logs import log
 from .optim import by_layer, stand_ins
 from .ranks import describe, on_main, together
 from .resume import resume_from_whole
+from .warm_start import CompactOptimizer
 
 
 class ExpandHook(CheckpointGuardHook):
@@ -49,15 +51,19 @@ class ExpandHook(CheckpointGuardHook):
         compact_gradients: whether DDP reduces the gradients of folded kernels, which are of the
             compact network's size, and not the factors'; where a unit's ``forward`` is
             'layerwise' it can't.
+        warm_start: whether a compact training that is resumed (``--resume`` its checkpoint) goes
+            on expanded, the weights preserved, with its schedule and momentum.
         **expand: fields of ``ExpandConfig``; patterns are relative to the whole model.
 
     Raises:
         TypeError, ValueError: see ``ExpandConfig`` and, once the model is there, ``plan``.
     """
 
-    def __init__(self, compact_gradients: bool = True, **expand: object):
+    def __init__(self, compact_gradients: bool = True, warm_start: bool = False, **expand: object):
         self.compact_gradients = compact_gradients
+        self.warm_start = warm_start
         self.cfg = ExpandConfig(**expand)
+        self._compact_optimizer: CompactOptimizer | None = None
 
     def before_run(self, runner: Runner) -> None:
         """Expand the Runner's model.
@@ -88,6 +94,26 @@ class ExpandHook(CheckpointGuardHook):
             _rewrap(runner, self.compact_gradients)
         if is_training(runner):
             _rebuild_optimizer(runner, names)
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """As any checkpoint is matched; a compact one that is resumed as ``warm_start`` says.
+
+        Raises:
+            CheckpointError: if it does not fit.
+        """
+        resume = runner._resume and is_training(runner)
+        compact = not is_expanded_state_dict(get_state_dict(checkpoint))
+        model = unwrap(runner.model)
+        if self.warm_start and resume and compact and is_expanded(model):
+            self._compact_optimizer = CompactOptimizer(model, checkpoint)
+        else:
+            super().after_load_checkpoint(runner, checkpoint)
+
+    def before_train(self, runner: Runner) -> None:
+        """Hand over what a compact training has left, where one goes on."""
+        if self._compact_optimizer is not None:
+            self._compact_optimizer.carry_over(runner)
+            self._compact_optimizer = None
 
 
 def _rewrap(runner: Runner, compact_gradients: bool) -> None:

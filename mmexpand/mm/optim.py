@@ -57,14 +57,7 @@ class ExpandOptimWrapperConstructor:
     def __call__(self, model: nn.Module) -> OptimWrapper | OptimWrapperDict:
         """Build it for a model, expanded or not."""
         model = unwrap(model)
-        build = dict(
-            type=self.base,
-            optim_wrapper_cfg=copy.deepcopy(self.optim_wrapper_cfg),
-            paramwise_cfg=self.options,
-        )
-        with compact_looks(model):
-            optim_wrapper = OPTIM_WRAPPER_CONSTRUCTORS.build(build)(model)
-            names = {id(parameter): name for name, parameter in model.named_parameters()}
+        optim_wrapper, names = self._build_compact(model)
         wrappers = (
             optim_wrapper.values()
             if isinstance(optim_wrapper, OptimWrapperDict)
@@ -73,6 +66,29 @@ class ExpandOptimWrapperConstructor:
         for wrapper in wrappers:
             self._hand_over(wrapper, names, model)
         return optim_wrapper
+
+    def compact_names(self, model: nn.Module) -> list[list[str]]:
+        """By group, the names of the parameters that the optimizer of the compact model has.
+
+        Args:
+            model: the expanded model, unwrapped.
+        """
+        optim_wrapper, names = self._build_compact(model)
+        groups = optim_wrapper.optimizer.param_groups
+        return [[names[id(parameter)] for parameter in group['params']] for group in groups]
+
+    def _build_compact(
+        self, model: nn.Module
+    ) -> tuple[OptimWrapper | OptimWrapperDict, dict[int, str]]:
+        build = dict(
+            type=self.base,
+            optim_wrapper_cfg=copy.deepcopy(self.optim_wrapper_cfg),
+            paramwise_cfg=self.options,
+        )
+        with compact_looks(model):
+            optim_wrapper = OPTIM_WRAPPER_CONSTRUCTORS.build(build)(model)
+            names = {id(parameter): name for name, parameter in model.named_parameters()}
+        return optim_wrapper, names
 
     def _hand_over(self, wrapper: OptimWrapper, names: dict[int, str], model: nn.Module) -> None:
         """Give the optimizer of the compact network the parameters of the expanded one."""

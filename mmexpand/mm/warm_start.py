@@ -1,0 +1,134 @@
+"""Warm start: a compact training goes on expanded, with its schedule and its momentum."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+from ..core.expanded_layer import ExpandedLayer
+from ..core.expression import as_kernel
+from ..surgery.checkpoint import get_state_dict
+from .checkpoints import check_shapes, match_checkpoint, unwrap
+from .logs import log
+from .optim import ExpandOptimWrapperConstructor, by_layer, stand_ins
+
+MOMENTUM = 'momentum_buffer'
+"""What SGD keeps of a parameter."""
+
+
+class CompactOptimizer:
+    """The optimizer of a compact training, kept until that of the expanded one can take it up.
+
+    Args:
+        model: the expanded model, unwrapped: it takes the checkpoint's weights.
+        checkpoint: of the compact training; it becomes one of the expanded training, without the
+            optimizer's state.
+
+    Raises:
+        CheckpointError: if it does not fit the model.
+    """
+
+    def __init__(self, model: nn.Module, checkpoint: dict):
+        averaged = checkpoint.pop('ema_state_dict', None)
+        if averaged is not None:
+            log('Warm start: the moving average starts anew, from the present weights')
+            # EMAHook saves the average as the model, and what is trained as the average.
+            trained = {k.removeprefix('module.'): v for k, v in averaged.items() if k != 'steps'}
+            checkpoint['state_dict'] = {**checkpoint['state_dict'], **trained}
+        match_checkpoint(model, checkpoint, training=True)
+        check_shapes(model, checkpoint)
+        model.load_state_dict(get_state_dict(checkpoint), strict=False)
+        checkpoint['state_dict'] = model.state_dict()
+        self._state = checkpoint.pop('optimizer', None)
+        for scheduler in _schedulers(checkpoint.get('param_schedulers', [])):
+            # There can be more groups than before: rates follow from those of the optimizer.
+            scheduler.pop('base_values', None)
+            scheduler.pop('_last_value', None)
+
+    def carry_over(self, runner: Runner) -> None:
+        """Give the optimizer of the expanded model the rates and the momentum that there were.
+
+        A folded kernel W has moved by momentum M; a factor F gets (dW / dF)^T M: what it would
+        have gathered, had it been there. Where the other factors stay as 'preserve' leaves them,
+        the kernel goes on exactly as the compact one would.
+
+        Args:
+            runner: with the weights loaded.
+        """
+        if self._state is None:
+            return
+        model = unwrap(runner.model)
+        optimizer = runner.optim_wrapper.optimizer
+        constructor = ExpandOptimWrapperConstructor(**_arguments(runner.cfg.optim_wrapper))
+        names = constructor.compact_names(model)
+        groups = self._state['param_groups']
+        kept, ratios = {}, {}
+        for group, held in zip(groups, names, strict=True):
+            ratio = group['lr'] / (group.get('initial_lr') or group['lr'] or 1)
+            for index, name in zip(group['params'], held, strict=True):
+                kept[name], ratios[name] = self._state['state'].get(index, {}), ratio
+        ratio_of = {}
+        for name, parts in stand_ins(model).items():
+            ratio_of.update((id(part.parameter), ratios.get(name, 1.0)) for part in parts)
+            if len(parts) == 1 and parts[0].unit is None and kept.get(name):
+                _set(optimizer, parts[0].parameter, kept[name])
+        for group in optimizer.param_groups:
+            group['lr'] = group.get('initial_lr', group['lr']) * ratio_of[id(group['params'][0])]
+        _carry_momentum(model, optimizer, kept)
+        log('Warm start: the compact training goes on expanded, with its momentum')
+
+
+def _schedulers(states: Any) -> Iterator[dict]:
+    for states_of_one in states.values() if isinstance(states, dict) else [states]:
+        yield from states_of_one
+
+
+def _arguments(optim_wrapper: dict) -> dict:
+    cfg = by_layer(optim_wrapper)
+    cfg.pop('constructor')
+    return dict(paramwise_cfg=cfg.pop('paramwise_cfg', None), optim_wrapper_cfg=cfg)
+
+
+def _carry_momentum(
+    model: nn.Module, optimizer: torch.optim.Optimizer, kept: dict[str, dict]
+) -> None:
+    for name, unit in model.named_modules():
+        if isinstance(unit, ExpandedLayer):
+            momenta = [kept.get(f'{name}.{kind}', {}).get(MOMENTUM) for kind in ('weight', 'bias')]
+            for parameter, momentum in pulled_back(unit, *momenta).items():
+                _set(optimizer, parameter, {MOMENTUM: momentum})
+
+
+def pulled_back(
+    unit: ExpandedLayer, weight: Tensor | None, bias: Tensor | None
+) -> dict[nn.Parameter, Tensor]:
+    """What gradients of a unit's kernel are for its factors.
+
+    Args:
+        unit: with any number of factors.
+        weight: in the shape of the layer's weight; None: nothing.
+        bias: in the shape of the layer's bias; None: nothing.
+    """
+    with torch.enable_grad():
+        folded = unit.fold()
+    given = [None if weight is None else as_kernel(weight), bias]
+    pairs = [
+        (value, gradient.to(value))
+        for value, gradient in zip(folded, given, strict=True)
+        if gradient is not None
+    ]
+    trained = [p for p in unit.expression.parameters() if p.requires_grad]
+    if not pairs or not trained:
+        return {}
+    values, gradients = zip(*pairs, strict=True)
+    found = torch.autograd.grad(values, trained, gradients, allow_unused=True)
+    return {p: g for p, g in zip(trained, found, strict=True) if g is not None}
+
+
+def _set(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, state: dict) -> None:
+    optimizer.state[parameter] = {
+        key: value.detach().to(parameter.device).clone() if isinstance(value, Tensor) else value
+        for key, value in state.items()
+    }

@@ -1,0 +1,144 @@
+"""A compact training that goes on expanded goes on where it was."""
+
+import copy
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
+from mmengine.runner import Runner
+from torch import nn
+
+import mmexpand
+from mmexpand import ExpandConfig
+from mmexpand.mm.optim import by_layer
+from mmexpand.mm.warm_start import CompactOptimizer
+from mmexpand.surgery import named_units
+from mmexpand.surgery.checkpoint import CheckpointError, load_checkpoint
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 6, 3, padding=1)
+        self.norm = nn.BatchNorm2d(6)
+        self.conv2 = nn.Conv2d(6, 4, 3, padding=1, groups=2)
+
+    def forward(self, x):
+        return self.conv2(self.norm(self.conv1(x)).relu())
+
+
+def steps(model, optimizer, count, generator):
+    for _ in range(count):
+        x = torch.randn(4, 3, 8, 8, dtype=torch.float64, generator=generator)
+        optimizer.zero_grad()
+        (model(x) - x[:, :1]).square().mean().backward()
+        optimizer.step()
+
+
+def sgd(**paramwise):
+    optimizer = dict(type='SGD', lr=0.05, momentum=0.9)
+    return dict(type='OptimWrapper', optimizer=optimizer, paramwise_cfg=paramwise)
+
+
+@pytest.mark.parametrize('lost', [False, True])
+def test_the_kernel_goes_on_as_the_compact_one_would(lost):
+    """To 1e-10 over 50 steps, the outer factors held; without the momentum it does not."""
+    torch.manual_seed(0)
+    compact, generator = Net().double(), torch.Generator().manual_seed(1)
+    optimizer = build_optim_wrapper(compact, sgd()).optimizer
+    steps(compact, optimizer, 10, generator)
+    checkpoint = copy.deepcopy(
+        dict(state_dict=compact.state_dict(), optimizer=optimizer.state_dict())
+    )
+    expanded = Net().double()
+    mmexpand.expand_(expanded, ExpandConfig(init='preserve'))
+    cfg = by_layer(sgd(outer_lr_mult=0.0))
+    wrapper = build_optim_wrapper(expanded, cfg)
+    kept = CompactOptimizer(expanded, checkpoint)
+    if not lost:
+        optim_wrapper = Config(dict(o=cfg)).o
+        cfg = SimpleNamespace(optim_wrapper=optim_wrapper)
+        kept.carry_over(SimpleNamespace(model=expanded, optim_wrapper=wrapper, cfg=cfg))
+    again = torch.Generator()
+    again.set_state(generator.get_state())
+    steps(compact, optimizer, 50, generator)
+    steps(expanded, wrapper.optimizer, 50, again)
+    errors = [
+        (getattr(unit, kind) - getattr(compact.get_submodule(name), kind)).abs().max().item()
+        for name, unit in named_units(expanded).items()
+        for kind in ('weight', 'bias')
+    ]
+    assert max(errors) > 1e-4 if lost else max(errors) < 1e-10
+
+
+def train(cfg):
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    return runner
+
+
+def hook(**options):
+    return dict(type='ExpandHook', include='backbone.encoder', init='preserve', **options)
+
+
+@pytest.fixture(params=[[], [dict(type='EMAHook')]], ids=['', 'EMAHook'])
+def compact_run(seg_cfg, request):
+    """The config and checkpoint, at its middle, of a compact training."""
+    cfg = seg_cfg(custom_hooks=request.param, **{'train_cfg.max_iters': 8})
+    train(cfg)
+    return cfg, Path(cfg.work_dir) / 'iter_4.pth'
+
+
+def trained(path):
+    """The weights that are trained, which EMAHook saves as the average."""
+    checkpoint = load_checkpoint(path)
+    averaged = checkpoint.get('ema_state_dict', {})
+    inside = {k.removeprefix('module.'): v for k, v in averaged.items() if k != 'steps'}
+    return {**checkpoint['state_dict'], **inside}
+
+
+def resumed(cfg, checkpoint, work_dir, custom_hooks):
+    """Another training with the schedule of this one, from its checkpoint."""
+    cfg = copy.deepcopy(cfg)
+    cfg.merge_from_dict(dict(work_dir=work_dir, resume=True, load_from=str(checkpoint)))
+    cfg.custom_hooks = [*custom_hooks, *cfg.custom_hooks]
+    cfg.experiment_name = Path(work_dir).name
+    return cfg
+
+
+def test_a_resumed_training_goes_on_expanded(compact_run, tmp_path):
+    cfg, checkpoint = compact_run
+    hooks = [hook(warm_start=True), dict(type='ContractHook')]
+    again = resumed(cfg, checkpoint, str(tmp_path / 'expanded'), hooks)
+    again.optim_wrapper.paramwise_cfg = dict(outer_lr_mult=0.0)
+    again.optim_wrapper.constructor = 'ExpandOptimWrapperConstructor'
+    runner = train(again)
+    assert runner.iter == 8
+    end = load_checkpoint(tmp_path / 'expanded/compact_last.pth')['state_dict']
+    expected, start = trained(Path(cfg.work_dir) / 'iter_8.pth'), trained(checkpoint)
+    assert list(end) == list(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(end[name], value, rtol=1e-3, atol=1e-4, msg=name)
+    name = 'backbone.encoder.0.0.convs.0.conv.weight'
+    moved = (expected[name] - start[name]).abs().max()
+    assert (end[name] - expected[name]).abs().max() < 0.01 * moved
+    # What it has written is resumed as any expanded checkpoint.
+    again.merge_from_dict({'load_from': None, 'train_cfg.max_iters': 10})
+    again.experiment_name = 'further'
+    assert train(again).iter == 10
+
+
+def test_without_the_option_it_is_refused_and_named(compact_run, tmp_path):
+    cfg, checkpoint = compact_run
+    with pytest.raises(CheckpointError, match='warm_start=True'):
+        train(resumed(cfg, checkpoint, str(tmp_path / 'expanded'), [hook()]))
+
+
+def test_blocks_with_norms_cannot_go_on(compact_run, tmp_path):
+    cfg, checkpoint = compact_run
+    normed = dict(hook(warm_start=True), method='repvgg', init='default')
+    with pytest.raises(CheckpointError, match='normalised by the batch'):
+        train(resumed(cfg, checkpoint, str(tmp_path / 'expanded'), [normed]))
