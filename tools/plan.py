@@ -23,6 +23,7 @@ from mmexpand.mm.models import (
     input_channels,
     tensor_outputs,
 )
+from mmexpand.mm.trial import try_training
 
 
 def parse_args() -> argparse.Namespace:
@@ -40,14 +41,22 @@ def parse_args() -> argparse.Namespace:
         help='input height and width for the MACs',
     )
     parser.add_argument('--batch-size', type=count, default=1, help='images for the MACs')
+    parser.add_argument(
+        '--dry-run',
+        action='store_true',
+        help="train one iteration on the config's data, and rehearse the contraction",
+    )
     add_config_arguments(parser)
     return parser.parse_args()
 
 
-def wishes(args: argparse.Namespace, cfg: Config) -> list:
+def given_options(args: argparse.Namespace) -> dict:
     keys = ('method', 'rate', 'include', 'exclude')
-    given = {key: getattr(args, key) for key in keys if getattr(args, key) is not None}
-    if given:
+    return {key: getattr(args, key) for key in keys if getattr(args, key) is not None}
+
+
+def wishes(args: argparse.Namespace, cfg: Config) -> list:
+    if given := given_options(args):
         return [('', mmexpand.ExpandConfig(**given))]
     found = expand_wishes(cfg)
     if not found:
@@ -118,6 +127,12 @@ def main(args: argparse.Namespace) -> None:
             for kind in ('compact', 'layerwise', 'auto')
         )
     )
+    if args.dry_run:
+        trial = try_training(cfg, given_options(args))
+        console.print(
+            f'Dry run: one iteration trained (loss {trial.loss:.4g}, at most '
+            f'{trial.memory / 2**20:,.0f} MiB held), contracted, verified and evaluated'
+        )
 
 
 if __name__ == '__main__':

@@ -2,6 +2,7 @@
 
 from importlib.util import find_spec
 
+from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.model import BaseAveragedModel
 from mmengine.registry import HOOKS, MODELS
 
@@ -22,6 +23,8 @@ if find_spec('mmcv'):
     # torch versions.
     PLAIN_LAYERS.update((Conv2d, Linear))
 
+# Where mmengine finds ``_base_ = 'mmexpand::...'``.
+MODULE2PACKAGE.setdefault('mmexpand', 'mmexpand')
 CACHES[BaseAveragedModel] = refresh_average
 MODELS.register_module(name='ExpandBackbone', module=ExpandBackbone)
 MODELS.register_module(name='ExpandModel', module=ExpandModel)

@@ -14,6 +14,7 @@ from typing import Any
 
 from mmengine.config import Config, DictAction
 from mmengine.dataset import BaseDataset
+from mmengine.hub import get_config
 from mmengine.registry import OPTIMIZERS, RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
@@ -95,16 +96,19 @@ def read_config(args: Namespace, *needed: str) -> Config:
     """Read the config of a command line and apply ``--cfg-options``.
 
     Args:
-        args: with ``config`` and ``cfg_options``.
+        args: with ``config``, a path or a name like ``mmdet::yolox/yolox_tiny_8xb8-300e_coco.py``,
+            and ``cfg_options``.
         *needed: keys that it must have.
 
     Raises:
         ConfigError: if the file is missing or wrong, or lacks one of the keys.
     """
-    if not os.path.isfile(args.config):
+    packaged = '::' in args.config
+    if not packaged and not os.path.isfile(args.config):
         raise ConfigError(f'{args.config}: no such config file')
     try:
-        cfg = Config.fromfile(args.config)
+        cfg = get_config(args.config) if packaged else Config.fromfile(args.config)
+        _drop_scope(cfg)
     except Exception as error:  # A config is Python: it can raise anything.
         raise ConfigError(f'{args.config} cannot be read: {_foreign(error)}') from error
     try:
@@ -113,6 +117,14 @@ def read_config(args: Namespace, *needed: str) -> Config:
         raise ConfigError(f'--cfg-options does not fit {args.config}: {_foreign(error)}') from error
     check_keys(cfg, *needed)
     return cfg
+
+
+def _drop_scope(cfg: Config) -> None:
+    # Where `mmexpand::...` is a _base_, mmengine takes its types for mmexpand's; they are those of
+    # the default scope.
+    for node in dicts(cfg._cfg_dict):
+        if node.get('_scope_') == 'mmexpand':
+            del node['_scope_']
 
 
 def check_keys(cfg: Config, *needed: str) -> None:

@@ -63,6 +63,8 @@ def input_channels(model: nn.Module) -> int:
     if mean is not None and len(mean) > 1:  # One value serves any number of channels.
         return len(mean)
     for module in getattr(model, 'backbone', model).modules():
+        if type(module).__name__ == 'Focus':  # YOLOX's: four pixels become channels.
+            return module.conv.conv.in_channels // 4
         if isinstance(module, (nn.Conv2d, ExpandedConv2d)):
             return module.in_channels
     return 3

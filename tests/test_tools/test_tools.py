@@ -107,6 +107,27 @@ def test_contract_gives_what_the_hook_gave(trained, tmp_path):
         (tmp_path / 'compact_iter_4.pth').unlink()
 
 
+def test_plan_tries_an_iteration(trained):
+    """As the config says, and for another block; nothing of it stays."""
+    config, work_dir, _ = trained
+    before = sorted(work_dir.rglob('*'))
+    for options in ((), ('--method', 'repvgg', '--include', 'backbone')):
+        output = call(TOOLS / 'plan.py', config, '--shape', '32', '48', '--dry-run', *options)
+        assert re.search(
+            r'Dry run: one iteration trained \(loss [\d.]+, at most [\d,]+ MiB', output
+        )
+        assert ('REPVGG' in output) == bool(options)
+    assert sorted(work_dir.rglob('*')) == before
+
+
+def test_plan_takes_the_name_of_a_packages_config():
+    name = 'mmdet::yolox/yolox_tiny_8xb8-300e_coco.py'
+    options = ('--include', 'backbone.stem', '--method', 'cl', '--shape', '64', '64')
+    assert 'backbone.stem.conv.conv' in call(TOOLS / 'plan.py', name, *options)
+    output = call(TOOLS / 'plan.py', name.replace('tiny', 'tny'), *options, fails=True)
+    assert 'yolox_tny_8xb8-300e_coco.py" does not exist' in output
+
+
 def test_plan_shows_layers_and_costs(trained):
     output = call(TOOLS / 'plan.py', trained[0], '--shape', '32', '48')
     assert 'backbone.encoder.0.0.convs.0.conv' in output

@@ -1,0 +1,31 @@
+"""``python -m mmexpand TOOL ...``: the tools, for those without a checkout."""
+
+import runpy
+import sys
+from pathlib import Path
+
+TOOLS = {
+    'train': 'train.py',
+    'test': 'test.py',
+    'plan': 'plan.py',
+    'contract': 'contract.py',
+    'export': 'export_onnx.py',
+    'study': 'study.py',
+}
+"""Files in tools/, by the command they are."""
+
+
+def main() -> None:
+    """Run the tool that the first argument names, with the others."""
+    usage = f'usage: python -m mmexpand {{{",".join(TOOLS)}}} ...'
+    if len(sys.argv) < 2 or sys.argv[1] in ('-h', '--help'):
+        raise SystemExit(usage if len(sys.argv) < 2 else print(usage))
+    name = sys.argv.pop(1)
+    if name not in TOOLS:
+        raise SystemExit(f'mmexpand: no tool {name!r}; {usage}')
+    path = Path(__file__).parent / '.mim' / 'tools' / TOOLS[name]
+    runpy.run_path(str(path), run_name='__main__')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,73 @@
+"""Whether a training would work: one iteration, and what is done after the last one, on a batch."""
+
+import copy
+import resource
+import tempfile
+from dataclasses import dataclass
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+
+from .compact_config import hook_configs, type_name
+from .hooks import ContractHook
+from .launch import build_runner
+
+
+@HOOKS.register_module()
+class TrialHook(ContractHook):
+    """ContractHook's dry run, and nothing of what it does after training."""
+
+    def after_train(self, runner: Runner) -> None:
+        """Write nothing."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What one iteration has shown.
+
+    Attributes:
+        loss: of it.
+        memory: the most that was held, in bytes: of the GPU, or of this process without one.
+    """
+
+    loss: float
+    memory: int
+
+
+def try_training(cfg: Config, expand: dict | None = None) -> Trial:
+    """Train one iteration as a config says, and rehearse the contraction; nothing is kept.
+
+    Args:
+        cfg: it is left as it was.
+        expand: arguments of an ExpandHook in the place of what the config has; None: as it says.
+
+    Raises:
+        DryRunError: if the contraction would fail; other errors are those of training.
+    """
+    cfg = copy.deepcopy(cfg)
+    hooks = cfg.setdefault('custom_hooks', None) or []
+    if expand:
+        hooks = [hook for hook in hooks if type_name(hook) != 'ExpandHook']
+        hooks.append(dict(type='ExpandHook', **expand))
+    cfg.custom_hooks = [*hooks, dict(type='TrialHook')]
+    for hook in hook_configs(cfg):
+        if type_name(hook) == 'ContractHook':
+            hook.type = 'TrialHook'
+    cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=1, val_interval=2)
+    cfg.param_scheduler = None
+    cfg.resume = False
+    cfg.log_level = 'WARNING'
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with tempfile.TemporaryDirectory() as folder:
+        cfg.work_dir = folder
+        runner = build_runner(cfg, ('train', 'val'))
+        runner.train()
+        loss = runner.message_hub.get_scalar('train/loss').current()
+    if torch.cuda.is_available():
+        memory = torch.cuda.max_memory_allocated()
+    else:
+        memory = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return Trial(float(loss), memory)

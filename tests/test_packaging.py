@@ -1,0 +1,89 @@
+"""The wheel: what is in it, and that it leaves the packages it is installed beside alone."""
+
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from mmexpand.__main__ import TOOLS
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*command, cwd):
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={key: value for key, value in os.environ.items() if key != 'PYTHONPATH'},
+    )
+    assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-1500:]
+    return done.stdout
+
+
+@pytest.fixture(scope='module')
+def newcomer(tmp_path_factory):
+    """An environment with this one's packages but mmexpand, which is installed as a wheel.
+
+    Gives its Python, and the packages before and after.
+    """
+    folder = tmp_path_factory.mktemp('newcomer')
+    run(sys.executable, '-m', 'pip', 'wheel', ROOT, '--no-deps', '--no-build-isolation', cwd=folder)
+    (wheel,) = folder.glob('mmexpand-*.whl')
+    stack = folder / 'stack'
+    stack.mkdir()
+    for path in Path(sysconfig.get_paths()['purelib']).iterdir():
+        if 'mmexpand' not in path.name:
+            (stack / path.name).symlink_to(path)
+    run(sys.executable, '-m', 'venv', folder / 'venv', cwd=folder)
+    python = folder / 'venv/bin/python'
+    site = run(python, '-c', 'import sysconfig; print(sysconfig.get_path("purelib"))', cwd=folder)
+    Path(site.strip(), 'stack.pth').write_text(f'{stack}\n')
+    listed = [python, '-m', 'pip', 'list', '--format=freeze']
+    before = run(*listed, cwd=folder)
+    # With its dependencies: all that it asks for is there.
+    run(python, '-m', 'pip', 'install', '--no-index', wheel, cwd=folder)
+    return python, before.splitlines(), run(*listed, cwd=folder).splitlines()
+
+
+def test_no_other_package_changes(newcomer):
+    _, before, after = newcomer
+    added = [line for line in after if line not in before]
+    assert [line.partition('==')[0] for line in added] == ['mmexpand']
+    assert [line for line in before if line not in after] == []
+    assert any(line.startswith('mmdet==') for line in before)
+
+
+@pytest.mark.parametrize(
+    ('base', 'words'),
+    [
+        ('unet/unet-s5-d16_expand-cl-r4_fcn_4xb4-160k_cityscapes-512x1024', 'backbone.encoder.0'),
+        ('yolo_lite/yolo-lite_expand-cl-r4_1xb64-600k_voc0712-224x224', 'backbone.convs.0.conv'),
+    ],
+)
+def test_configs_are_a_base_for_other_projects(newcomer, tmp_path, base, words):
+    python, *_ = newcomer
+    (tmp_path / 'own.py').write_text(f"_base_ = 'mmexpand::{base}.py'\n")
+    command = ('-m', 'mmexpand', 'plan', 'own.py', '--shape', '64', '64')
+    assert words in run(python, *command, cwd=tmp_path)
+
+
+@pytest.mark.parametrize('tool', TOOLS)
+def test_tools_run_without_a_checkout(newcomer, tmp_path, tool):
+    python, *_ = newcomer
+    said = run(python, '-m', 'mmexpand', tool, '--help', cwd=tmp_path)
+    assert said.startswith(f'usage: {TOOLS[tool]} [-h]')
+
+
+def test_an_unknown_tool_is_named(newcomer, tmp_path):
+    python, *_ = newcomer
+    done = subprocess.run(
+        [python, '-m', 'mmexpand', 'trian'], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "no tool 'trian'; usage: python -m mmexpand {train,test," in done.stderr
