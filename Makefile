@@ -1,5 +1,5 @@
 # The first run makes .venv; compiling mmcv takes about 15 minutes of it on 2 cores.
-.PHONY: env test lint demo soak
+.PHONY: env test lint demo soak docs
 
 env:
 	@tools/setup_env.sh
@@ -19,3 +19,6 @@ demo: env
 soak: env
 	.venv/bin/python -m pytest tests/test_core/test_properties.py --hypothesis-profile soak
 	.venv/bin/python -m tests.soak
+
+docs: env
+	.venv/bin/python -m sphinx -W -q -b html docs docs/_build/html

@@ -39,7 +39,8 @@ class ExpandOptimWrapperConstructor:
               decayed.
             - factor_decay: 'each' (every factor as it would be by itself), 'shared' (the layer's
               decay divided by the number of factors, which decay a product together), or
-              'product' (half lambda |W|^2 of the folded kernel W; Khodak et al., ICLR 2021).
+              'product' (half lambda times the squared norm of the folded kernel; Khodak et al.,
+              ICLR 2021).
 
     Raises:
         ValueError: for another ``factor_decay``, or one that can't be.
