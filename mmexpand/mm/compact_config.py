@@ -1,5 +1,6 @@
 """The config of the compact network: the user's, without anything of ours."""
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,13 @@ def _drop_constructor(optim_wrapper: dict) -> None:
         optim_wrapper['paramwise_cfg'] = options
 
 
+class _NotFinite(float):
+    """Infinity, or no number, written as what a config file can hold."""
+
+    def __repr__(self) -> str:
+        return f"float('{float(self)}')"
+
+
 def _written(node: Any, key: str) -> Any:
     """A config node in values that a config file can hold."""
     if isinstance(node, Mapping):
@@ -96,6 +104,8 @@ def _written(node: Any, key: str) -> Any:
         return node.tolist()
     if isinstance(node, Path):
         return str(node)
+    if isinstance(node, float) and not math.isfinite(node):
+        return _NotFinite(node)
     if node is None or isinstance(node, (bool, int, float, complex, str, bytes, range, set)):
         return node
     name = getattr(node, '__qualname__', '<')

@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 from torch import nn
 
 from ..surgery.copying import copy_model
+from .compact_config import make_compact_config
 from .contraction import Contraction, compact_checkpoint, contract_and_verify, has_model
 from .evaluation import evaluate_one_batch, first_batch
 from .logs import log
@@ -76,7 +78,8 @@ def _check_config(result: Contraction, runner: Runner) -> None:
             logging.WARNING,
         )
         return
-    built = build_compact_model(runner.cfg)
+    written = Config.fromstring(make_compact_config(runner.cfg).pretty_text, '.py')
+    built = build_compact_model(written)
     built.load_state_dict(result.compact.state_dict(), strict=True)
 
 

@@ -81,3 +81,9 @@ def test_wishes_are_found_where_they_stand(seg_cfg):
     cfg.model.backbone = cfg.model.backbone.backbone
     with pytest.raises(ValueError, match='expands nothing'):
         build_expanded_model(cfg)
+
+
+def test_what_is_not_finite_is_read_back():
+    cfg = Config(dict(model=dict(type='Net', ranges=[(1.0, float('inf'))], low=float('-inf'))))
+    text = make_compact_config(cfg).pretty_text
+    assert Config.fromstring(text, '.py').model == cfg.model
