@@ -34,7 +34,7 @@ def arm(**fields):
 arms = dict(
     compact=dict(config=config, cfg_options=data),
     # Twice the time, where the expanded arms take less than 1.3 times.
-    compact_long=dict(config=config, cfg_options=longer),
+    compact_long=dict(config=config, cfg_options=longer, lr=0.001, seeds=[0, 1, 2]),
     repvgg=arm(method='repvgg'),
     repvgg_folded=arm(method='repvgg', forward='folded'),
     repvgg_cl_folded=arm(method='repvgg_cl', rate=4, forward='folded'),
