@@ -3,7 +3,8 @@
 #
 #   tools/setup_env.sh [DIR]        DIR: the virtual environment (default .venv)
 #
-# Does nothing when DIR is already made from the present requirements.txt.
+# STACK=onedl takes OneDL's forks, of requirements-onedl.txt, in the place of OpenMMLab's packages.
+# Does nothing when DIR is already made from the present requirements.
 # PYTHON chooses the interpreter (default python3); MMEXPAND_CACHE the folder
 # that keeps the built mmcv wheel (default ~/.cache/mmexpand).
 set -euo pipefail
@@ -12,7 +13,16 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=${1:-$root/.venv}
 python=${PYTHON:-python3}
 cache=${MMEXPAND_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/mmexpand}
-requirements=$root/requirements.txt
+requirements=$(mktemp)
+trap 'rm -rf "$requirements" "${building:-}"' EXIT
+case ${STACK:-openmmlab} in
+  openmmlab) cat "$root/requirements.txt" >"$requirements" ;;
+  onedl)
+    grep -vE '^(mmengine|mmcv|mmdet|mmsegmentation)==' "$root/requirements.txt" >"$requirements"
+    cat "$root/requirements-onedl.txt" >>"$requirements"
+    ;;
+  *) echo "setup: STACK is openmmlab or onedl, not $STACK" >&2; exit 1 ;;
+esac
 stamp=$venv/requirements.installed
 
 say() { printf '[setup %s] %s\n' "$(date +%H:%M:%S)" "$*"; }
@@ -41,7 +51,7 @@ pip install --quiet "$(pin torch)" "$(pin torchvision)" "$(pin numpy)" \
 
 # pip's own wheel cache does not know which torch a wheel was built against: the
 # built wheel is kept under a key that names Python, torch and mmcv.
-mmcv=$(pin mmcv)
+mmcv=$(pin '(onedl-)?mmcv')
 key=$("$venv/bin/python" - "$mmcv" <<'PY'
 import platform, sys, torch
 device = 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -50,12 +60,11 @@ print(f'py{sys.version_info[0]}{sys.version_info[1]}-torch{torch.__version__}-{d
 PY
 )
 wheels=$cache/$key
-if compgen -G "$wheels/mmcv-*.whl" >/dev/null; then
+if compgen -G "$wheels/*mmcv-*.whl" >/dev/null; then
   say "2/4 mmcv: using the wheel in $wheels"
 else
   say "2/4 mmcv: compiling it against this torch (about 15 minutes on 2 cores; kept in $wheels)"
   building=$(mktemp -d)
-  trap 'rm -rf "$building"' EXIT
   # MMCV_WITH_OPS is mmcv's default, stated because an environment may say otherwise.
   (cd "$building" && PATH="$venv/bin:$PATH" MMCV_WITH_OPS=1 "$venv/bin/python" -m pip \
     --disable-pip-version-check wheel --no-build-isolation --no-deps --no-cache-dir \
@@ -68,13 +77,13 @@ else
   done
   wait "$build" || { tail -n 40 "$building/build.log" >&2; die 'mmcv did not build; its last lines are above'; }
   mkdir -p "$wheels"
-  built=$(echo "$building"/mmcv-*.whl)
+  built=$(echo "$building"/*mmcv-*.whl)
   cp "$built" "$wheels/$(basename "$built").part"
   mv "$wheels/$(basename "$built").part" "$wheels/$(basename "$built")"
 fi
 
-say '3/4 the rest of requirements.txt (a minute or two)'
-pip install --quiet "$wheels"/mmcv-*.whl -r "$requirements"
+say '3/4 the rest of the requirements (a minute or two)'
+pip install --quiet "$wheels"/*mmcv-*.whl -r "$requirements"
 pip install --quiet --force-reinstall --no-deps "$(pin opencv-python-headless)"
 
 say '4/4 mmexpand itself'
