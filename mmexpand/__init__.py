@@ -7,6 +7,7 @@ mmengine is installed; the rest needs torch alone.
 from importlib.util import find_spec
 
 from .core import ExpandedConv2d, ExpandedLinear
+from .stack import check_stack
 from .surgery import (
     ExpandConfig,
     LayerPlan,
@@ -20,6 +21,7 @@ from .surgery import (
 )
 from .version import __version__
 
+check_stack()
 if find_spec('mmengine'):
     from . import mm  # noqa: F401
 

@@ -1,0 +1,45 @@
+"""The packages that mmexpand is used beside: which, and from which version."""
+
+import re
+from importlib.metadata import PackageNotFoundError, version
+
+OLDEST = {
+    ('torch',): '2.5',
+    ('mmengine', 'onedl-mmengine'): '0.10.4',
+    ('mmcv', 'mmcv-lite', 'onedl-mmcv'): '2.0.1',
+    ('mmdet', 'onedl-mmdetection'): '3.3.0',
+    ('mmsegmentation', 'onedl-mmsegmentation'): '1.2.2',
+}
+"""The oldest version that is supported, by the packages that provide one and the same module."""
+
+
+def check_stack() -> None:
+    """Refuse what cannot work, in a sentence; nothing is pinned, nothing is replaced.
+
+    Raises:
+        ImportError: naming the package, and what to do.
+    """
+    for names, oldest in OLDEST.items():
+        found = {name: installed for name in names if (installed := _version(name))}
+        if len(found) > 1:
+            raise ImportError(
+                f'{" and ".join(found)} are both installed, and overwrite each other: uninstall '
+                'both, then install one'
+            )
+        for name, installed in found.items():
+            if _numbers(installed) < _numbers(oldest):
+                raise ImportError(
+                    f'mmexpand works with {name} {oldest} or newer, and {installed} is installed: '
+                    f"pip install -U '{name}>={oldest}'"
+                )
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r'\d+', text)[:3])
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

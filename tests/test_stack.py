@@ -1,0 +1,31 @@
+"""What cannot work is said when mmexpand is imported."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+import pytest
+
+from mmexpand import stack
+
+
+@pytest.mark.parametrize(
+    ('installed', 'words'),
+    [
+        (dict(mmdet='3.2.0'), r"mmdet 3.3.0 or newer, and 3.2.0 is installed: pip install -U 'mm"),
+        (dict(torch='2.4.1+cu121'), 'torch 2.5 or newer'),
+        ({'onedl-mmcv': '2.3.6', 'mmcv': '2.1.0'}, 'mmcv and onedl-mmcv are both installed'),
+    ],
+)
+def test_refusals(monkeypatch, installed, words):
+    def look_up(name):
+        if name in installed:
+            return installed[name]
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(stack, 'version', look_up)
+    with pytest.raises(ImportError, match=words):
+        stack.check_stack()
+
+
+def test_this_one_is_supported():
+    stack.check_stack()
+    assert version('torch')
