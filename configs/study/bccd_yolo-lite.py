@@ -13,16 +13,6 @@ root = '../shared/data/bccd-voc/'
 data = {f'{split}_dataloader.dataset.data_root': root for split in ('train', 'val', 'test')}
 
 
-longer = {
-    **data,
-    'train_cfg.max_iters': 4000,
-    'param_scheduler': [
-        dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
-        dict(type='CosineAnnealingLR', by_epoch=False, begin=100, end=4000),
-    ],
-}
-
-
 def arm(**fields):
     hooks = [
         dict(type='NumClassCheckHook'),
@@ -33,8 +23,6 @@ def arm(**fields):
 
 arms = dict(
     compact=dict(config=config, cfg_options=data),
-    # Twice the time, where the expanded arms take less than 1.3 times.
-    compact_long=dict(config=config, cfg_options=longer, lr=0.001, seeds=[0, 1, 2]),
     repvgg=arm(method='repvgg'),
     repvgg_folded=arm(method='repvgg', forward='folded'),
     repvgg_cl_folded=arm(method='repvgg_cl', rate=4, forward='folded'),

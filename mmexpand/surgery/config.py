@@ -18,16 +18,20 @@ class ExpandConfig:
         method: 'cl' (1x1, kxk, 1x1), 'ck' (a chain of 3x3), 'fc' (linear layers), 'cl+fc',
             'ck+fc', or 'auto' ('ck' where an odd square kernel > 3 allows it, else 'cl'); other
             linear blocks: 'orepa', 'do', 'ac', 'rep'; blocks with norms in their branches, which
-            are run branch by branch while training: 'acnet', 'repvgg', 'dbb'.
+            are run branch by branch while training: 'acnet', 'repvgg', 'dbb', 'repvgg_cl',
+            'repvgg_ck', 'mobileone'.
         rate: the expansion rate r > 0 of 'cl', 'ck' and 'fc'; channel counts are rounded, at
-            least 1.
-        include: which layers: module-name prefixes, globs, or regular expressions ('re:...').
-            None: every layer that the method can expand.
+            least 1. Of 'mobileone' the number of kxk branches.
+        include: which layers: module-name prefixes, globs, or regular expressions ('re:...'); or
+            by what they are: 'kernel:3x3' (any size), 'kind:depthwise', 'kind:linear', and
+            'kind:residual', inside a block that adds its input (Sec. 4.1 expands the 3x3 of
+            MobileNetV2 that are not). None: every layer that the method can expand.
         exclude: which of those not; patterns as in ``include``.
         init: 'default' (the factors' own initialisation, as in the paper) or 'preserve'
             (factors whose product is the present weight).
         forward: 'layerwise' (the paper's chain), 'folded' (one convolution with the product),
-            or 'auto' (the cheaper, per layer and input size).
+            or 'auto' (the cheaper, per layer and input size). Norms in branches are run branch
+            by branch, unless 'folded': then by statistics of a part of the pixels.
         shortcut: whether 'cl' or 'ck' has a per-channel identity beside it.
 
     Raises:

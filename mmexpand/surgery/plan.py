@@ -17,6 +17,9 @@ from ..core.units import ExpandedConv2d, ExpandedLinear
 from .config import ExpandConfig
 from .holders import held_parameters
 
+ADDS_ITS_INPUT = ('with_res_shortcut', 'use_res_connect', 'add_identity')
+"""What blocks of mmdet, mmseg, mmpretrain and torchvision say where they add their input."""
+
 
 @dataclass(frozen=True)
 class LayerPlan:
@@ -95,10 +98,11 @@ def plan(model: nn.Module, cfg: ExpandConfig | None = None) -> Plan:
         if parameter is not None
     )
     held = held_parameters(model)
-    chosen = _choose(names, cfg)
+    kinds = _kinds(model, names)
+    chosen, excluded = _choose(kinds, cfg)
     result = Plan(cfg, params_before=_count(model))
     for layer, aliases in names.items():
-        reason = _unchosen(aliases, chosen, cfg) or _refuse(layer, owners, held, cfg)
+        reason = _unchosen(aliases, chosen, excluded) or _refuse(layer, owners, held, cfg)
         if reason:
             result.skipped.append(SkippedLayer(aliases[0], reason))
         else:
@@ -139,32 +143,57 @@ def matches(name: str, pattern: str) -> bool:
     return name == pattern or name.startswith(pattern + '.')
 
 
-def _choose(names: dict[nn.Module, list[str]], cfg: ExpandConfig) -> set[str]:
-    everything = [name for aliases in names.values() for name in aliases]
-    for key, patterns in (('include', cfg.include), ('exclude', cfg.exclude)):
-        for pattern in patterns or ():
-            if not any(matches(name, pattern) for name in everything):
-                raise ValueError(_no_match(key, pattern, everything))
+def _kinds(model: nn.Module, names: dict[nn.Module, list[str]]) -> dict[str, set[str]]:
+    """By name, what patterns can say of a layer beside its name; see ``ExpandConfig``."""
+    adding = [
+        f'{name}.'
+        for name, module in model.named_modules()
+        if any(getattr(module, flag, False) is True for flag in ADDS_ITS_INPUT)
+    ]
+    kinds = {}
+    for layer, aliases in names.items():
+        of_layer = {'kind:linear'} if isinstance(layer, (nn.Linear, ExpandedLinear)) else set()
+        if size := getattr(layer, 'kernel_size', None):
+            of_layer.add('kernel:' + 'x'.join(map(str, size)))
+        if 1 < getattr(layer, 'groups', 1) == getattr(layer, 'in_channels', None):
+            of_layer.add('kind:depthwise')
+        for name in aliases:
+            residual = {'kind:residual'} if name.startswith(tuple(adding)) else set()
+            kinds[name] = of_layer | residual
+    return kinds
 
-    def selected(patterns: Iterable[str]) -> set[str]:
-        return {name for name in everything for pattern in patterns if matches(name, pattern)}
 
-    included = set(everything) if cfg.include is None else selected(cfg.include)
-    return included - selected(cfg.exclude or ())
+def _choose(kinds: dict[str, set[str]], cfg: ExpandConfig) -> tuple[set[str], set[str]]:
+    """The names that are chosen, and those that are excluded."""
+
+    def selected(key: str, patterns: Iterable[str]) -> set[str]:
+        found = set()
+        for pattern in patterns:
+            here = {n for n, of_n in kinds.items() if pattern in of_n or matches(n, pattern)}
+            if not here:
+                raise ValueError(_no_match(key, pattern, kinds))
+            found |= here
+        return found
+
+    included = set(kinds) if cfg.include is None else selected('include', cfg.include)
+    excluded = selected('exclude', cfg.exclude or ())
+    return included - excluded, excluded
 
 
-def _no_match(key: str, pattern: str, names: list[str]) -> str:
-    prefixes = {'.'.join(name.split('.')[:depth]) for name in names for depth in range(1, 5)}
-    near = difflib.get_close_matches(pattern, sorted(prefixes | set(names)), n=3, cutoff=0.4)
+def _no_match(key: str, pattern: str, kinds: dict[str, set[str]]) -> str:
+    names = list(kinds)
+    known = {'.'.join(name.split('.')[:depth]) for name in names for depth in range(1, 5)}
+    if pattern.startswith(('kernel:', 'kind:')):
+        known = set().union(*kinds.values())
+    near = difflib.get_close_matches(pattern, sorted(known | set(names)), n=3, cutoff=0.4)
     shown = f'near matches: {", ".join(near)}' if near else f'layers are: {", ".join(names[:5])}'
     return f'{key}={pattern!r} matches no convolution or linear layer; {shown}'
 
 
-def _unchosen(aliases: list[str], chosen: set[str], cfg: ExpandConfig) -> str:
+def _unchosen(aliases: list[str], chosen: set[str], excluded: set[str]) -> str:
     if chosen.intersection(aliases):
         return ''
-    excluded = any(matches(name, pattern) for name in aliases for pattern in cfg.exclude or ())
-    return 'excluded' if excluded else 'not included'
+    return 'excluded' if excluded.intersection(aliases) else 'not included'
 
 
 def _refuse(layer: nn.Module, owners: Counter, held: dict[int, str], cfg: ExpandConfig) -> str:

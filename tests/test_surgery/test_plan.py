@@ -1,7 +1,10 @@
 """Which layers, and the words for those that are not."""
 
+from collections import OrderedDict
+
 import pytest
 import torch
+from mmdet.models import MobileNetV2
 from torch import nn
 from torchvision.ops import DeformConv2d
 
@@ -88,6 +91,38 @@ def test_patterns(pattern, expected):
     assert matches('backbone.conv1', pattern) == expected
 
 
+@pytest.mark.parametrize(
+    ('include', 'exclude', 'expected'),
+    [
+        ('kernel:3x3', None, ['0.conv', 'b.1.0', 'b.2', 'c.1.0', 'c.2']),
+        ('kernel:3x3', 'kind:depthwise', ['0.conv', 'b.2', 'c.2']),
+        ('kernel:3x3', 'kind:residual', ['0.conv', 'b.1.0', 'b.2']),
+        ('kind:linear', None, ['d']),
+        (['kernel:1x1', 'kind:linear'], ['c'], ['b.0.0', 'd']),
+    ],
+)
+def test_layers_by_what_they_are(include, exclude, expected):
+    def block(residual):
+        one, deep = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, groups=4)
+        module = nn.Sequential(nn.Sequential(one), nn.Sequential(deep), nn.Conv2d(4, 4, 3))
+        module.use_res_connect = residual
+        return module
+
+    model = nn.Sequential(OrderedDict(b=block(False), c=block(True), d=nn.Linear(4, 4)))
+    model.add_module('0', nn.Sequential(OrderedDict(conv=nn.Conv2d(3, 4, 3))))
+    cfg = ExpandConfig('cl+fc', include=include, exclude=exclude)
+    assert sorted(layer.name for layer in mmexpand.plan(model, cfg)) == expected
+
+
+def test_the_stock_mobilenetv2_is_expanded_as_in_the_paper():
+    """All 3x3 outside of blocks that add their input (Sec. 4.1)."""
+    cfg = ExpandConfig(include='kernel:3x3', exclude='kind:residual')
+    names = [layer.name for layer in mmexpand.plan(MobileNetV2(), cfg)]
+    assert names[0] == 'conv1.conv'
+    strided = {'layer1.0', 'layer2.0', 'layer3.0', 'layer4.0', 'layer5.0', 'layer6.0', 'layer7.0'}
+    assert {'.'.join(name.split('.')[:2]) for name in names[1:]} == strided
+
+
 def test_exclude():
     plan = mmexpand.plan(net(), ExpandConfig(include='backbone', exclude='*.conv2'))
     assert [layer.name for layer in plan] == ['backbone.conv1']
@@ -99,6 +134,7 @@ def test_exclude():
     [
         (dict(include='backbon'), r"include='backbon' matches no .*near matches: backbone"),
         (dict(include='backbone', exclude='bakbone.conv1'), r'near matches: backbone\.conv1'),
+        (dict(include='kernel:4x4'), 'near matches: kernel:7x7, kernel:3x3'),
         (dict(include='re:xyz'), 'layers are: backbone.conv1'),
         (dict(exclude='re:['), r"exclude='re:\[' is no regular expression"),
         (dict(method='ck', include='backbone.conv1'), 'backbone.conv1: .*3x3'),
