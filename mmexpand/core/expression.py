@@ -37,26 +37,34 @@ class Probe:
     applied to them cost next to nothing. The step is odd: pooling and upsampling make even and odd
     pixels differ. Gradients of the statistics reach the kernels, not the batch.
 
+    The pixels are gathered once for all branches. (Not a convolution with a large stride: with
+    1x1 kernels and channels_last images that writes beyond its memory in torch 2.9 on a CPU.)
+
     Args:
         x: the batch ``(N, m, H, W)``, padded where the layer does it apart.
         site: of the layer.
     """
 
     def __init__(self, x: Tensor, site: Site):
-        self._x, self._site = x.detach(), site
         size = output_size(x.shape[2:], site.kernel_size, site.stride, site.padding, site.dilation)
         pixels = len(x) * size[0] * size[1]
         self._step = next((s for s in STEPS if pixels >= SAMPLES * s * s), 1)
+        windows = F.pad(x.detach(), [p for p in reversed(site.padding) for _ in range(2)])
+        for axis in (0, 1):
+            reach = site.dilation[axis] * (site.kernel_size[axis] - 1) + 1
+            windows = windows.unfold(2 + axis, reach, site.stride[axis] * self._step)
+        windows = windows[..., :: site.dilation[0], :: site.dilation[1]]
+        # (N, m, h, w, kh, kw) to (groups, m / groups, kh, kw, pixels)
+        windows = windows.unflatten(1, (site.groups, -1)).permute(1, 2, 5, 6, 0, 3, 4)
+        self._taps = windows.flatten(4)
 
     def outputs(self, kernel: Tensor) -> Tensor:
-        """What a kernel, centred in the layer's, gives: ``(N, out, h, w)`` in its dtype."""
-        place = self._site.branch(kernel.shape[2:])
-        y, z = (max(0, -p) for p in place.padding)
-        x = self._x[..., y : self._x.shape[-2] - y, z : self._x.shape[-1] - z]
-        stride = tuple(step * self._step for step in place.stride)
-        padding = tuple(max(0, p) for p in place.padding)
-        y = F.conv2d(x, kernel.to(x.dtype), None, stride, padding, place.dilation, place.groups)
-        return y.to(kernel.dtype)
+        """What a kernel, centred in the layer's, gives: ``(out, pixels)`` in its dtype."""
+        groups, _, height, width, _ = self._taps.shape
+        y, x = (height - kernel.shape[2]) // 2, (width - kernel.shape[3]) // 2
+        taps = self._taps[:, :, y : y + kernel.shape[2], x : x + kernel.shape[3]].flatten(1, 3)
+        weight = kernel.to(taps.dtype).flatten(1).unflatten(0, (groups, -1))
+        return (weight @ taps).flatten(0, 1).to(kernel.dtype)
 
 
 class Node(nn.Module):
@@ -629,11 +637,11 @@ class Norm(PerChannel):
 
     def _measure(self, weight: Tensor, bias: Tensor | None, probe: Probe) -> tuple[Tensor, Tensor]:
         outputs = probe.outputs(weight)
-        variance, mean = torch.var_mean(outputs, (0, 2, 3), correction=0)
+        variance, mean = torch.var_mean(outputs, 1, correction=0)
         mean = mean if bias is None else mean + bias
         with torch.no_grad():
             # The same as F.batch_norm: the running variance is the unbiased one.
-            samples = outputs.numel() / len(weight)
+            samples = outputs.shape[1]
             unbiased = variance * samples / max(1, samples - 1)
             momentum, norm = self.norm.momentum, self.norm
             norm.running_var.lerp_(unbiased.to(norm.running_var), momentum)
