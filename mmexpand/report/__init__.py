@@ -1,0 +1,1 @@
+"""Pages that show a run, or a study: HTML that opens anywhere."""
