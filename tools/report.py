@@ -1,11 +1,12 @@
 """Write the report of a work dir: one HTML page, which opens without a server."""
 
 import argparse
+import os
 from pathlib import Path
 
 from mmengine.config import Config
 
-from mmexpand.mm.contraction import check_writable
+from mmexpand.mm.contraction import CONFIG_NAME, check_writable
 from mmexpand.mm.launch import ConfigError, add_config_arguments, read_config, tool
 from mmexpand.mm.runtime import prepare_cpu
 from mmexpand.report import check_installed
@@ -19,7 +20,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def trained_config(args: argparse.Namespace) -> Config:
-    """The config of the latest run in a work dir, as mmengine keeps it there.
+    """The config of the latest run in a work dir, which mmengine keeps there.
 
     Raises:
         ConfigError: if there is none, or nothing was contracted.
@@ -30,10 +31,12 @@ def trained_config(args: argparse.Namespace) -> Config:
             f'{work_dir} holds no compact_*.pth: give the work dir of a training with '
             'ContractHook, or contract a checkpoint into it with tools/contract.py'
         )
-    configs = sorted(work_dir.glob('*/vis_data/config.py'))
+    configs = [path for path in work_dir.glob('*.py') if path.name != CONFIG_NAME]
     if not configs:
-        raise ConfigError(f'{work_dir} holds no */vis_data/config.py: was it trained here?')
-    args.config = configs[-1]
+        raise ConfigError(
+            f'{work_dir} holds compact networks, but not the config that was trained: copy it there'
+        )
+    args.config = max(configs, key=os.path.getmtime)
     return read_config(args)
 
 

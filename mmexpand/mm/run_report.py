@@ -62,7 +62,10 @@ def write_run_report(
         The page, and all its notes: what is missing in it, and why.
     """
     work_dir, notes = Path(work_dir), list(notes or ())
-    report = RunReport(work_dir.resolve().name, _about(cfg), notes)
+    folder = work_dir.resolve().name
+    title = Path(cfg.filename).stem if cfg.filename else folder
+    about = [f'{datetime.now():%Y-%m-%d %H:%M}', f'mmexpand {__version__}']
+    report = RunReport(title, [f'work dir {folder}', *about, f'torch {torch.__version__}'], notes)
     with _noted(notes, 'compact networks'):
         report.sets = [_weight_set(path) for path in sorted(work_dir.glob('compact_*.pth'))]
     with _noted(notes, 'curves'):
@@ -88,12 +91,6 @@ def _noted(notes: list[str], what: str) -> Iterator[None]:
         yield
     except Exception as error:
         notes.append(f'{what.capitalize()}: {describe(error)}')
-
-
-def _about(cfg: Config) -> list[str]:
-    name = Path(cfg.filename).name if cfg.filename else None
-    facts = [f'{datetime.now():%Y-%m-%d %H:%M}', f'mmexpand {__version__}']
-    return ([name] if name else []) + facts + [f'torch {torch.__version__}']
 
 
 def _weight_set(path: Path) -> WeightSet:

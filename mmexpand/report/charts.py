@@ -73,13 +73,16 @@ def error_chart(
             y=list(one),
             mode='markers',
             name=name,
-            marker=dict(color=_color(index), size=10, symbol=symbols),
+            # What lies beneath is seen around it.
+            marker=dict(color=_color(index), size=max(14 - 4 * index, 5), symbol=symbols),
             text=[f'{error:.2e}, {how}' for error, how in one.values()],
             hovertemplate='%{y}: %{text}<extra></extra>',
         )
-    line = dict(color='#c0392b', dash='dash')
-    figure.add_vline(x=tolerance, line=line, annotation_text='allowed')
-    figure.update_xaxes(type='log', exponentformat='power', dtick=1)
+    figure.add_vline(x=tolerance, line=dict(color='#c0392b', dash='dash'))
+    ends = [math.log10(least) - 0.3, math.log10(tolerance) + 0.7]
+    note = dict(yref='paper', y=1, yanchor='bottom', text='allowed', showarrow=False)
+    figure.add_annotation(x=math.log10(tolerance), **note)
+    figure.update_xaxes(type='log', range=ends, exponentformat='power', dtick=1)
     figure.update_yaxes(categoryorder='array', categoryarray=places[::-1], automargin=True)
     return figure
 

@@ -30,7 +30,7 @@ def write_page(html: str, path: str | os.PathLike) -> None:
 
 
 def _chart(figure: Figure) -> Markup:
-    options = dict(displaylogo=False, responsive=True)
+    options = dict(displayModeBar=False, responsive=True)
     return Markup(figure.to_html(full_html=False, include_plotlyjs=False, config=options))
 
 

@@ -124,6 +124,7 @@ def render_run(report: RunReport) -> str:
         report=report,
         metrics=sorted(metrics, key=lambda name: not is_main(name)),
         best=next((s for s in report.sets if s.name == 'best'), None) or (report.sets or [None])[0],
+        all_compared=all('metrics_expanded' in s.found for s in report.sets),
         losses=loss_chart(report.log),
         curves=metric_chart(report.log, compact),
         errors=error_chart({s.file: s.errors for s in report.sets}, tolerance),
