@@ -110,6 +110,7 @@ def band_chart(
         figure.add_scatter(
             x=steps + steps[::-1],
             y=upper + lower[::-1],
+            mode='lines',
             fill='toself',
             fillcolor=color,
             opacity=0.15,
@@ -167,7 +168,8 @@ def tuning_chart(tuning: Mapping[str, Mapping[float, float]], metric: str) -> go
         rates = sorted(by_rate)
         style = dict(mode='lines+markers', line_color=_color(index))
         figure.add_scatter(x=rates, y=[by_rate[rate] for rate in rates], name=name, **style)
-    figure.update_xaxes(type='log')
+    ticks = sorted({rate for by_rate in tuning.values() for rate in by_rate})
+    figure.update_xaxes(type='log', tickvals=ticks, ticktext=[f'{rate:g}' for rate in ticks])
     return figure
 
 

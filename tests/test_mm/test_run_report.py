@@ -43,7 +43,7 @@ def test_the_hook_writes_a_page_that_needs_nothing_else(trained):
     assert f'<td class="n">{found["metrics_compact"]["mIoU"]:.2f}</td>' in html
     assert f'{found["output_error"]:.1e}' in html
     assert html.count('<figure ') == 4
-    assert html.count('data:image/png') == 8
+    assert own.count('href="data:image/png') == 8
 
 
 def test_errors_of_pictures_add_up_to_the_evaluators_accuracy(trained):

@@ -23,7 +23,7 @@ def test_report(full, tmp_path):
     assert '| cl | 0.1 | 2 | 73.08 | 2.23 | +1.58 | +0.62 to +2.53 | 2 of 2 | 2.50 |' in text
     assert '- cl is above compact by 1.58 (95 % interval +0.62 to +2.53, 2 seeds).' in text
     out = tmp_path / 'out'
-    names = ['curves.png', 'differences.png', 'study.json', 'study.md']
+    names = ['curves.png', 'differences.png', 'study.html', 'study.json', 'study.md']
     assert sorted(path.name for path in out.iterdir()) == names
     assert (out / 'study.md').read_text() == text
     whole = json.loads((out / 'study.json').read_text())
