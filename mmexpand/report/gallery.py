@@ -243,8 +243,8 @@ def _png(mask: np.ndarray, colors: list) -> str:
     small = Image.fromarray(mask.astype(np.uint8))
     if small.width > WIDTH:
         small = _resized(mask, (WIDTH, _height(small)))
-    small.putpalette([value for color in colors for value in color])
-    # What no class has is not drawn.
+    # All 256, or the file has no place for what no class has, which is not drawn.
+    small.putpalette(bytes(value for color in colors for value in color).ljust(768, b'\0'))
     seen = bytes([255] * len(colors)).ljust(256, b'\0')
     return _data_uri(small, 'PNG', transparency=seen)
 
