@@ -183,6 +183,8 @@ def _gallery(cfg: Config, dataset: Any, work_dir: Path, sets: list[WeightSet]) -
     model.load_state_dict(get_state_dict(load_checkpoint(work_dir / chosen.file)))
     model.to(get_device()).eval()
     classes = [str(name) for name in dataset.metainfo.get('classes') or ()]
+    if not classes:
+        raise ValueError('the data set does not name its classes: set its metainfo')
     colors = class_colors(dataset.metainfo.get('palette'), len(classes))
     count = min(PICTURES, len(dataset))
     pictures, kind = [], ''

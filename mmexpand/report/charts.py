@@ -6,18 +6,24 @@ from statistics import fmean, stdev
 
 from plotly import graph_objects as go
 
-from .curves import Log, is_main
+from .curves import Curve, Log, is_main
 
 COLORS = ('#2f6fde', '#e07b39', '#2e9e6b', '#b0449c', '#c9a227', '#4aa8c0', '#7a6ff0', '#8a5a44')
+POINTS = 1000
+"""Of a curve, at most: more cannot be seen, and makes the page large."""
 SYMBOLS = {'in the model': 'circle', 'on captured input': 'diamond', 'on random input': 'x'}
 
 
 def loss_chart(log: Log) -> go.Figure | None:
-    """The losses of a training; None where none was logged."""
+    """The losses of a training; None where none was logged.
+
+    Of long ones, means of what was logged.
+    """
     if not log.losses:
         return None
     figure = _figure('iteration', 'loss', height=380)
-    for index, (name, (steps, values)) in enumerate(log.losses.items()):
+    for index, (name, curve) in enumerate(log.losses.items()):
+        steps, values = _thinned(curve)
         line = dict(color=_color(index), width=2.5 if name == 'loss' else 1.3)
         figure.add_scatter(x=steps, y=values, name=name, mode='lines', line=line)
     return figure
@@ -171,6 +177,15 @@ def tuning_chart(tuning: Mapping[str, Mapping[float, float]], metric: str) -> go
     ticks = sorted({rate for by_rate in tuning.values() for rate in by_rate})
     figure.update_xaxes(type='log', tickvals=ticks, ticktext=[f'{rate:g}' for rate in ticks])
     return figure
+
+
+def _thinned(curve: Curve) -> Curve:
+    steps, values = curve
+    size = -(-len(values) // POINTS)
+    starts = range(0, len(values), size)
+    # A mean stands at the end of what it is taken over.
+    ends = [steps[min(start + size, len(steps)) - 1] for start in starts]
+    return ends, [fmean(values[start : start + size]) for start in starts]
 
 
 def _figure(x: str, y: str, height: int) -> go.Figure:

@@ -13,6 +13,7 @@ from mmexpand import report
 from mmexpand.mm import hooks, run_report
 from mmexpand.mm.hooks import ContractHook
 from mmexpand.surgery.checkpoint import load_checkpoint
+from tests.tools_in_process import run
 
 EXPAND = dict(type='ExpandHook', include='backbone.encoder', rate=2)
 CONTRACT = dict(type='ContractHook', report=True, evaluate_expanded=True)
@@ -102,3 +103,42 @@ def test_without_the_packages_it_is_refused_at_the_start(monkeypatch):
     ContractHook()
     with pytest.raises(ImportError, match='a report needs jinja2 and plotly: pip install'):
         ContractHook(report=True)
+
+
+def test_the_tool_writes_the_same_page(trained, capsys):
+    path = Path(trained.work_dir) / 'report.html'
+    by_hook = path.read_text()
+    path.unlink()
+    assert run('report.py', trained.work_dir) == (0, '')
+    assert f'wrote {path}' in capsys.readouterr().out
+    assert _without_names(path.read_text()) == _without_names(by_hook)
+
+
+def _without_names(html):
+    """Without the time, the title, which is the config's name, and plotly's names of charts."""
+    html = re.sub(r'\d{4}-\d\d-\d\d \d\d:\d\d', '', html)
+    html = re.sub(r'<(title|h1)>.*?</', '', html)
+    return re.sub(r'[0-9a-f]{8}-[0-9a-f-]{27}', '', html)
+
+
+def test_the_tool_finds_data_that_was_moved(trained, street, capsys):
+    (config,) = (p for p in Path(trained.work_dir).glob('*.py') if p.name != 'compact_config.py')
+    config.write_text(config.read_text().replace(str(street), '/nowhere'))
+    assert run('report.py', trained.work_dir) == (0, '')
+    assert 'not in the report: Predictions: ' in capsys.readouterr().out
+    option = f'val_dataloader.dataset.data_root={street}'
+    assert run('report.py', trained.work_dir, '--cfg-options', option) == (0, '')
+    assert 'not in the report' not in capsys.readouterr().out
+
+
+def test_the_tool_refuses_what_it_cannot_report(tmp_path, monkeypatch):
+    code, said = run('report.py', tmp_path)
+    assert (code, said.split(': ')[0]) == (1, 'report.py')
+    assert 'holds no compact_*.pth: give the work dir of a training with ContractHook' in said
+    (tmp_path / 'compact_last.pth').touch()
+    code, said = run('report.py', tmp_path)
+    assert (code, 'but not the config that was trained: copy it there' in said) == (1, True)
+    monkeypatch.setattr(report, 'find_spec', lambda name: None)
+    code, said = run('report.py', tmp_path)
+    assert (code, 'a report needs jinja2 and plotly' in said) == (1, True)
+    assert not (tmp_path / 'report.html').exists()

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from mmexpand.report.curves import read_log
+from mmexpand.report.curves import Log, read_log
 
 
 def write_log(work_dir, start, lines):
@@ -54,3 +54,17 @@ def test_a_run_anew_replaces_the_one_before(tmp_path):
     log = read_log(tmp_path)
     assert log.training['loss'] == ([10], [5.0])
     assert log.metrics == {}
+
+
+def test_long_curves_are_drawn_by_their_means(tmp_path):
+    pytest.importorskip('plotly')
+    from mmexpand.report.charts import POINTS, loss_chart
+
+    steps = list(range(10, 25_010, 10))
+    log = Log(dict(loss=(steps, [step % 20 / 10 for step in steps])))
+    (line,) = loss_chart(log).data
+    assert len(line.x) <= POINTS
+    assert (line.x[0], line.x[-1]) == (30, 25_000)
+    assert line.y[:2] == pytest.approx([2 / 3, 1 / 3])
+    short = Log(dict(loss=([10, 20], [2.0, 1.0])))
+    assert list(loss_chart(short).data[0].y) == [2.0, 1.0]
