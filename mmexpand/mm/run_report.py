@@ -141,7 +141,7 @@ def _cost(cfg: Config, dataset: Any) -> Cost:
 def _count_macs(
     compact: nn.Module, expanded: nn.Module, images: Tensor
 ) -> tuple[tuple[int, int, int], dict[str, tuple[int, int, int]]]:
-    """Of the whole network and by layer: compact, as a chain, in the cheapest order."""
+    """Of the whole network and by layer: compact, factor by factor, in the cheapest order."""
     units = named_units(expanded)
     layers = {name: compact.get_submodule(name) for name in units}
     with FlopCounterMode(display=False) as counter:
@@ -162,7 +162,7 @@ def _rows(
     for prefix, plan in plans:
         for layer in plan:
             name = f'{prefix}.{layer.name}'.lstrip('.')
-            factors = ' '.join('x'.join(map(str, shape)) for shape in layer.factor_shapes)
+            factors = ['x'.join(map(str, shape)) for shape in layer.factor_shapes]
             sizes = layer.params_before, layer.params_after
             rows.append(LayerRow(name, layer.method, layer.rate, factors, *sizes, macs.get(name)))
         for layer in plan.skipped:

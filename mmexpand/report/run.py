@@ -19,14 +19,14 @@ class LayerRow:
         factors: their shapes.
         params_before: parameters of the layer.
         params_after: of its factors.
-        macs: of one image: compact, as a chain, and in the cheapest order; None where the forward
+        macs: of one image: compact, factor by factor, and in the cheapest order; None where the forward
             pass does not reach it, or there is no image.
     """
 
     name: str
     block: str
     rate: float
-    factors: str
+    factors: list[str]
     params_before: int
     params_after: int
     macs: tuple[int, int, int] | None = None
