@@ -19,8 +19,8 @@ class LayerRow:
         factors: their shapes.
         params_before: parameters of the layer.
         params_after: of its factors.
-        macs: of one image: compact, factor by factor, and in the cheapest order; None where the forward
-            pass does not reach it, or there is no image.
+        macs: of one image: compact, factor by factor, and in the cheapest order; None where the
+            forward pass does not reach it, or there is no image.
     """
 
     name: str

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[2] / 'tools/demo'))
 pytest.importorskip('jinja2')
 pytest.importorskip('plotly')
 pytest.importorskip('mmdet')
+
+from draw_voc import draw_voc
 from mmdet.registry import DATASETS
 from mmengine.config import Config
 
@@ -20,9 +23,6 @@ from mmexpand.mm.runtime import prepare_cpu
 from mmexpand.report import gallery
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / 'tools/demo'))
-from draw_voc import draw_voc
-
 CONFIG = ROOT / 'configs/demo/yolo-lite_expand-cl-r4_2xb8-400iters_drawn-voc-160x160.py'
 
 
