@@ -36,7 +36,7 @@ def trained_config(args: argparse.Namespace) -> Config:
         raise ConfigError(
             f'{work_dir} holds compact networks, but not the config that was trained: copy it there'
         )
-    args.config = max(configs, key=os.path.getmtime)
+    args.config = str(max(configs, key=os.path.getmtime))
     return read_config(args)
 
 

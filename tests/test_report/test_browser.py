@@ -1,8 +1,11 @@
 """The pages in a browser, clicked through."""
 
+import base64
+import io
 import json
 import re
 import shutil
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -11,13 +14,21 @@ pytest.importorskip('jinja2')
 pytest.importorskip('plotly')
 pytest.importorskip('selenium')
 
+from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.select import Select
 from selenium.webdriver.support.wait import WebDriverWait
 
 from mmexpand.report.curves import Log
-from mmexpand.report.gallery import MEASURES, Boxes, Gallery, boxes_picture, class_colors
+from mmexpand.report.gallery import (
+    MEASURES,
+    Boxes,
+    Gallery,
+    boxes_picture,
+    class_colors,
+    mask_picture,
+)
 from mmexpand.report.page import write_page
 from mmexpand.report.run import Cost, LayerRow, RunReport, WeightSet, render_run
 from mmexpand.report.study import render_study
@@ -157,6 +168,45 @@ def test_filtering_by_class_sorts_by_the_errors_of_that_class(opened):
     assert list(shown(opened)) == ['half.jpg', 'wrong.jpg']
     choose(opened, 'class', 'all')
     assert list(shown(opened)) == ['right.jpg', 'half.jpg', 'wrong.jpg']
+
+
+def test_filtering_leaves_the_pixels_of_the_class(browser, tmp_path):
+    truth = np.repeat([[0, 1, 255]], 8, 0).repeat(8, 1).astype(np.uint8)
+    colors = [(255, 0, 0), (0, 0, 255)]
+    image = np.full((8, 24, 3), 90, np.uint8)
+    report = run_report()
+    report.gallery = Gallery(
+        [mask_picture('a.png', image, truth, np.zeros_like(truth), colors)],
+        CLASSES[:2],
+        colors,
+        'compact_best.pth.',
+        MEASURES['masks'],
+    )
+    write_page(render_run(report), tmp_path / 'masks.html')
+    browser.get((tmp_path / 'masks.html').as_uri())
+    assert shown(browser) == {'a.png': 'error 0.67'}
+    assert visible_colors(browser) == [{(255, 0, 0): 64, (0, 0, 255): 64}, {(255, 0, 0): 192}]
+    choose(browser, 'class', 'cat')
+    wait_for_colors(browser, {(255, 0, 0): 64}, {(255, 0, 0): 192})
+    choose(browser, 'class', 'dog')
+    wait_for_colors(browser, {(0, 0, 255): 64}, {})
+    choose(browser, 'class', 'all')
+    assert visible_colors(browser)[0] == {(255, 0, 0): 64, (0, 0, 255): 64}
+
+
+def wait_for_colors(browser, *expected):
+    WebDriverWait(browser, 5).until(lambda driver: visible_colors(driver) == list(expected))
+
+
+def visible_colors(browser):
+    """Of both masks, how many pixels one sees of each color."""
+    masks = browser.find_elements(By.CSS_SELECTOR, 'image.mask')
+    found = []
+    for mask in masks:
+        data = base64.b64decode(mask.get_attribute('href').split(',')[1])
+        pixels = Image.open(io.BytesIO(data)).convert('RGBA').getdata()
+        found.append(dict(Counter(pixel[:3] for pixel in pixels if pixel[3])))
+    return found
 
 
 def test_names_are_text_and_no_markup(opened):
