@@ -76,7 +76,7 @@ def write_run_report(
         dataset = None
         with _noted(notes, 'predictions'):
             dataset = _build_dataset(cfg)
-            report.gallery = _gallery(cfg, dataset, work_dir, report.sets)
+            report.gallery = _gallery(cfg, dataset, work_dir, report.chosen)
         with _noted(notes, 'costs'):
             report.cost = _cost(cfg, dataset)
     path = work_dir / REPORT_NAME
@@ -175,8 +175,7 @@ def _rows(
 
 
 @torch.no_grad()
-def _gallery(cfg: Config, dataset: Any, work_dir: Path, sets: list[WeightSet]) -> Gallery:
-    chosen = next((s for s in sets if s.name == 'best'), None) or next(iter(sets), None)
+def _gallery(cfg: Config, dataset: Any, work_dir: Path, chosen: WeightSet | None) -> Gallery:
     if chosen is None:
         raise ValueError('there is no compact network')
     model = revert_sync_batchnorm(build_compact_model(cfg))

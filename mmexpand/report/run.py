@@ -113,6 +113,12 @@ class RunReport:
     log: Log = field(default_factory=Log)
     gallery: Gallery | None = None
 
+    @property
+    def chosen(self) -> WeightSet | None:
+        """The weights that count: the best ones, where they were kept."""
+        best = [one for one in self.sets if one.name == 'best']
+        return next(iter(best + self.sets), None)
+
 
 def render_run(report: RunReport) -> str:
     """The HTML of a run's page, with all that it needs in it."""
@@ -123,7 +129,7 @@ def render_run(report: RunReport) -> str:
         'run.html',
         report=report,
         metrics=sorted(metrics, key=lambda name: not is_main(name)),
-        best=next((s for s in report.sets if s.name == 'best'), None) or (report.sets or [None])[0],
+        best=report.chosen,
         all_compared=all('metrics_expanded' in s.found for s in report.sets),
         losses=loss_chart(report.log),
         curves=metric_chart(report.log, compact),
