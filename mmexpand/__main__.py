@@ -11,6 +11,7 @@ TOOLS = {
     'contract': 'contract.py',
     'export': 'export_onnx.py',
     'study': 'study.py',
+    'report': 'report.py',
 }
 """Files in tools/, by the command they are."""
 

@@ -8,6 +8,7 @@ import signal
 import sys
 
 from mmexpand.study import StudyError, load_study, run_study, write_report
+from mmexpand.study.report import missing_for_page
 
 
 def parse_args() -> argparse.Namespace:
@@ -26,6 +27,8 @@ def main() -> None:
     args = parse_args()
     # As Ctrl-C: the runs' processes are ended with this one.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if missing_for_page():
+        print(f'study: study.html will not be written: {missing_for_page()}', file=sys.stderr)
     try:
         study = load_study(args.study)
         if not args.report_only:

@@ -17,6 +17,7 @@ from mmengine.runner import FlexibleRunner, Runner
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..report import check_installed
 from ..surgery import ExpandConfig, is_expanded
 from ..surgery.checkpoint import get_state_dict, is_expanded_state_dict
 from ..surgery.copying import copy_model
@@ -176,20 +177,33 @@ class ContractHook(CheckpointGuardHook):
 
     In the work dir: ``compact_last.pth``, ``compact_best.pth`` where ``save_best`` is on,
     ``compact_ema.pth`` where EMAHook is on, and ``compact_config.py``, which stock OpenMMLab
-    loads them with. A dry run on one batch does before training all that is done after it.
+    loads them with; with ``report``, ``report.html``. A dry run on one batch does before training
+    all that is done after it.
 
     Args:
         compact_gradients: as for ExpandHook, for a model that ExpandModel or ExpandBackbone has
             expanded.
         evaluate_expanded: whether to evaluate the expanded model too, for comparison: another
             pass over the validation data for each set of weights.
+        report: whether to write a page of all this, with curves and predictions.
+
+    Raises:
+        ImportError: if a report is wanted, and a package that draws it is missing.
     """
 
     priority = 'LOWEST'
 
-    def __init__(self, compact_gradients: bool = True, evaluate_expanded: bool = False):
+    def __init__(
+        self,
+        compact_gradients: bool = True,
+        evaluate_expanded: bool = False,
+        report: bool = False,
+    ):
         self.compact_gradients = compact_gradients
         self.evaluate_expanded = evaluate_expanded
+        self.report = report
+        if report:
+            check_installed()
 
     def before_run(self, runner: Runner) -> None:
         """Treat a model that a builder has expanded as ExpandHook would have.
@@ -247,6 +261,8 @@ class ContractHook(CheckpointGuardHook):
             with _collected(failures, 'the config'):
                 path = on_main(lambda: write_compact_config(runner.cfg, Path(runner.work_dir)))
                 log(f'ContractHook: compact config {path}')
+        if self.report:
+            on_main(lambda: _report(runner, failures))
         if failures:
             reasons = '; '.join(f'{name}: {reason}' for name, reason in failures.items())
             raise ContractionError(
@@ -262,6 +278,21 @@ class ContractHook(CheckpointGuardHook):
         on_main(lambda: write_compact_checkpoint(result, path, runner.cfg, _meta(runner)))
         for line in report_lines(path.name, result):
             log(line)
+
+
+def _report(runner: Runner, failures: dict[str, str]) -> None:
+    """Write the report; whatever fails in it is no failure of the training."""
+    try:
+        # It draws with optional packages.
+        from .run_report import write_run_report
+
+        notes = [f'{name} could not be contracted: {why}' for name, why in failures.items()]
+        path, notes = write_run_report(runner.work_dir, runner.cfg, notes)
+        log(f'ContractHook: report {path}')
+        for note in notes:
+            log(f'ContractHook: not in the report: {note}', logging.WARNING)
+    except Exception as error:
+        log(f'ContractHook: the report is not written: {describe(error)}', logging.WARNING)
 
 
 class ContractionError(RuntimeError):

@@ -1,13 +1,15 @@
-"""A study's results as a table, sentences, one JSON and two pictures."""
+"""A study's results as a table, sentences, one JSON, two pictures and a page."""
 
 import math
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 
 from matplotlib.figure import Figure
 
 from ..files import written_whole
+from ..report import check_installed
 from .run import arm_problem, write_json
 from .spec import Study
 from .statistics import ArmSummary, Difference, decimals, difference, in_words, summarise
@@ -19,7 +21,9 @@ HEAD = (
 
 
 def write_report(study: Study, out_dir: str | os.PathLike) -> str:
-    """Write ``study.json``, ``study.md``, ``curves.png`` and ``differences.png``.
+    """Write ``study.json``, ``study.md``, two pictures, and ``study.html``.
+
+    The latter is left out where ``missing_for_page``.
 
     Args:
         study: the study; what has no result yet is said, the rest is reported.
@@ -33,24 +37,44 @@ def write_report(study: Study, out_dir: str | os.PathLike) -> str:
     arms = [summarise(study, arm) for arm in study.arms.values()]
     baseline = next(arm for arm in arms if arm.arm.name == study.baseline)
     found = {a.arm.name: difference(a, baseline) for a in arms if a is not baseline}
-    text = _markdown(study, arms, baseline, found)
+    findings = _findings(study, arms, baseline, found)
+    text = _markdown(findings)
     _write_text(text, out_dir / 'study.md')
     write_json(_as_json(study, arms, found), out_dir / 'study.json')
     _plot_curves(study, arms, out_dir / 'curves.png')
     _plot_differences(study, found, out_dir / 'differences.png')
+    if not missing_for_page():
+        _write_page(study, arms, found, findings, out_dir / 'study.html')
     return text
 
 
-def _markdown(
+def missing_for_page() -> str:
+    """Why ``study.html`` cannot be written; '' if it can."""
+    try:
+        check_installed()
+    except ImportError as error:
+        return str(error)
+    return ''
+
+
+@dataclass(frozen=True)
+class _Findings:
+    """What the Markdown and the page both say."""
+
+    metric: str
+    rows: list[tuple[str, ...]]
+    sentences: list[str]
+    problems: list[str]
+
+
+def _findings(
     study: Study,
     arms: list[ArmSummary],
     baseline: ArmSummary,
     found: dict[str, Difference | None],
-) -> str:
+) -> _Findings:
     places = decimals(value for arm in arms for value in arm.scores.values())
-    rows = [HEAD, ('---',) * len(HEAD)]
-    rows += [_row(arm, baseline, found.get(arm.arm.name), places) for arm in arms if arm.scores]
-    lines = ['| ' + ' | '.join(row) + ' |' for row in rows]
+    rows = [_row(arm, baseline, found.get(arm.arm.name), places) for arm in arms if arm.scores]
     sentences = [
         in_words(arm, found[arm.arm.name], study.baseline, places)
         for arm in arms
@@ -62,8 +86,15 @@ def _markdown(
     problems += [problem + '.' for problem in cannot if problem]
     if untried:
         problems.append(f'No seed has been run to its end: {", ".join(untried)}.')
-    parts = [f'{study.metric} on the test split, last weights.', '\n'.join(lines)]
-    parts += ['\n'.join(f'- {line}' for line in block) for block in (sentences, problems) if block]
+    return _Findings(study.metric, rows, sentences, problems)
+
+
+def _markdown(found: _Findings) -> str:
+    rows = [HEAD, ('---',) * len(HEAD), *found.rows]
+    lines = ['| ' + ' | '.join(row) + ' |' for row in rows]
+    parts = [f'{found.metric} on the test split, last weights.', '\n'.join(lines)]
+    blocks = (found.sentences, found.problems)
+    parts += ['\n'.join(f'- {line}' for line in block) for block in blocks if block]
     return '\n\n'.join(parts) + '\n'
 
 
@@ -151,6 +182,34 @@ def _plot_differences(study: Study, found: dict[str, Difference | None], path: P
     label = f'{study.metric} (test) minus that of {study.baseline}, seed by seed; mean, 95 %'
     axes.set(xlabel=label, title=study.name)
     _save(figure, path)
+
+
+def _write_page(
+    study: Study,
+    arms: list[ArmSummary],
+    found: dict[str, Difference | None],
+    findings: _Findings,
+    path: Path,
+) -> None:
+    # Optional packages draw it.
+    from ..report.page import write_page
+    from ..report.study import render_study
+
+    results = {arm.arm.name: arm.results.values() for arm in arms if arm.results}
+    curves = {name: [result['curve'] for result in runs] for name, runs in results.items()}
+    differences = {name: (d.values, d.low, d.high) for name, d in found.items() if d is not None}
+    html = render_study(
+        title=study.name,
+        metric=study.metric,
+        baseline=study.baseline,
+        table=[HEAD, *findings.rows],
+        sentences=findings.sentences,
+        problems=findings.problems,
+        curves=curves,
+        differences=differences,
+        tuning={arm.arm.name: arm.tuning for arm in arms if arm.tuning},
+    )
+    write_page(html, path)
 
 
 def _save(figure: Figure, path: Path) -> None:

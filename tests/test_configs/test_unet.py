@@ -71,8 +71,9 @@ def test_twin_differs_in_our_hooks_only(path):
     compact, twin = (Config.fromfile(p).to_dict() for p in (path, expanded(path)))
     assert twin.pop('custom_imports') == dict(imports=['mmexpand'], allow_failed_imports=False)
     expand, contract = twin.pop('custom_hooks')
-    # The demo's table shows what the expanded network scores too.
-    assert contract.pop('evaluate_expanded', False) == ('drawn' in path.stem)
+    # The demo's table shows what the expanded network scores too, and it leaves a report.
+    for option in ('evaluate_expanded', 'report'):
+        assert contract.pop(option, False) == ('drawn' in path.stem)
     assert [expand, contract] == HOOKS
     assert twin == compact
 
@@ -247,6 +248,7 @@ def test_demo_of_yolo_lite():
     compact, twin = (Config.fromfile(path).to_dict() for path in (compact, twin))
     hooks = twin.pop('custom_hooks')
     assert hooks[-1].pop('evaluate_expanded')
+    assert hooks[-1].pop('report')
     assert hooks == real.to_dict()['custom_hooks']
     assert compact.pop('custom_hooks') == real.to_dict()['custom_hooks'][:1]
     assert twin == compact

@@ -1,10 +1,13 @@
 """A report from result files alone, whatever is missing in them."""
 
 import json
+from pathlib import Path
 
 import pytest
 
+from mmexpand import report
 from mmexpand.study import load_study, write_report
+from tests.tools_in_process import run
 
 
 @pytest.fixture
@@ -23,7 +26,7 @@ def test_report(full, tmp_path):
     assert '| cl | 0.1 | 2 | 73.08 | 2.23 | +1.58 | +0.62 to +2.53 | 2 of 2 | 2.50 |' in text
     assert '- cl is above compact by 1.58 (95 % interval +0.62 to +2.53, 2 seeds).' in text
     out = tmp_path / 'out'
-    names = ['curves.png', 'differences.png', 'study.json', 'study.md']
+    names = ['curves.png', 'differences.png', 'study.html', 'study.json', 'study.md']
     assert sorted(path.name for path in out.iterdir()) == names
     assert (out / 'study.md').read_text() == text
     whole = json.loads((out / 'study.json').read_text())
@@ -31,6 +34,28 @@ def test_report(full, tmp_path):
     assert whole['arms']['cl']['differences'] == pytest.approx({'0': 1.5, '1': 1.65})
     assert whole['arms']['cl']['interval'] == pytest.approx([0.622035, 2.527965], abs=1e-5)
     assert whole['arms']['compact']['interval'] is None
+
+
+def test_the_page_says_the_same(full, put, tmp_path):
+    put(full, 'cl', 0.1, 1, reason='it broke', status='failed', val={}, test={})
+    text = write_report(full, tmp_path)
+    html = (tmp_path / 'study.html').read_text()
+    (row,) = (line for line in text.splitlines() if line.startswith('| cl |'))
+    cells = [f'<td class="n">{cell.strip()}</td>' for cell in row.split('|')[2:-1]]
+    assert f'<td>cl</td>{"".join(cells)}' in html
+    said = [line[2:] for line in text.splitlines() if line.startswith('- ')]
+    assert len(said) == 4
+    assert all(f'<li>{line}</li>' in html for line in said)
+
+
+def test_without_what_draws_pages_the_rest_is_written(full, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(report, 'find_spec', lambda name: None)
+    path = Path('small.py').absolute()
+    assert run('study.py', path, '--report-only', '--out-dir', tmp_path / 'out') == (0, '')
+    output = capsys.readouterr()
+    assert output.err.startswith('study: study.html will not be written: a report needs jinja2')
+    names = {path.name for path in (tmp_path / 'out').iterdir()}
+    assert names == {'curves.png', 'differences.png', 'study.json', 'study.md'}
 
 
 def test_arms_may_be_called_anything(full, write_study, put, tmp_path):

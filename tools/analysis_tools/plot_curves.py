@@ -1,9 +1,7 @@
 """Draw the loss and metric curves of one or more training runs."""
 
 import argparse
-import json
 import os
-from collections import defaultdict
 from pathlib import Path
 
 import matplotlib
@@ -14,8 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from mmexpand.mm.contraction import check_writable
 from mmexpand.mm.launch import add_debug_argument, tool
-
-Curve = tuple[list[int], list[float]]
+from mmexpand.report.curves import is_main, read_log
 
 
 def parse_args() -> argparse.Namespace:
@@ -39,55 +36,13 @@ def figure_types() -> list[str]:
     return sorted(FigureCanvasAgg.get_supported_filetypes())
 
 
-def read_curves(run: str | os.PathLike) -> dict[str, Curve]:
-    """The scalars that mmengine logged in a run.
-
-    Args:
-        run: work dir, of which the latest run is taken, or scalars.json file.
-
-    Returns:
-        Steps and values of each scalar.
-
-    Raises:
-        FileNotFoundError: if there is no log.
-    """
-    path = Path(run)
-    if path.is_dir():
-        logs = sorted(path.glob('*/vis_data/scalars.json'))
-        if not logs:
-            raise FileNotFoundError(f'{run} holds no */vis_data/scalars.json: was it trained?')
-        path = logs[-1]
-    curves: dict[str, Curve] = defaultdict(lambda: ([], []))
-    # A byte that is no text must not keep it from being told where.
-    for number, line in enumerate(path.read_text(errors='replace').splitlines(), 1):
-        try:
-            scalars = json.loads(line)
-            step = scalars['step']
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(
-                f'{path}, line {number}, is no line of scalars with a step; give a work dir, or '
-                'a scalars.json of its vis_data'
-            ) from None
-        for key, value in scalars.items():
-            curves[key][0].append(step)
-            curves[key][1].append(value)
-    return dict(curves)
-
-
-def interesting(curves: dict[str, Curve]) -> list[str]:
-    """The total loss, its parts and the main metric."""
-    losses = [key for key in curves if 'loss' in key]
-    metrics = [key for key in curves if key.endswith(('mAP', 'mIoU'))]
-    return sorted(losses, key=lambda key: key != 'loss') + metrics
-
-
 def plot_curves(
     runs: list[str], legend: list[str], out: str | os.PathLike, keys: list[str] | None = None
 ) -> None:
     """Draw curves of runs into a picture, one plot a scalar.
 
     Args:
-        runs: see ``read_curves``.
+        runs: see ``read_log``.
         legend: a name for each.
         out: the picture.
         keys: the scalars; None: the losses and the main metric.
@@ -96,8 +51,9 @@ def plot_curves(
         FileNotFoundError: if a run has no log.
         ValueError: if a scalar was not logged.
     """
-    curves = [read_curves(run) for run in runs]
-    keys = keys or interesting(curves[0])
+    logs = [read_log(run) for run in runs]
+    keys = keys or [*logs[0].losses, *filter(is_main, logs[0].metrics)]
+    curves = [log.evaluations | log.training for log in logs]
     if not keys:
         raise ValueError(f'{runs[0]} logged no loss and no metric; name scalars with --keys')
     columns = min(3, len(keys))

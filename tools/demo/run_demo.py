@@ -299,7 +299,9 @@ def main() -> None:
         f'The table is in {out}/table.md. For {" and ".join(task.name for task in TASKS)} there are'
     )
     print(f'predictions/ (ground truth left), curves.png and compact.onnx in {out}/*/, and')
-    print('compact_config.py and compact_best.pth in work_dir/.')
+    print(
+        'compact_config.py, compact_best.pth and report.html, which a browser shows, in work_dir/.'
+    )
 
 
 if __name__ == '__main__':

@@ -1,0 +1,228 @@
+"""The report of a work dir: what it holds, and predictions of its compact network."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import mmcv
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.device import get_device
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import DATASETS
+from mmengine.structures import BaseDataElement
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..analysis.complexity import unit_costs
+from ..core.eligibility import EXPANDED_ALREADY
+from ..report.curves import read_log
+from ..report.gallery import (
+    MEASURES,
+    Boxes,
+    Gallery,
+    Picture,
+    boxes_picture,
+    class_colors,
+    mask_picture,
+)
+from ..report.page import write_page
+from ..report.run import Cost, LayerRow, RunReport, WeightSet, render_run
+from ..surgery import Plan, expand_, named_units
+from ..surgery.checkpoint import META_KEY, get_state_dict, load_checkpoint
+from ..surgery.verify import TOLERANCES
+from ..version import __version__
+from .contraction import has_model
+from .datasets import check_datasets, guard_pipelines
+from .models import build_compact_model, expand_wishes, tensor_outputs
+from .ranks import describe
+
+REPORT_NAME = 'report.html'
+PICTURES = 48
+"""At most: with the charts' script they make a page of less than 8 MB."""
+
+
+def write_run_report(
+    work_dir: str | os.PathLike, cfg: Config, notes: list[str] | None = None
+) -> tuple[Path, list[str]]:
+    """Write ``report.html`` into a work dir, from what is in it and its validation data.
+
+    Args:
+        work_dir: with compact checkpoints and logs.
+        cfg: the config that was trained.
+        notes: sentences that the report shall show among what is missing.
+
+    Returns:
+        The page, and all its notes: what is missing in it, and why.
+    """
+    work_dir, notes = Path(work_dir), list(notes or ())
+    folder = work_dir.resolve().name
+    title = Path(cfg.filename).stem if cfg.filename else folder
+    about = [f'{datetime.now():%Y-%m-%d %H:%M}', f'mmexpand {__version__}']
+    report = RunReport(title, [f'work dir {folder}', *about, f'torch {torch.__version__}'], notes)
+    with _noted(notes, 'compact networks'):
+        report.sets = [_weight_set(path) for path in sorted(work_dir.glob('compact_*.pth'))]
+    with _noted(notes, 'curves'):
+        report.log = read_log(work_dir)
+    if not has_model(cfg):
+        notes.append('Costs and predictions: the Runner had no config of its model.')
+    else:
+        dataset = None
+        with _noted(notes, 'predictions'):
+            dataset = _build_dataset(cfg)
+            report.gallery = _gallery(cfg, dataset, work_dir, report.chosen)
+        with _noted(notes, 'costs'):
+            report.cost = _cost(cfg, dataset)
+    path = work_dir / REPORT_NAME
+    write_page(render_run(report), path)
+    return path, notes
+
+
+@contextmanager
+def _noted(notes: list[str], what: str) -> Iterator[None]:
+    """Go on without a part of the report; a note says why it is missing."""
+    try:
+        yield
+    except Exception as error:
+        notes.append(f'{what.capitalize()}: {describe(error)}')
+
+
+def _weight_set(path: Path) -> WeightSet:
+    checkpoint = load_checkpoint(path)
+    weights = get_state_dict(checkpoint).values()
+    dtype = next(w.dtype for w in weights if isinstance(w, Tensor) and w.is_floating_point())
+    return WeightSet(
+        path.stem.removeprefix('compact_'),
+        path.name,
+        path.stat().st_size / 1e6,
+        TOLERANCES.get(dtype, TOLERANCES[torch.float32]),
+        checkpoint['meta'][META_KEY],
+    )
+
+
+def _build_dataset(cfg: Config) -> Any:
+    if cfg.get('val_dataloader') is None:
+        raise ValueError('the config has no validation data')
+    check_datasets(cfg, ('val',))
+    build_compact_model(cfg)  # It sets the default scope.
+    dataset = DATASETS.build(cfg.val_dataloader.dataset)
+    guard_pipelines(dataset)
+    return dataset
+
+
+def _cost(cfg: Config, dataset: Any) -> Cost:
+    wishes = expand_wishes(cfg)
+    if not wishes:
+        raise ValueError('the config expands nothing')
+    compact = revert_sync_batchnorm(build_compact_model(cfg)).eval()
+    expanded = revert_sync_batchnorm(build_compact_model(cfg))
+    # Shapes alone count: nothing is to be preserved.
+    plans = [
+        (name, expand_(expanded.get_submodule(name), replace(wish, init='default')))
+        for name, wish in wishes
+    ]
+    total, by_layer, size = None, {}, None
+    if dataset is not None:
+        data = compact.data_preprocessor(pseudo_collate([dataset[0]]), False)
+        total, by_layer = _count_macs(compact, expanded, data['inputs'])
+        size = tuple(data['inputs'].shape[-2:])
+    rows, left_out = _rows(plans, by_layer)
+    before, after = (sum(p.numel() for p in m.parameters()) for m in (compact, expanded))
+    return Cost(rows, left_out, before, after, total, size)
+
+
+@torch.no_grad()
+def _count_macs(
+    compact: nn.Module, expanded: nn.Module, images: Tensor
+) -> tuple[tuple[int, int, int], dict[str, tuple[int, int, int]]]:
+    """Of the whole network and by layer: compact, factor by factor, in the cheapest order."""
+    units = named_units(expanded)
+    layers = {name: compact.get_submodule(name) for name in units}
+    with FlopCounterMode(display=False) as counter:
+        costs = unit_costs(units, layers, lambda: tensor_outputs(compact, dict(inputs=images)))
+    by_layer = {
+        name: (cost.macs_compact, cost.macs_layerwise, cost.macs_auto)
+        for name, cost in costs.items()
+    }
+    rest = counter.get_total_flops() // 2 - sum(macs[0] for macs in by_layer.values())
+    sums = (sum(macs[kind] for macs in by_layer.values()) for kind in range(3))
+    return tuple(rest + value for value in sums), by_layer
+
+
+def _rows(
+    plans: list[tuple[str, Plan]], macs: dict[str, tuple[int, int, int]]
+) -> tuple[list[LayerRow], dict[str, list[str]]]:
+    rows, reasons = [], {}
+    for prefix, plan in plans:
+        for layer in plan:
+            name = f'{prefix}.{layer.name}'.lstrip('.')
+            factors = ['x'.join(map(str, shape)) for shape in layer.factor_shapes]
+            sizes = layer.params_before, layer.params_after
+            rows.append(LayerRow(name, layer.method, layer.rate, factors, *sizes, macs.get(name)))
+        for layer in plan.skipped:
+            reasons[f'{prefix}.{layer.name}'.lstrip('.')] = layer.reason
+    left_out: dict[str, list[str]] = {}
+    for name in sorted(reasons.keys() - {row.name for row in rows}):
+        left_out.setdefault(reasons[name], []).append(name)
+    left_out.pop(EXPANDED_ALREADY, None)
+    return rows, left_out
+
+
+@torch.no_grad()
+def _gallery(cfg: Config, dataset: Any, work_dir: Path, chosen: WeightSet | None) -> Gallery:
+    if chosen is None:
+        raise ValueError('there is no compact network')
+    model = revert_sync_batchnorm(build_compact_model(cfg))
+    model.load_state_dict(get_state_dict(load_checkpoint(work_dir / chosen.file)))
+    model.to(get_device()).eval()
+    classes = [str(name) for name in dataset.metainfo.get('classes') or ()]
+    if not classes:
+        raise ValueError('the data set does not name its classes: set its metainfo')
+    colors = class_colors(dataset.metainfo.get('palette'), len(classes))
+    count = min(PICTURES, len(dataset))
+    pictures, kind = [], ''
+    for index in np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist():
+        (sample,) = model.test_step(pseudo_collate([dataset[index]]))
+        kind = _kind(sample)
+        pictures.append(_picture(kind, sample.to('cpu'), classes, colors))
+    about = f'{chosen.file} on {count} of the {len(dataset)} images of the validation split.'
+    return Gallery(pictures, classes, colors, about, MEASURES[kind])
+
+
+def _kind(sample: BaseDataElement) -> str:
+    if 'pred_sem_seg' in sample and 'gt_sem_seg' in sample:
+        return 'masks'
+    if 'pred_instances' in sample and 'bboxes' in sample.get('gt_instances', ()):
+        return 'boxes'
+    raise ValueError(
+        'they are shown where they are boxes or semantic masks, and the validation pipeline loads '
+        'the ground truth'
+    )
+
+
+def _picture(kind: str, sample: BaseDataElement, classes: list[str], colors: list) -> Picture:
+    name = Path(sample.img_path).name
+    image = mmcv.imread(sample.img_path, channel_order='rgb')
+    if kind == 'masks':
+        masks = (sample.get(key).data.squeeze(0).numpy() for key in ('gt_sem_seg', 'pred_sem_seg'))
+        return mask_picture(name, image, *masks, colors)
+    return boxes_picture(
+        name,
+        image,
+        _boxes(sample.gt_instances),
+        _boxes(sample.pred_instances),
+        classes,
+        _boxes(sample.ignored_instances) if 'ignored_instances' in sample else None,
+    )
+
+
+def _boxes(instances: BaseDataElement) -> Boxes:
+    corners = getattr(instances.bboxes, 'tensor', instances.bboxes)
+    scores = instances.scores.float().numpy() if 'scores' in instances else None
+    return Boxes(corners.float().numpy().reshape(-1, 4), instances.labels.numpy(), scores)

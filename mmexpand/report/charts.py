@@ -1,0 +1,211 @@
+"""The charts of the pages, in plotly."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean, stdev
+
+from plotly import graph_objects as go
+
+from .curves import Curve, Log, is_main
+
+COLORS = ('#2f6fde', '#e07b39', '#2e9e6b', '#b0449c', '#c9a227', '#4aa8c0', '#7a6ff0', '#8a5a44')
+POINTS = 1000
+"""Of a curve, at most: more cannot be seen, and makes the page large."""
+SYMBOLS = {'in the model': 'circle', 'on captured input': 'diamond', 'on random input': 'x'}
+
+
+def loss_chart(log: Log) -> go.Figure | None:
+    """The losses of a training; None where none was logged.
+
+    Of long ones, means of what was logged.
+    """
+    if not log.losses:
+        return None
+    figure = _figure('iteration', 'loss', height=380)
+    for index, (name, curve) in enumerate(log.losses.items()):
+        steps, values = _thinned(curve)
+        line = dict(color=_color(index), width=2.5 if name == 'loss' else 1.3)
+        figure.add_scatter(x=steps, y=values, name=name, mode='lines', line=line)
+    return figure
+
+
+def metric_chart(log: Log, compact: Mapping[str, Mapping[str, float]]) -> go.Figure | None:
+    """The metrics of the evaluations while training, and of the compact networks after it.
+
+    Args:
+        log: of the training.
+        compact: metrics by the name of the weights.
+    """
+    if not log.metrics:
+        return None
+    figure = _figure('iteration', 'metric (validation)', height=380)
+    main = [name for name in log.metrics if is_main(name)] or list(log.metrics)[:1]
+    for index, (name, (steps, values)) in enumerate(log.metrics.items()):
+        shown = True if name in main else 'legendonly'
+        line = dict(color=_color(index), width=2)
+        label = f'{name}, while training'
+        style = dict(mode='lines+markers', line=line, marker_size=7, visible=shown)
+        figure.add_scatter(x=steps, y=values, name=label, **style)
+    steps = log.training.get('step', ([], []))[0] or log.evaluations['step'][0]
+    for index, (weights, metrics) in enumerate(compact.items()):
+        for name in (name for name in main if name in metrics):
+            label = f'{name}, compact, {weights} weights'
+            line = dict(color=_color(index + len(log.metrics)), width=2, dash=_dash(index))
+            ends = [steps[0], steps[-1]]
+            figure.add_scatter(x=ends, y=[metrics[name]] * 2, name=label, mode='lines', line=line)
+    return figure
+
+
+def error_chart(
+    errors: Mapping[str, Mapping[str, tuple[float, str]]], tolerance: float
+) -> go.Figure | None:
+    """A verification: of each set of weights, the error by layer, and how it was found.
+
+    Args:
+        errors: by set and layer; 'end to end' among the layers.
+        tolerance: what was allowed.
+    """
+    if not errors:
+        return None
+    places = list(dict.fromkeys(place for one in errors.values() for place in one))
+    found = [error for one in errors.values() for error, _ in one.values() if error > 0]
+    # A logarithm has no place for no error at all.
+    least = min(found, default=1e-16) / 3
+    figure = _figure('largest relative error', '', height=130 + 26 * len(places))
+    for index, (name, one) in enumerate(errors.items()):
+        symbols = [SYMBOLS.get(how, 'square') for _, how in one.values()]
+        figure.add_scatter(
+            x=[max(error, least) for error, _ in one.values()],
+            y=list(one),
+            mode='markers',
+            name=name,
+            # What lies beneath is seen around it.
+            marker=dict(color=_color(index), size=max(14 - 4 * index, 5), symbol=symbols),
+            text=[f'{error:.2e}, {how}' for error, how in one.values()],
+            hovertemplate='%{y}: %{text}<extra></extra>',
+        )
+    figure.add_vline(x=tolerance, line=dict(color='#c0392b', dash='dash'))
+    ends = [math.log10(least) - 0.3, math.log10(tolerance) + 0.7]
+    note = dict(yref='paper', y=1, yanchor='bottom', text='allowed', showarrow=False)
+    figure.add_annotation(x=math.log10(tolerance), **note)
+    figure.update_xaxes(type='log', range=ends, exponentformat='power', dtick=1)
+    figure.update_yaxes(categoryorder='array', categoryarray=places[::-1], automargin=True)
+    return figure
+
+
+def band_chart(
+    curves: Mapping[str, Iterable[Sequence[tuple[int, float]]]], metric: str
+) -> go.Figure:
+    """Curves of several seeds: their mean, and a standard deviation to both sides.
+
+    Args:
+        curves: by name, of every seed the steps and values.
+        metric: what they are of.
+    """
+    figure = _figure('iteration', f'{metric} (validation)', height=460)
+    for index, (name, seeds) in enumerate(curves.items()):
+        by_step: dict[int, list[float]] = {}
+        for step, value in (point for seed in seeds for point in seed):
+            by_step.setdefault(step, []).append(value)
+        steps = sorted(by_step)
+        means = [fmean(by_step[step]) for step in steps]
+        spread = [stdev(by_step[step]) if len(by_step[step]) > 1 else 0 for step in steps]
+        upper = [mean + width for mean, width in zip(means, spread, strict=True)]
+        lower = [mean - width for mean, width in zip(means, spread, strict=True)]
+        color = _color(index)
+        figure.add_scatter(
+            x=steps + steps[::-1],
+            y=upper + lower[::-1],
+            mode='lines',
+            fill='toself',
+            fillcolor=color,
+            opacity=0.15,
+            line_width=0,
+            legendgroup=name,
+            showlegend=False,
+            hoverinfo='skip',
+        )
+        style = dict(mode='lines+markers', line=dict(color=color, width=2), legendgroup=name)
+        figure.add_scatter(x=steps, y=means, name=name, **style)
+    return figure
+
+
+def interval_chart(
+    differences: Mapping[str, tuple[Mapping[int, float], float, float]], label: str
+) -> go.Figure:
+    """Differences seed by seed, their mean and its interval.
+
+    Args:
+        differences: by name, the values by seed and the ends of the interval.
+        label: of the axis.
+    """
+    figure = _figure(label, '', height=130 + 46 * len(differences))
+    for index, (name, (values, low, high)) in enumerate(differences.items()):
+        mean, color = fmean(values.values()), _color(index + 1)
+        figure.add_scatter(
+            x=list(values.values()),
+            y=[name] * len(values),
+            mode='markers',
+            marker=dict(color='#9aa4b2', size=8),
+            text=[f'seed {seed}' for seed in values],
+            hovertemplate='%{text}: %{x:.4g}<extra></extra>',
+        )
+        interval = (
+            None if math.isnan(low) else dict(array=[high - mean], arrayminus=[mean - low], width=8)
+        )
+        figure.add_scatter(
+            x=[mean],
+            y=[name],
+            mode='markers',
+            marker=dict(color=color, size=12, symbol='diamond'),
+            error_x=interval,
+            hovertemplate=f'{name}: mean %{{x:.4g}}<extra></extra>',
+        )
+    figure.add_vline(x=0, line=dict(color='#1f2733', width=1))
+    figure.update_yaxes(autorange='reversed', automargin=True)
+    figure.update_layout(showlegend=False)
+    return figure
+
+
+def tuning_chart(tuning: Mapping[str, Mapping[float, float]], metric: str) -> go.Figure:
+    """The metric by learning rate, of every arm."""
+    figure = _figure('learning rate', f'{metric} (validation)', height=380)
+    for index, (name, by_rate) in enumerate(tuning.items()):
+        rates = sorted(by_rate)
+        style = dict(mode='lines+markers', line_color=_color(index))
+        figure.add_scatter(x=rates, y=[by_rate[rate] for rate in rates], name=name, **style)
+    ticks = sorted({rate for by_rate in tuning.values() for rate in by_rate})
+    figure.update_xaxes(type='log', tickvals=ticks, ticktext=[f'{rate:g}' for rate in ticks])
+    return figure
+
+
+def _thinned(curve: Curve) -> Curve:
+    steps, values = curve
+    size = -(-len(values) // POINTS)
+    starts = range(0, len(values), size)
+    # A mean stands at the end of what it is taken over.
+    ends = [steps[min(start + size, len(steps)) - 1] for start in starts]
+    return ends, [fmean(values[start : start + size]) for start in starts]
+
+
+def _figure(x: str, y: str, height: int) -> go.Figure:
+    return go.Figure(
+        layout=dict(
+            template='plotly_white',
+            height=height,
+            margin=dict(l=60, r=20, t=30, b=50),
+            xaxis_title=x,
+            yaxis_title=y,
+            font=dict(family='system-ui, sans-serif', size=13, color='#1f2733'),
+            legend=dict(orientation='h', y=1.02, yanchor='bottom', x=0),
+            hovermode='closest',
+        )
+    )
+
+
+def _color(index: int) -> str:
+    return COLORS[index % len(COLORS)]
+
+
+def _dash(index: int) -> str:
+    return ('dash', 'dot', 'dashdot')[index % 3]

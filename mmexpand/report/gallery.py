@@ -1,0 +1,263 @@
+"""Predictions beside the ground truth: how wrong each picture is, and how it is drawn."""
+
+import base64
+import io
+from collections import Counter
+from colorsys import hls_to_rgb
+from dataclasses import dataclass, field
+
+import numpy as np
+from PIL import Image
+
+WIDTH = 360
+"""Of an image in the page, in pixels; its height follows. Small ones are left as they are."""
+
+MATCH_IOU = 0.5
+MIN_SCORE = 0.3
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """Boxes in an image.
+
+    Attributes:
+        corners: shape (N, 4): left, top, right and bottom, in pixels.
+        labels: shape (N,): indexes of classes.
+        scores: shape (N,); None for the ground truth.
+    """
+
+    corners: np.ndarray
+    labels: np.ndarray
+    scores: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class DrawnBox:
+    """A box of the page.
+
+    Attributes:
+        corners: left, top, right, bottom.
+        label: index of its class.
+        text: what is written beside it.
+        right: whether there is one like it on the other side.
+    """
+
+    corners: tuple[float, float, float, float]
+    label: int
+    text: str
+    right: bool
+
+
+@dataclass(frozen=True)
+class Side:
+    """What is drawn over the image on one side: boxes, or a mask as a data URI."""
+
+    boxes: list[DrawnBox] = field(default_factory=list)
+    mask: str = ''
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image of the gallery.
+
+    Attributes:
+        name: of the file.
+        image: data URI.
+        width: of the image that the boxes are measured in.
+        height: likewise.
+        truth: what there is.
+        prediction: what the network says.
+        error: share of wrong decisions, of all classes.
+        errors: likewise by class, for the classes that are in it or are said to be.
+    """
+
+    name: str
+    image: str
+    width: int
+    height: int
+    truth: Side
+    prediction: Side
+    error: float
+    errors: dict[int, float]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Pictures, and what their classes are called.
+
+    Attributes:
+        pictures: in the order of the data set.
+        classes: names.
+        colors: RGB of each class.
+        about: a sentence: whose predictions on what.
+        measure: a sentence: what the error is.
+    """
+
+    pictures: list[Picture]
+    classes: list[str]
+    colors: list[tuple[int, int, int]]
+    about: str
+    measure: str
+
+    @property
+    def present(self) -> list[int]:
+        """The classes that the pictures show."""
+        return sorted({label for picture in self.pictures for label in picture.errors})
+
+
+MEASURES = {
+    'boxes': (
+        'The error is the share of false and missed boxes, which are dashed, among these and the '
+        f'found ones; a box is found with an IoU of at least {MATCH_IOU:g} and a score of at '
+        f'least {MIN_SCORE:g}.'
+    ),
+    'masks': 'The error is 1 - IoU of the pixels, over all classes or of the one chosen.',
+}
+
+
+def boxes_picture(
+    name: str,
+    image: np.ndarray,
+    truth: Boxes,
+    prediction: Boxes,
+    classes: list[str],
+    ignored: Boxes | None = None,
+) -> Picture:
+    """The picture of a detection.
+
+    Args:
+        name: of the image.
+        image: RGB, shape (H, W, 3), 8 bits.
+        truth: what there is.
+        prediction: in any order; what has a low score is left out.
+        classes: names.
+        ignored: what may be found or not.
+    """
+    order = np.argsort(-prediction.scores, kind='stable')
+    order = order[prediction.scores[order] >= MIN_SCORE]
+    said = Boxes(prediction.corners[order], prediction.labels[order], prediction.scores[order])
+    partners = match_boxes(truth, said)
+    if ignored is not None:
+        excused = [partner is not None for partner in match_boxes(ignored, said)]
+        kept = [i for i, partner in enumerate(partners) if partner is not None or not excused[i]]
+        said = Boxes(said.corners[kept], said.labels[kept], said.scores[kept])
+        partners = [partners[index] for index in kept]
+    rights = np.array([partner is not None for partner in partners], bool)
+    hits = np.isin(np.arange(len(truth.labels)), [p for p in partners if p is not None])
+    found, false = Counter(said.labels[rights].tolist()), Counter(said.labels[~rights].tolist())
+    missed = Counter(truth.labels[~hits].tolist())
+    counts = {
+        label: (found[label], false[label], missed[label]) for label in found | false | missed
+    }
+    names = [classes[label] for label in truth.labels]
+    pairs = zip(said.labels, said.scores, strict=True)
+    scored = [f'{classes[label]} {score:.2f}' for label, score in pairs]
+    height, width = image.shape[:2]
+    sides = Side(_drawn(truth, hits, names)), Side(_drawn(said, rights, scored))
+    return Picture(name, _jpeg(image), width, height, *sides, *_errors(counts))
+
+
+def match_boxes(truth: Boxes, prediction: Boxes) -> list[int | None]:
+    """For each prediction, from the first on, the box that it finds; None for false ones."""
+    free = np.ones(len(truth.labels), bool)
+    partners: list[int | None] = []
+    for corners, label in zip(prediction.corners, prediction.labels, strict=True):
+        overlaps = np.where(free & (truth.labels == label), _ious(truth.corners, corners), 0)
+        best = int(overlaps.argmax()) if overlaps.size else 0
+        if overlaps.size and overlaps[best] >= MATCH_IOU:
+            free[best] = False
+            partners.append(best)
+        else:
+            partners.append(None)
+    return partners
+
+
+def _ious(many: np.ndarray, one: np.ndarray) -> np.ndarray:
+    sides = np.minimum(many[:, 2:], one[2:]) - np.maximum(many[:, :2], one[:2])
+    inside = sides.clip(0).prod(1)
+    areas = (many[:, 2:] - many[:, :2]).prod(1) + (one[2:] - one[:2]).prod()
+    return inside / np.maximum(areas - inside, 1e-9)
+
+
+def _drawn(boxes: Boxes, rights: np.ndarray, texts: list[str]) -> list[DrawnBox]:
+    corners = boxes.corners.round(1).tolist()
+    rows = zip(corners, boxes.labels.tolist(), texts, rights.tolist(), strict=True)
+    return [DrawnBox(tuple(box), label, text, right) for box, label, text, right in rows]
+
+
+def mask_picture(
+    name: str, image: np.ndarray, truth: np.ndarray, prediction: np.ndarray, colors: list
+) -> Picture:
+    """The picture of a segmentation.
+
+    Args:
+        name: of the image.
+        image: RGB, shape (H, W, 3), 8 bits.
+        truth: indexes of classes, shape (H, W); those that no class has are left out of account.
+        prediction: likewise.
+        colors: RGB of every class.
+    """
+    if truth.shape != prediction.shape:
+        truth = np.asarray(_resized(truth, prediction.shape[::-1]))
+    known = truth < len(colors)
+    ours, theirs = truth[known].astype(int), prediction[known].astype(int)
+    size = len(colors)
+    hits = np.bincount(ours[ours == theirs], minlength=size)
+    false = np.bincount(theirs, minlength=size) - hits
+    missed = np.bincount(ours, minlength=size) - hits
+    counts = {
+        label: (int(hits[label]), int(false[label]), int(missed[label]))
+        for label in range(size)
+        if hits[label] + false[label] + missed[label]
+    }
+    height, width = image.shape[:2]
+    sides = [Side(mask=_png(mask, colors)) for mask in (truth, prediction)]
+    return Picture(name, _jpeg(image), width, height, *sides, *_errors(counts))
+
+
+def _errors(counts: dict[int, tuple[int, int, int]]) -> tuple[float, dict[int, float]]:
+    """From right, false and missed ones by class."""
+    errors = {label: 1 - count[0] / sum(count) for label, count in sorted(counts.items())}
+    total = sum(map(sum, counts.values()))
+    right = sum(count[0] for count in counts.values())
+    return (1 - right / total if total else 0.0), errors
+
+
+def class_colors(palette: list | None, count: int) -> list[tuple[int, int, int]]:
+    """RGB of every class: the data set's, or else as different as may be."""
+    if isinstance(palette, (list, tuple)) and len(palette) >= count:
+        return [tuple(map(int, color)) for color in palette[:count]]
+    # Steps of the golden ratio: neighbours are far from each other.
+    colors = (hls_to_rgb(index * 0.618 % 1, 0.45, 0.8) for index in range(count))
+    return [tuple(round(255 * value) for value in color) for color in colors]
+
+
+def _jpeg(image: np.ndarray) -> str:
+    small = Image.fromarray(image)
+    if small.width > WIDTH:
+        small = small.resize((WIDTH, _height(small)), Image.Resampling.LANCZOS)
+    return _data_uri(small, 'JPEG', quality=80)
+
+
+def _png(mask: np.ndarray, colors: list) -> str:
+    small = Image.fromarray(mask.astype(np.uint8))
+    if small.width > WIDTH:
+        small = _resized(mask, (WIDTH, _height(small)))
+    # All 256, or the file has no place for what no class has, which is not drawn.
+    small.putpalette(bytes(value for color in colors for value in color).ljust(768, b'\0'))
+    seen = bytes([255] * len(colors)).ljust(256, b'\0')
+    return _data_uri(small, 'PNG', transparency=seen)
+
+
+def _resized(mask: np.ndarray, size: tuple[int, int]) -> Image.Image:
+    return Image.fromarray(mask.astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
+
+
+def _height(image: Image.Image) -> int:
+    return max(1, round(image.height * WIDTH / image.width))
+
+
+def _data_uri(image: Image.Image, kind: str, **options: object) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, optimize=True, **options)
+    return f'data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}'

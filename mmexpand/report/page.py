@@ -1,0 +1,49 @@
+"""HTML that needs nothing beside it."""
+
+import os
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.graph_objects import Figure
+from plotly.offline import get_plotlyjs
+
+from ..files import written_whole
+
+
+def render(template: str, **content: object) -> str:
+    """Fill a template; plotly's script is in what comes out."""
+    pages = Environment(
+        loader=PackageLoader('mmexpand.report'),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    pages.filters.update(chart=_chart, number=_number, millions=_millions, css=_css)
+    return pages.get_template(template).render(plotly=Markup(get_plotlyjs()), **content)
+
+
+def write_page(html: str, path: str | os.PathLike) -> None:
+    """Write a page whole or not at all."""
+    with written_whole(path) as temporary:
+        temporary.write_text(html, encoding='utf-8')
+
+
+def _chart(figure: Figure) -> Markup:
+    options = dict(displayModeBar=False, responsive=True)
+    return Markup(figure.to_html(full_html=False, include_plotlyjs=False, config=options))
+
+
+def _number(value: float | None) -> str:
+    """Of a metric: four digits tell shares apart, two decimals percentages."""
+    if value is None:
+        return '-'
+    return f'{value:.2f}' if abs(value) > 1 else f'{value:.4f}'
+
+
+def _millions(value: float) -> str:
+    return f'{value / 1e6:,.2f} M'
+
+
+def _css(color: tuple[int, int, int]) -> str:
+    return '#{:02x}{:02x}{:02x}'.format(*color)
