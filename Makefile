@@ -9,7 +9,7 @@ env:
 	@STACK=$(STACK) tools/setup_env.sh $(VENV)
 
 test: env lint
-	$(VENV)/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 lint: env
 	$(VENV)/bin/ruff check .
