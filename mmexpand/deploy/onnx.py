@@ -1,23 +1,32 @@
 """The compact network as an ONNX file, compared with PyTorch before anyone can use it."""
 
 import os
-import warnings
-from collections.abc import Iterator
+from collections.abc import Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..mm.models import tensor_outputs
 from ..surgery import is_expanded
+from .comparison import Reference, batches
+from .decoding import Boxes, Classes, check_stages, decoder_of
+from .errors import ExportError
+from .graph import attach, first_line, open_axes, trace
+from .network import Pixels
+from .quantisation import quantise
+from .runtimes import onnxruntime_run
 
-OPSET = 17
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
 TOLERANCE = 1e-4
 """Largest difference that rounding in float32 explains, relative to the largest output."""
+AGREEMENT = 0.99
+"""Smallest share of predictions that are the framework's: rounding may turn near ties around."""
 
 
 @dataclass(frozen=True)
@@ -27,124 +36,169 @@ class OnnxReport:
     Attributes:
         path: the file.
         input_shape: of the image, with the batch size it was traced with.
-        output_shapes: of the raw outputs for it, by the names they have in the file.
-        max_error: largest difference relative to the largest magnitude of the output it is in,
-            over batches of one and of two images.
+        output_shapes: of the outputs for it, by the names they have in the file.
+        max_error: of the raw outputs: largest difference relative to the largest magnitude of
+            the output it is in, over batches of one and of two images, and two more sizes where
+            the size is dynamic.
+        agreement: share of the predictions (boxes, or pixels' classes) that are the framework's
+            own; None for raw outputs.
     """
 
     path: Path
     input_shape: tuple[int, ...]
     output_shapes: dict[str, tuple[int, ...]]
     max_error: float
-
-
-class RawOutputs(nn.Module):
-    """An OpenMMLab model as a function from images to a flat list of tensors.
-
-    Args:
-        model: a detector (its heads' raw outputs), a segmentor (its logits) or a classifier.
-    """
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, inputs: Tensor) -> list[Tensor]:
-        """Run the model on preprocessed images, shape (N, C, H, W)."""
-        return list(_flatten(tensor_outputs(self.model, dict(inputs=inputs))))
-
-
-def _flatten(outputs: Any) -> Iterator[Tensor]:
-    if isinstance(outputs, Tensor):
-        yield outputs
-        return
-    for item in outputs.values() if isinstance(outputs, dict) else outputs:
-        yield from _flatten(item)
+    agreement: float | None
 
 
 @torch.no_grad()
 def export_onnx(
-    model: nn.Module, inputs: Tensor, out: str | os.PathLike, tolerance: float = TOLERANCE
+    model: nn.Module,
+    inputs: Tensor,
+    out: str | os.PathLike,
+    tolerance: float = TOLERANCE,
+    *,
+    raw: bool = False,
+    pixels: Pixels | None = None,
+    dynamic_size: bool = False,
+    calibration: Sequence[Tensor] = (),
 ) -> OnnxReport:
     """Write the compact network as ONNX, once ONNX Runtime computes what PyTorch does.
 
-    The batch size is dynamic, height and width are those of ``inputs``.
+    The file of a detector gives ``boxes``, ``scores`` and ``labels``, that of a segmentor
+    ``classes``, by the decoding of their own heads; that of a classifier its raw outputs. The
+    batch size is dynamic.
 
     Args:
         model: a compact model; it is run in eval mode and left as it was.
         inputs: a real image, preprocessed, shape (1, C, H, W).
         out: the file; it is replaced once the comparison has passed.
         tolerance: largest relative error allowed.
+        raw: leave the decoding out: what the heads compute.
+        pixels: let the file take these instead of normalised images.
+        dynamic_size: leave height and width open, too.
+        calibration: preprocessed images; with some, the convolutions and matrix products are
+            quantised to int8 by them, and the differences are reported, not limited.
 
     Raises:
         ImportError: if onnx or onnxruntime is missing.
         ValueError: if the model is expanded.
+        ExportError: if the file cannot hold such a model; nothing is written then.
         RuntimeError: if the outputs differ by more than the tolerance; nothing is written then.
     """
-    _check_installed()
+    check_installed('onnx', 'onnxruntime')
+    import onnx
+
     if is_expanded(model):
         raise ValueError('the model is expanded; contract it first: mmexpand.contract(model)')
+    check_stages(model)
     out = Path(out)
-    modes = {module: module.training for module in model.modules()}
-    network = RawOutputs(model).eval()
-    temporary = out.with_name(f'.{os.getpid()}.{out.name}')
-    try:
-        outputs = network(inputs)
-        names = ['output'] if len(outputs) == 1 else [f'output_{i}' for i in range(len(outputs))]
-        _export(network, inputs, temporary, names)
-        # Two different images, so that a batch size frozen into the graph shows.
-        batches = [inputs, torch.cat([inputs, inputs.flip(-1)])]
-        error = max(_compare(network, batch, temporary) for batch in batches)
+    with in_eval_mode(model), replacing(out) as temporary:
+        decoder = None if raw else decoder_of(model, inputs)
+        reference = Reference(model, pixels)
+        images = inputs if pixels is None else pixels.invert(inputs)
+        network = _trace_network(reference, images, dynamic_size)
+        onnx.save(network, str(temporary))
+        error = _raw_error(reference, temporary, batches(images, dynamic_size))
         if not error <= tolerance:
             raise RuntimeError(
                 f'ONNX Runtime and PyTorch differ by {error:.3g} of the largest output, allowed '
                 f'{tolerance:.3g}; {out} was not written'
             )
-        os.replace(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)
-        for module, mode in modes.items():
-            module.training = mode
-    shapes = {name: tuple(o.shape) for name, o in zip(names, outputs, strict=True)}
-    return OnnxReport(out, tuple(inputs.shape), shapes, error)
+        if calibration:
+            given = calibration if pixels is None else [pixels.invert(i) for i in calibration]
+            network = quantise(network, given)
+            onnx.save(network, str(temporary))
+            error = _raw_error(reference, temporary, batches(images, dynamic_size))
+        if decoder is not None:
+            attach(
+                network, _trace_decoder(decoder, reference, images, dynamic_size), decoder.per_image
+            )
+            onnx.save(network, str(temporary))
+        agreement = None
+        if decoder is not None:
+            agreement = _agreement(reference, temporary, images)
+            if not calibration and agreement < AGREEMENT:
+                raise RuntimeError(
+                    f'only {agreement:.2%} of the predictions are those of PyTorch, wanted '
+                    f'{AGREEMENT:.0%}; {out} was not written'
+                )
+        found = onnxruntime_run(temporary)(images.numpy())
+    shapes = {o.name: f.shape for o, f in zip(network.graph.output, found, strict=True)}
+    return OnnxReport(out, tuple(inputs.shape), shapes, error, agreement)
 
 
-def _check_installed() -> None:
-    missing = [name for name in ('onnx', 'onnxruntime') if find_spec(name) is None]
+def check_installed(*modules: str) -> None:
+    """Name the packages that are missing.
+
+    Raises:
+        ImportError: if there are some.
+    """
+    missing = [name for name in modules if find_spec(name) is None]
     if missing:
         raise ImportError(f"{', '.join(missing)} not found: pip install 'mmexpand[deploy]'")
 
 
-def _export(network: nn.Module, inputs: Tensor, path: Path, names: list[str]) -> None:
-    with warnings.catch_warnings():
-        # Shapes of the networks are traced as numbers, on purpose: H and W are fixed.
-        warnings.filterwarnings('ignore', category=torch.jit.TracerWarning)
-        warnings.filterwarnings('ignore', category=DeprecationWarning)
-        # The TorchScript exporter: with torch 2.9 the dynamo exporter fails on both of our
-        # networks, in onnxscript's version converter.
-        torch.onnx.export(
-            network,
-            (inputs,),
-            str(path),
-            input_names=['input'],
-            output_names=names,
-            dynamic_axes={name: {0: 'batch'} for name in ['input', *names]},
-            opset_version=OPSET,
-            dynamo=False,
-        )
+@contextmanager
+def in_eval_mode(model: nn.Module):  # noqa: ANN201
+    """The model in eval mode, then in the modes that its modules had."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
-def _compare(network: nn.Module, inputs: Tensor, path: Path) -> float:
-    import onnxruntime
+@contextmanager
+def replacing(out: Path):  # noqa: ANN201
+    """A temporary file beside ``out``, which takes its place if nothing is raised."""
+    temporary = out.with_name(f'.{os.getpid()}.{out.name}')
+    try:
+        yield temporary
+        os.replace(temporary, out)
+    finally:
+        temporary.unlink(missing_ok=True)
 
-    session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
-    found = session.run(None, {'input': inputs.numpy()})
-    return max(_error(e.numpy(), f) for e, f in zip(network(inputs), found, strict=True))
+
+def _trace_network(reference: Reference, images: Tensor, dynamic_size: bool) -> 'ModelProto':
+    outputs = reference.network(images)
+    names = [f'output_{index}' for index in range(len(outputs))] if outputs[1:] else ['output']
+    axes = (0, 2, 3) if dynamic_size else (0,)
+    dynamic = {name: open_axes(name, o, axes) for name, o in zip(names, outputs, strict=True)}
+    dynamic['input'] = {axis: {0: 'batch', 2: 'height', 3: 'width'}[axis] for axis in axes}
+    return trace(reference.network, [images], ['input'], names, dynamic)
 
 
-def _error(expected: np.ndarray, found: np.ndarray) -> float:
-    if expected.shape != found.shape:
-        return float('inf')
-    scale = np.abs(expected).max()
-    error = np.abs(expected.astype(np.float64) - found).max() / (scale if scale > 0 else 1)
-    return float(error) if np.isfinite(error) else float('inf')
+def _trace_decoder(
+    decoder: Boxes | Classes, reference: Reference, images: Tensor, dynamic_size: bool
+) -> 'ModelProto':
+    raw = decoder.example(reference.raw_outputs(images))
+    names = [f'raw_{index}' for index in range(len(raw))]
+    axes = (() if decoder.per_image else (0,)) + ((2, 3) if dynamic_size else ())
+    dynamic = {name: open_axes(name, o, axes) for name, o in zip(names, raw, strict=True)}
+    if not decoder.per_image:
+        dynamic['classes'] = {0: 'batch', **({1: 'height', 2: 'width'} if dynamic_size else {})}
+    size = torch.tensor(images.shape[-2:])
+    return trace(decoder, [size, *raw], ['size', *names], decoder.names, dynamic)
+
+
+def _raw_error(reference: Reference, path: Path, images: list[Tensor]) -> float:
+    run = onnxruntime_run(path)
+    errors = []
+    for batch in images:
+        try:
+            found = run(batch.numpy())
+        except Exception as error:  # ONNX Runtime has many kinds, all of them private.
+            raise ExportError(
+                f'{type(reference.model).__name__} cannot be exported to ONNX: the graph fails on '
+                f'images of shape {tuple(batch.shape)}, {first_line(error)}'
+            ) from error
+        errors.append(reference.raw_error(found, batch))
+    return max(errors)
+
+
+def _agreement(reference: Reference, path: Path, images: Tensor) -> float:
+    pair = batches(images, dynamic_size=False)[1]
+    return reference.agreement(onnxruntime_run(path)(pair.numpy()), pair)

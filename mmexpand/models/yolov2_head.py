@@ -196,8 +196,10 @@ class YOLOV2Head(BaseDenseHead):
                 img_meta=img_meta,
             )
             height, width = img_meta['ori_shape' if rescale else 'img_shape'][:2]
-            results.bboxes[:, 0::2].clamp_(0, width)
-            results.bboxes[:, 1::2].clamp_(0, height)
+            # Out of place, and of tensors: so ONNX can express it, for any size of image.
+            sides = [torch.as_tensor(side) for side in (width, height, width, height)]
+            limit = torch.stack(sides).to(results.bboxes)
+            results.bboxes = torch.minimum(results.bboxes.clamp(min=0), limit)
             results_list.append(results)
         return results_list
 

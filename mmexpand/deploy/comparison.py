@@ -1,0 +1,88 @@
+"""What an exported file has to compute: what PyTorch does, and what the framework predicts."""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .decoding import predict
+from .network import Pixels, RawOutputs
+
+CLOSE = 1e-3
+"""How far the score of a detection may be off, and its sides, relative to the image's size."""
+
+
+class Reference:
+    """The compact model in PyTorch, given the images that its file is given.
+
+    Args:
+        model: in eval mode.
+        pixels: what the file takes; None if it takes preprocessed images.
+    """
+
+    def __init__(self, model: nn.Module, pixels: Pixels | None):
+        self.model = model
+        self.pixels = pixels
+        self.network = RawOutputs(model, pixels).eval()
+
+    def preprocessed(self, images: Tensor) -> Tensor:
+        """These images by the model's own data preprocessor, not by ``pixels``."""
+        if self.pixels is None:
+            return images
+        data = dict(inputs=list(self.pixels.as_loaded(images)), data_samples=None)
+        return self.model.data_preprocessor(data, False)['inputs']
+
+    def raw_outputs(self, images: Tensor) -> tuple[Tensor, ...]:
+        """What the heads compute for them."""
+        return RawOutputs(self.model)(self.preprocessed(images))
+
+    def raw_error(self, found: list[np.ndarray], images: Tensor) -> float:
+        """Largest difference of raw outputs, relative to the largest magnitude in each."""
+        expected = self.raw_outputs(images)
+        return max(_error(e.numpy(), f) for e, f in zip(expected, found, strict=True))
+
+    def agreement(self, found: list[np.ndarray], images: Tensor) -> float:
+        """Share of predictions that are the framework's own; 1 where neither predicts anything."""
+        expected = predict(self.model, self.preprocessed(images))
+        counts = np.zeros(2)
+        for index, image in enumerate(expected):
+            of_file = dict(zip(image, (value[index] for value in found), strict=True))
+            of_torch = {name: value.numpy() for name, value in image.items()}
+            counts += _agreeing(of_torch, of_file, max(images.shape[-2:]))
+        return float(counts[0] / counts[1]) if counts[1] else 1.0
+
+
+def detections(predicted: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A file's detections in one image, without those that only fill it up."""
+    real = predicted['labels'] >= 0
+    return {name: value[real] for name, value in predicted.items()}
+
+
+def _agreeing(expected: dict, found: dict, size: int) -> tuple[int, int]:
+    """How many predictions of both have a partner, and how many there are."""
+    if 'classes' in expected:
+        same = expected['classes'] == found['classes']
+        return int(same.sum()), same.size
+    expected = {name: value[: len(found['labels'])] for name, value in expected.items()}
+    found = detections(found)
+    distance = np.abs(expected['boxes'][:, None] - found['boxes'][None]).max(-1, initial=0) / size
+    scores = np.abs(expected['scores'][:, None] - found['scores'][None])
+    labels = expected['labels'][:, None] == found['labels'][None]
+    same = labels & (np.maximum(distance, scores) <= CLOSE)
+    return int(same.any(0).sum() + same.any(1).sum()), sum(same.shape)
+
+
+def _error(expected: np.ndarray, found: np.ndarray) -> float:
+    if expected.shape != found.shape:
+        return float('inf')
+    scale = np.abs(expected).max()
+    error = np.abs(expected.astype(np.float64) - found).max() / (scale if scale > 0 else 1)
+    return float(error) if np.isfinite(error) else float('inf')
+
+
+def batches(images: Tensor, dynamic_size: bool) -> list[Tensor]:
+    """One image; two different ones, so that a frozen batch size shows; of other sizes as well."""
+    found = [images, torch.cat([images, images.flip(-1)])]
+    if dynamic_size:
+        # Doubled, so that a size which the network can divide stays one.
+        found += [images.repeat(1, 1, 1, 2), images.repeat(1, 1, 2, 1)]
+    return found

@@ -1,0 +1,215 @@
+"""From the raw outputs of a model to predictions, by its own heads, in a form that ONNX can hold."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+from torchvision.ops import nms
+
+from ..mm.models import selects_by_score
+from .errors import ExportError
+
+MAX_DETECTIONS = 300
+"""Boxes of an image where ``test_cfg`` names no ``max_per_img``."""
+
+
+class Boxes(nn.Module):
+    """Decoding and suppression of a single-stage detector, for one image.
+
+    Args:
+        model: the detector; its head's ``predict_by_feat`` does the work.
+        inputs: a preprocessed image.
+    """
+
+    names = ('boxes', 'scores', 'labels')
+    per_image = True
+
+    def __init__(self, model: nn.Module, inputs: Tensor):
+        super().__init__()
+        self.head = model.bbox_head
+        self.structure = tree_flatten(model(inputs, mode='tensor'))[1]
+        self.cfg = self.head.test_cfg.copy()
+        suppression = self.cfg.get('nms') or {}
+        if suppression.get('type', 'nms') != 'nms':
+            raise ExportError(
+                f'test_cfg.nms.type is {suppression["type"]!r}, for which ONNX has no operator; '
+                "use 'nms', or export the raw outputs (--raw)"
+            )
+        # Many boxes would be suppressed class by class, in a loop over the classes of one image.
+        self.cfg.nms = dict(suppression, split_thr=float('inf'))
+        self.count = self.cfg.get('max_per_img', MAX_DETECTIONS)
+
+    def example(self, raw: list[Tensor]) -> list[Tensor]:
+        """Outputs to trace with: among random ones there are detections, whatever the weights."""
+        generator = torch.Generator().manual_seed(0)
+        return [3 * torch.randn(output[:1].shape, generator=generator) for output in raw]
+
+    def forward(self, size: Tensor, *raw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Decode.
+
+        Args:
+            size: height and width of the input.
+            *raw: the head's outputs for one image.
+
+        Returns:
+            Boxes (x1, y1, x2, y2) in pixels of the input, shape (K, 4), scores (K,) and labels
+            (K,), best first; what is left has score 0 and label -1.
+        """
+        outputs = tree_unflatten(list(raw), self.structure)
+        meta = dict(img_shape=(size[0], size[1]))
+        with _traceable(self.head):
+            (found,) = self.head.predict_by_feat(*outputs, batch_img_metas=[meta], cfg=self.cfg)
+        more = set(found.keys()) - {'bboxes', 'scores', 'labels'}
+        if more:
+            raise ExportError(
+                f'{type(self.head).__name__} predicts {", ".join(sorted(more))} too, which only '
+                'the raw outputs hold: export those (--raw)'
+            )
+        return (
+            _fill(found.bboxes, self.count, 0),
+            _fill(found.scores, self.count, 0),
+            _fill(found.labels, self.count, -1),
+        )
+
+
+class Classes(nn.Module):
+    """The class of every pixel of the input, by a segmentor's own head.
+
+    Args:
+        model: the segmentor.
+        inputs: a preprocessed image.
+    """
+
+    names = ('classes',)
+    per_image = False
+
+    def __init__(self, model: nn.Module, inputs: Tensor):
+        super().__init__()
+        self.head = model.decode_head
+        if model.test_cfg.get('mode') == 'slide':
+            raise ExportError(
+                "test_cfg.mode is 'slide', but the file sees whole images: say --cfg-options "
+                'model.test_cfg.mode=whole, and evaluate that'
+            )
+        if isinstance(self.head, nn.ModuleList):
+            raise ExportError(
+                f'{type(model).__name__} has several heads, whose predictions cannot be put into '
+                'the file: export the raw outputs (--raw)'
+            )
+
+    def example(self, raw: list[Tensor]) -> list[Tensor]:
+        """Outputs to trace with."""
+        return raw
+
+    def forward(self, size: Tensor, logits: Tensor) -> Tensor:
+        """The classes, shape (N, H, W); of one channel, whether it is above the threshold."""
+        meta = dict(img_shape=(size[0], size[1]))
+        logits = self.head.predict_by_feat(logits, [meta])
+        if logits.shape[1] == 1:
+            return (logits.sigmoid() > self.head.threshold).squeeze(1).long()
+        return logits.argmax(1)
+
+
+def decoder_of(model: nn.Module, inputs: Tensor) -> Boxes | Classes | None:
+    """What turns the raw outputs of a model into predictions; None for a classifier.
+
+    Args:
+        model: a compact model in eval mode.
+        inputs: a preprocessed image.
+
+    Raises:
+        ExportError: if the file cannot hold that.
+    """
+    kinds = {kind.__name__ for kind in type(model).__mro__}
+    if 'SingleStageDetector' in kinds:
+        return Boxes(model, inputs)
+    if 'EncoderDecoder' in kinds:
+        return Classes(model, inputs)
+    if 'BaseDetector' in kinds or 'BaseSegmentor' in kinds:
+        raise ExportError(
+            f'{type(model).__name__} is neither a single-stage detector nor an EncoderDecoder, so '
+            'its predictions cannot be put into the file; export the raw outputs (--raw)'
+        )
+    return None
+
+
+def check_stages(model: nn.Module) -> None:
+    """Refuse what has a second stage.
+
+    Raises:
+        ExportError: if the model is a two-stage detector.
+    """
+    if selects_by_score(model):
+        raise ExportError(
+            f'{type(model).__name__} has two stages, and its proposals are chosen inside; '
+            'only single-stage detectors, segmentors and classifiers can be exported'
+        )
+
+
+def predict(model: nn.Module, inputs: Tensor) -> list[dict[str, Tensor]]:
+    """The framework's own predictions, by the names of the decoders, of each image.
+
+    Args:
+        model: a single-stage detector or an EncoderDecoder.
+        inputs: preprocessed images of one size, without padding.
+    """
+    size = tuple(inputs.shape[-2:])
+    if not hasattr(model, 'bbox_head'):
+        return [dict(classes=s.pred_sem_seg.data[0]) for s in model.predict(inputs)]
+    from mmdet.structures import DetDataSample
+
+    meta = dict(
+        img_shape=size, ori_shape=size, pad_shape=size, batch_input_shape=size, scale_factor=(1, 1)
+    )
+    samples = [DetDataSample(metainfo=meta) for _ in inputs]
+    found = [s.pred_instances for s in model.predict(inputs, samples, rescale=False)]
+    return [dict(boxes=f.bboxes, scores=f.scores, labels=f.labels) for f in found]
+
+
+def _fill(values: Tensor, count: int, value: float) -> Tensor:
+    filler = values.new_full((count, *values.shape[1:]), value)
+    return torch.cat([values, filler])[:count]
+
+
+class _Coder:
+    """A box coder that clips out of place: slices clamped in place are lost in ONNX."""
+
+    def __init__(self, coder: Any):
+        self._coder = coder
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._coder, name)
+
+    def decode(self, *args: Any, max_shape: tuple | None = None, **kwargs: Any) -> Tensor:
+        boxes = self._coder.decode(*args, **kwargs)
+        if max_shape is None or not self._coder.clip_border:
+            return boxes
+        height, width = max_shape
+        limit = torch.stack([width, height, width, height]).to(boxes)
+        return torch.minimum(boxes.clamp(min=0), limit)
+
+
+def _nms(
+    boxes: Tensor, scores: Tensor, iou_threshold: float, max_num: int = -1
+) -> tuple[Tensor, Tensor]:
+    """Mmcv's suppression by torchvision's operator, which ONNX knows."""
+    keep = nms(boxes, scores, iou_threshold)
+    keep = keep[:max_num] if max_num > 0 else keep
+    return torch.cat([boxes[keep], scores[keep, None]], 1), keep
+
+
+@contextmanager
+def _traceable(head: nn.Module) -> Iterator[None]:
+    """The parts of mmdet's decoding that tracing would freeze, replaced by others."""
+    coder = getattr(head, 'bbox_coder', None)
+    with (
+        mock.patch('mmcv.ops.nms.nms', _nms),
+        # min(topk, number of candidates): slices end where the candidates do anyway.
+        mock.patch('mmdet.models.utils.misc.min', lambda topk, _: topk, create=True),
+        mock.patch.object(head, 'bbox_coder', _Coder(coder), create=True),
+    ):
+        yield

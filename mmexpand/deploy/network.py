@@ -1,0 +1,73 @@
+"""An OpenMMLab model as a function of images alone, from pixels or from normalised ones."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..mm.models import tensor_outputs
+
+
+class Pixels(nn.Module):
+    """What a data preprocessor does to the values of an image.
+
+    Args:
+        data_preprocessor: for its mean, standard deviation and channel conversion.
+        order: of the channels that will be given, ``'bgr'`` or ``'rgb'``.
+        uint8: whether they are bytes; else float32 from 0 to 255.
+    """
+
+    def __init__(self, data_preprocessor: nn.Module, order: str = 'bgr', uint8: bool = False):
+        super().__init__()
+        self.dtype = torch.uint8 if uint8 else torch.float32
+        # mmengine's name, and mmseg's.
+        own = getattr(data_preprocessor, '_channel_conversion', None)
+        converts = getattr(data_preprocessor, 'channel_conversion', False) if own is None else own
+        self.order = order
+        self.flips = converts != (order == 'rgb')
+        mean, std = (getattr(data_preprocessor, name, None) for name in ('mean', 'std'))
+        self.register_buffer('mean', torch.zeros(1) if mean is None else mean.clone())
+        self.register_buffer('std', torch.ones(1) if std is None else std.clone())
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Normalise pixels, shape (N, C, H, W)."""
+        pixels = pixels.float()
+        return ((pixels.flip(1) if self.flips else pixels) - self.mean) / self.std
+
+    def invert(self, inputs: Tensor) -> Tensor:
+        """The pixels that give these normalised images, of this module's order and dtype."""
+        pixels = inputs * self.std + self.mean
+        pixels = pixels.flip(1) if self.flips else pixels
+        return pixels.round().clamp(0, 255).byte() if self.dtype == torch.uint8 else pixels
+
+    def as_loaded(self, pixels: Tensor) -> Tensor:
+        """These pixels as the model's own data preprocessor gets them: OpenMMLab loads BGR."""
+        return (pixels.flip(1) if self.order == 'rgb' else pixels).float()
+
+
+class RawOutputs(nn.Module):
+    """An OpenMMLab model as a function from images to a flat tuple of tensors.
+
+    Args:
+        model: a detector (its heads' raw outputs), a segmentor (its logits) or a classifier.
+        pixels: what to do to the images first.
+    """
+
+    def __init__(self, model: nn.Module, pixels: Pixels | None = None):
+        super().__init__()
+        self.model = model
+        self.pixels = pixels
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Run the model on images, shape (N, C, H, W); preprocessed ones, without ``pixels``."""
+        inputs = images if self.pixels is None else self.pixels(images)
+        return tuple(_flatten(tensor_outputs(self.model, dict(inputs=inputs))))
+
+
+def _flatten(outputs: Any) -> Iterator[Tensor]:
+    if isinstance(outputs, Tensor):
+        yield outputs
+        return
+    for item in outputs.values() if isinstance(outputs, dict) else outputs:
+        yield from _flatten(item)

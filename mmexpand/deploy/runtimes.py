@@ -1,0 +1,39 @@
+"""Runtimes as functions from a batch to the outputs of a file."""
+
+import os
+from collections.abc import Callable
+
+import numpy as np
+
+Run = Callable[[np.ndarray], list[np.ndarray]]
+
+
+def onnxruntime_run(path: str | os.PathLike, threads: int = 0) -> Run:
+    """The file in ONNX Runtime on the CPU.
+
+    Args:
+        path: an ONNX file with one input.
+        threads: how many; 0 leaves it to ONNX Runtime.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4  # What fails is raised as well.
+    session = onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
+    (image,) = session.get_inputs()
+    return lambda batch: session.run(None, {image.name: batch})
+
+
+def openvino_run(path: str | os.PathLike) -> Run:
+    """The file in OpenVINO on the CPU, in the precision it is written in.
+
+    Args:
+        path: an ONNX file with one input.
+    """
+    import openvino
+
+    core = openvino.Core()
+    hints = {'INFERENCE_PRECISION_HINT': 'f32'}
+    compiled = core.compile_model(core.read_model(str(path)), 'CPU', hints)
+    return lambda batch: [np.array(value) for value in compiled(batch).values()]
