@@ -1,17 +1,12 @@
-"""From the raw outputs of a model to predictions, by its own heads, in a form that ONNX can hold."""
-
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
-from unittest import mock
+"""From the raw outputs of a model to predictions, by its own head, traceable."""
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
-from torchvision.ops import nms
 
 from ..mm.models import selects_by_score
 from .errors import ExportError
+from .tracing import open_decoding
 
 MAX_DETECTIONS = 300
 """Boxes of an image where ``test_cfg`` names no ``max_per_img``."""
@@ -61,7 +56,7 @@ class Boxes(nn.Module):
         """
         outputs = tree_unflatten(list(raw), self.structure)
         meta = dict(img_shape=(size[0], size[1]))
-        with _traceable(self.head):
+        with open_decoding(self.head):
             (found,) = self.head.predict_by_feat(*outputs, batch_img_metas=[meta], cfg=self.cfg)
         more = set(found.keys()) - {'bboxes', 'scores', 'labels'}
         if more:
@@ -173,43 +168,3 @@ def predict(model: nn.Module, inputs: Tensor) -> list[dict[str, Tensor]]:
 def _fill(values: Tensor, count: int, value: float) -> Tensor:
     filler = values.new_full((count, *values.shape[1:]), value)
     return torch.cat([values, filler])[:count]
-
-
-class _Coder:
-    """A box coder that clips out of place: slices clamped in place are lost in ONNX."""
-
-    def __init__(self, coder: Any):
-        self._coder = coder
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._coder, name)
-
-    def decode(self, *args: Any, max_shape: tuple | None = None, **kwargs: Any) -> Tensor:
-        boxes = self._coder.decode(*args, **kwargs)
-        if max_shape is None or not self._coder.clip_border:
-            return boxes
-        height, width = max_shape
-        limit = torch.stack([width, height, width, height]).to(boxes)
-        return torch.minimum(boxes.clamp(min=0), limit)
-
-
-def _nms(
-    boxes: Tensor, scores: Tensor, iou_threshold: float, max_num: int = -1
-) -> tuple[Tensor, Tensor]:
-    """Mmcv's suppression by torchvision's operator, which ONNX knows."""
-    keep = nms(boxes, scores, iou_threshold)
-    keep = keep[:max_num] if max_num > 0 else keep
-    return torch.cat([boxes[keep], scores[keep, None]], 1), keep
-
-
-@contextmanager
-def _traceable(head: nn.Module) -> Iterator[None]:
-    """The parts of mmdet's decoding that tracing would freeze, replaced by others."""
-    coder = getattr(head, 'bbox_coder', None)
-    with (
-        mock.patch('mmcv.ops.nms.nms', _nms),
-        # min(topk, number of candidates): slices end where the candidates do anyway.
-        mock.patch('mmdet.models.utils.misc.min', lambda topk, _: topk, create=True),
-        mock.patch.object(head, 'bbox_coder', _Coder(coder), create=True),
-    ):
-        yield

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import ExportError
+from .tracing import open_sizes
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
@@ -45,7 +46,8 @@ def trace(
         torch._C._jit_set_onnx_log_enabled(False)  # It prints the graph of what fails.
         try:
             # Traced first, as a plain call: mmdet's branches for ONNX export are of its version 2.
-            traced = torch.jit.trace(module, tuple(inputs), check_trace=False)
+            with open_sizes():
+                traced = torch.jit.trace(module, tuple(inputs), check_trace=False)
             # The TorchScript exporter: torch 2.9's other one cannot trace what depends on data.
             torch.onnx.export(
                 traced,
@@ -149,7 +151,8 @@ def open_axes(name: str, value: Tensor, axes: Sequence[int]) -> dict[int, str]:
 def first_line(error: Exception) -> str:
     """What an error of somebody else's says, without the graph that it prints."""
     lines = [line for line in str(error).splitlines() if line.strip()]
-    return (lines[0].strip() if lines else type(error).__name__).split(' [Caused by')[0]
+    words = (lines[0].strip() if lines else type(error).__name__).split(' [Caused by')[0]
+    return words.split(' Status Message: ')[-1].rstrip('.')
 
 
 def _name(module: nn.Module) -> str:

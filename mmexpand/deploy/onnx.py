@@ -193,7 +193,7 @@ def _raw_error(reference: Reference, path: Path, images: list[Tensor]) -> float:
         except Exception as error:  # ONNX Runtime has many kinds, all of them private.
             raise ExportError(
                 f'{type(reference.model).__name__} cannot be exported to ONNX: the graph fails on '
-                f'images of shape {tuple(batch.shape)}, {first_line(error)}'
+                f'images of shape {tuple(batch.shape)} ({first_line(error)})'
             ) from error
         errors.append(reference.raw_error(found, batch))
     return max(errors)
