@@ -1,15 +1,27 @@
 """Taking the compact network out of PyTorch."""
 
+from .comparison import compare_file
 from .errors import ExportError
-from .model import load_compact_model, preprocess
+from .model import calibration_images, load_compact_model, preprocess
 from .network import Pixels
 from .onnx import OnnxReport, export_onnx
+from .program import export_program
+from .runtimes import onnxruntime_run, openvino_run
+from .scoring import FileModel, score, table
 
 __all__ = [
     'ExportError',
+    'FileModel',
     'OnnxReport',
     'Pixels',
+    'calibration_images',
+    'compare_file',
     'export_onnx',
+    'export_program',
     'load_compact_model',
+    'onnxruntime_run',
+    'openvino_run',
     'preprocess',
+    'score',
+    'table',
 ]

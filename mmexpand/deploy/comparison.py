@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from .decoding import predict
 from .network import Pixels, RawOutputs
+from .runtimes import Run
 
 CLOSE = 1e-3
 """How far the score of a detection may be off, and its sides, relative to the image's size."""
@@ -49,6 +50,29 @@ class Reference:
             of_torch = {name: value.numpy() for name, value in image.items()}
             counts += _agreeing(of_torch, of_file, max(images.shape[-2:]))
         return float(counts[0] / counts[1]) if counts[1] else 1.0
+
+
+@torch.no_grad()
+def compare_file(
+    run: Run, model: nn.Module, inputs: Tensor, *, raw: bool = False, pixels: Pixels | None = None
+) -> float:
+    """How far a file in some runtime is from PyTorch, on one image and on two.
+
+    Args:
+        run: the file.
+        model: what it was made of, in eval mode.
+        inputs: a real image, preprocessed, shape (1, C, H, W).
+        raw: whether the file gives raw outputs.
+        pixels: what it takes; None if it takes preprocessed images.
+
+    Returns:
+        The share of the framework's own predictions; of raw outputs, the largest relative error.
+    """
+    reference = Reference(model, pixels)
+    images = batches(inputs if pixels is None else pixels.invert(inputs), dynamic_size=False)
+    if raw:
+        return max(reference.raw_error(run(batch.numpy()), batch) for batch in images)
+    return min(reference.agreement(run(batch.numpy()), batch) for batch in images)
 
 
 def detections(predicted: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

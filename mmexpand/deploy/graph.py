@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -40,10 +41,14 @@ def trace(
     """
     import onnx
 
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        warnings.catch_warnings(),
+        # It prints the whole graph of what fails.
+        mock.patch.object(torch._C, '_jit_onnx_log', lambda *_: None),
+    ):
         warnings.simplefilter('ignore')  # Tracing warns of every shape that it takes as given.
         path = Path(folder) / 'network.onnx'
-        torch._C._jit_set_onnx_log_enabled(False)  # It prints the graph of what fails.
         try:
             # Traced first, as a plain call: mmdet's branches for ONNX export are of its version 2.
             with open_sizes():
@@ -152,7 +157,7 @@ def first_line(error: Exception) -> str:
     """What an error of somebody else's says, without the graph that it prints."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     words = (lines[0].strip() if lines else type(error).__name__).split(' [Caused by')[0]
-    return words.split(' Status Message: ')[-1].rstrip('.')
+    return words.split(' Status Message: ')[-1].split('. Please feel free')[0].rstrip('.')
 
 
 def _name(module: nn.Module) -> str:

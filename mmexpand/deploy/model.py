@@ -1,11 +1,15 @@
 """The compact network of a config and a checkpoint, and what it is fed with."""
 
+import copy
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
-from mmengine.config import Config
+import torch.nn.functional as F
+from mmengine.config import Config, ConfigDict
 from mmengine.dataset import Compose
 from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import DATASETS
 from torch import Tensor, nn
 
 from ..mm.checkpoints import match_checkpoint
@@ -54,13 +58,44 @@ def preprocess(model: nn.Module, cfg: Config, image: str | os.PathLike) -> Tenso
     """
     if not Path(image).is_file():
         raise FileNotFoundError(f'{image}: no such image')
-    dataset = cfg.test_dataloader.dataset
-    while 'pipeline' not in dataset:
-        dataset = dataset.dataset if 'dataset' in dataset else dataset.datasets[0]
-    steps = [step for step in dataset.pipeline if type_name(step) != 'LoadAnnotations']
     try:
-        data = Compose(steps)(dict(img_path=str(image), img_id=0))
+        data = Compose(_test_steps(cfg))(dict(img_path=str(image), img_id=0))
     except AssertionError as error:
         raise ValueError(f'{image} cannot be decoded as an image') from error
+    return _network_input(model, data)
+
+
+def calibration_images(
+    model: nn.Module, cfg: Config, count: int, size: Sequence[int]
+) -> list[Tensor]:
+    """Images of the training split as the network sees them in a test, evenly taken from it.
+
+    Args:
+        model: for its data preprocessor.
+        cfg: for its training split and its test pipeline.
+        count: how many; all, if there are fewer.
+        size: height and width that they are brought to.
+    """
+    dataset = copy.deepcopy(_innermost(cfg.train_dataloader.dataset))
+    dataset.pipeline = _test_steps(cfg)
+    with DATASETS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
+        images = registry.build(dataset)
+    step = max(1, len(images) // count)
+    found = [_network_input(model, images[i]) for i in range(0, len(images), step)[:count]]
+    return [F.interpolate(image, tuple(size), mode='bilinear') for image in found]
+
+
+def _innermost(dataset: ConfigDict) -> ConfigDict:
+    while 'dataset' in dataset or 'datasets' in dataset:
+        dataset = dataset.dataset if 'dataset' in dataset else dataset.datasets[0]
+    return dataset
+
+
+def _test_steps(cfg: Config) -> list[ConfigDict]:
+    pipeline = _innermost(cfg.test_dataloader.dataset).pipeline
+    return [step for step in pipeline if type_name(step) != 'LoadAnnotations']
+
+
+def _network_input(model: nn.Module, data: dict) -> Tensor:
     batch = dict(inputs=[data['inputs']], data_samples=[data['data_samples']])
     return model.data_preprocessor(batch, False)['inputs']

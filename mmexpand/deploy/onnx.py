@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ..surgery import is_expanded
-from .comparison import Reference, batches
+from .comparison import Reference, batches, compare_file
 from .decoding import Boxes, Classes, check_stages, decoder_of
 from .errors import ExportError
+from .files import in_eval_mode, replacing
 from .graph import attach, first_line, open_axes, trace
 from .network import Pixels
 from .quantisation import quantise
@@ -117,7 +117,7 @@ def export_onnx(
             onnx.save(network, str(temporary))
         agreement = None
         if decoder is not None:
-            agreement = _agreement(reference, temporary, images)
+            agreement = compare_file(onnxruntime_run(temporary), model, inputs, pixels=pixels)
             if not calibration and agreement < AGREEMENT:
                 raise RuntimeError(
                     f'only {agreement:.2%} of the predictions are those of PyTorch, wanted '
@@ -137,29 +137,6 @@ def check_installed(*modules: str) -> None:
     missing = [name for name in modules if find_spec(name) is None]
     if missing:
         raise ImportError(f"{', '.join(missing)} not found: pip install 'mmexpand[deploy]'")
-
-
-@contextmanager
-def in_eval_mode(model: nn.Module):  # noqa: ANN201
-    """The model in eval mode, then in the modes that its modules had."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
-@contextmanager
-def replacing(out: Path):  # noqa: ANN201
-    """A temporary file beside ``out``, which takes its place if nothing is raised."""
-    temporary = out.with_name(f'.{os.getpid()}.{out.name}')
-    try:
-        yield temporary
-        os.replace(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _trace_network(reference: Reference, images: Tensor, dynamic_size: bool) -> 'ModelProto':
@@ -197,8 +174,3 @@ def _raw_error(reference: Reference, path: Path, images: list[Tensor]) -> float:
             ) from error
         errors.append(reference.raw_error(found, batch))
     return max(errors)
-
-
-def _agreement(reference: Reference, path: Path, images: Tensor) -> float:
-    pair = batches(images, dynamic_size=False)[1]
-    return reference.agreement(onnxruntime_run(path)(pair.numpy()), pair)

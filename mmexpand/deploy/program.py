@@ -1,0 +1,74 @@
+"""The compact network as a program of torch.export's."""
+
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..surgery import is_expanded
+from .comparison import Reference, batches
+from .decoding import check_stages
+from .errors import ExportError
+from .files import in_eval_mode, replacing
+from .graph import first_line
+from .network import Pixels
+
+
+@torch.no_grad()
+def export_program(
+    model: nn.Module,
+    inputs: Tensor,
+    out: str | os.PathLike,
+    tolerance: float,
+    *,
+    pixels: Pixels | None = None,
+) -> float:
+    """Write the network, without decoding, as a ``.pt2`` that ``torch.export.load`` reads.
+
+    The batch size is dynamic. (The number of boxes depends on the image, which torch.export
+    cannot express.)
+
+    Args:
+        model: a compact model; it is run in eval mode and left as it was.
+        inputs: a real image, preprocessed, shape (1, C, H, W).
+        out: the file; it is replaced once the comparison has passed.
+        tolerance: largest error allowed, relative to the largest output.
+        pixels: let the program take these instead of normalised images.
+
+    Returns:
+        The largest error.
+
+    Raises:
+        ValueError: if the model is expanded.
+        ExportError: if torch cannot export it; nothing is written then.
+        RuntimeError: if the outputs differ by more than the tolerance; nothing is written then.
+    """
+    if is_expanded(model):
+        raise ValueError('the model is expanded; contract it first: mmexpand.contract(model)')
+    check_stages(model)
+    out = Path(out)
+    with in_eval_mode(model), replacing(out) as temporary:
+        reference = Reference(model, pixels)
+        given = batches(inputs if pixels is None else pixels.invert(inputs), dynamic_size=False)
+        try:
+            program = torch.export.export(
+                reference.network,
+                (given[1],),
+                dynamic_shapes=({0: torch.export.Dim('batch')},),
+                strict=False,
+            )
+            torch.export.save(program, temporary)
+        except Exception as error:  # Of torch, mmcv, mmdet or mmseg: there are many kinds.
+            raise ExportError(
+                f'{type(model).__name__} cannot be exported by torch.export: {first_line(error)}; '
+                f'{out} was not written'
+            ) from error
+        run = torch.export.load(temporary).module()
+        error = max(reference.raw_error([o.numpy() for o in run(b)], b) for b in given)
+        if not error <= tolerance:
+            raise RuntimeError(
+                f'the program and the model differ by {error:.3g} of the largest output, allowed '
+                f'{tolerance:.3g}; {out} was not written'
+            )
+    return error

@@ -1,0 +1,120 @@
+"""PyTorch and files side by side, by the config's own evaluator."""
+
+from collections.abc import Mapping
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from mmengine.config import Config
+from mmengine.structures import InstanceData, PixelData
+from torch import nn
+
+from ..mm.compact_config import make_compact_config
+from ..mm.evaluation import evaluate
+from ..mm.launch import build_runner
+from .comparison import detections
+from .network import Pixels
+from .runtimes import Run
+
+
+class FileModel(nn.Module):
+    """A file with decoding, as a model that mmengine's loops can run.
+
+    Args:
+        model: the model it was made of, for its data preprocessor.
+        run: the file in a runtime.
+        names: of its outputs.
+        size: height and width that it takes; None if any.
+        pixels: what it takes; None if it takes preprocessed images.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        run: Run,
+        names: tuple[str, ...],
+        size: tuple[int, int] | None = None,
+        pixels: Pixels | None = None,
+    ):
+        super().__init__()
+        self.data_preprocessor = model.data_preprocessor
+        self.run, self.names, self.size, self.pixels = run, names, size, pixels
+
+    def val_step(self, data: dict) -> list[Any]:
+        """Predict a batch of a data loader.
+
+        Raises:
+            ValueError: if the file takes images of another size.
+        """
+        data = self.data_preprocessor(data, False)
+        images = data['inputs'].cpu()
+        size = tuple(images.shape[-2:])
+        if self.size not in (None, size):
+            raise ValueError(
+                f'the file takes images of {_shown(self.size)}, but the test split has one of '
+                f'{_shown(size)}: export with --dynamic-size'
+            )
+        images = images if self.pixels is None else self.pixels.invert(images)
+        outputs = self.run(images.numpy())
+        put = _put_classes if self.names == ('classes',) else _put_boxes
+        for index, sample in enumerate(data['data_samples']):
+            predicted = {n: o[index] for n, o in zip(self.names, outputs, strict=True)}
+            put(sample, predicted)
+        return data['data_samples']
+
+
+def score(cfg: Config, models: Mapping[str, nn.Module]) -> dict[str, dict[str, Any]]:
+    """The metrics of models on the config's test split.
+
+    Args:
+        cfg: the expanded or the compact config.
+        models: by name.
+    """
+    cfg = make_compact_config(cfg)
+    cfg.val_dataloader, cfg.val_evaluator = cfg.test_dataloader, cfg.test_evaluator
+    cfg.val_cfg = dict(type='ValLoop')
+    for split in ('train', 'test'):
+        for key in ('dataloader', 'cfg', 'evaluator'):
+            cfg.pop(f'{split}_{key}', None)
+    for key in ('optim_wrapper', 'param_scheduler', 'auto_scale_lr'):
+        cfg.pop(key, None)
+    with TemporaryDirectory() as cfg.work_dir:
+        runner = build_runner(cfg, ('val',))
+        return {name: evaluate(model, runner) for name, model in models.items()}
+
+
+def table(rows: dict[str, dict[str, Any]], sizes: dict[str, int]) -> str:
+    """A Markdown table: a row a model, its metrics, and megabytes of its file."""
+    metrics = [name for name, v in next(iter(rows.values())).items() if isinstance(v, (int, float))]
+    lines = [['', *metrics, 'MB'], ['---'] * (len(metrics) + 2)]
+    for name, values in rows.items():
+        cells = [f'{values[metric]:.4g}' for metric in metrics]
+        lines.append([name, *cells, f'{sizes[name] / 1e6:.2f}'])
+    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+
+
+def _put_boxes(sample: Any, predicted: dict[str, np.ndarray]) -> None:
+    found = {name: torch.from_numpy(v) for name, v in detections(predicted).items()}
+    height, width = sample.metainfo['img_shape'][:2]
+    limit = torch.tensor([width, height, width, height])
+    scale = torch.tensor(sample.metainfo.get('scale_factor', (1.0, 1.0))[:2]).repeat(2)
+    boxes = torch.minimum(found['boxes'].clamp(min=0), limit) / scale
+    sample.pred_instances = InstanceData(
+        bboxes=boxes.float(), scores=found['scores'], labels=found['labels']
+    )
+
+
+def _put_classes(sample: Any, predicted: dict[str, np.ndarray]) -> None:
+    meta = sample.metainfo
+    left, right, top, bottom = meta.get('img_padding_size', meta.get('padding_size', [0] * 4))
+    classes = torch.from_numpy(predicted['classes'])
+    height, width = classes.shape
+    inside = classes[top : height - bottom, left : width - right].float()
+    resized = F.interpolate(inside[None, None], size=tuple(meta['ori_shape'][:2]))
+    sample.pred_sem_seg = PixelData(data=resized[0].long())
+
+
+def _shown(size: tuple[int, int]) -> str:
+    return f'{size[0]}x{size[1]}'

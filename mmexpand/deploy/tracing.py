@@ -1,0 +1,66 @@
+"""Places of OpenMMLab that tracing would freeze, held open while a graph is made."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import nms
+
+
+@contextmanager
+def open_sizes() -> Iterator[None]:
+    """Sizes that mmseg computes from those of its inputs stay dependent on them."""
+    with ExitStack() as stack:
+        if 'mmseg' in sys.modules:
+            stack.enter_context(mock.patch('mmseg.models.utils.wrappers.int', _int, create=True))
+        yield
+
+
+@contextmanager
+def open_decoding(head: nn.Module) -> Iterator[None]:
+    """The decoding of a head of mmdet's holds for any number of candidates, in ONNX's operators."""
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch('mmcv.ops.nms.nms', _nms))
+        # min(topk, number of candidates): slices end where the candidates do anyway.
+        stack.enter_context(
+            mock.patch('mmdet.models.utils.misc.min', lambda topk, _: topk, create=True)
+        )
+        if hasattr(head, 'bbox_coder'):
+            coder = _Coder(head.bbox_coder)
+            stack.enter_context(mock.patch.object(head, 'bbox_coder', coder))
+        yield
+
+
+class _Coder:
+    """A box coder that clips out of place: slices clamped in place are lost in ONNX."""
+
+    def __init__(self, coder: Any):
+        self._coder = coder
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._coder, name)
+
+    def decode(self, *args: Any, max_shape: tuple | None = None, **kwargs: Any) -> Tensor:
+        boxes = self._coder.decode(*args, **kwargs)
+        if max_shape is None or not self._coder.clip_border:
+            return boxes
+        height, width = max_shape
+        limit = torch.stack([width, height, width, height]).to(boxes)
+        return torch.minimum(boxes.clamp(min=0), limit)
+
+
+def _nms(
+    boxes: Tensor, scores: Tensor, iou_threshold: float, max_num: int = -1
+) -> tuple[Tensor, Tensor]:
+    """Mmcv's suppression by torchvision's operator, which ONNX knows."""
+    keep = nms(boxes, scores, iou_threshold)
+    keep = keep[:max_num] if max_num > 0 else keep
+    return torch.cat([boxes[keep], scores[keep, None]], 1), keep
+
+
+def _int(size: Any) -> Any:
+    return size.long() if isinstance(size, Tensor) else int(size)
