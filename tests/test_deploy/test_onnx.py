@@ -19,8 +19,10 @@ from mmseg.apis import inference_model, init_model
 
 import mmexpand.deploy.onnx as deploy
 from mmexpand.deploy import export_onnx, load_compact_model, preprocess
+from mmexpand.deploy.network import RawOutputs
 from mmexpand.mm.models import build_compact_model, build_expanded_model
 from mmexpand.surgery.checkpoint import CheckpointError
+from tests.test_deploy.networks import randomise
 
 ROOT = Path(__file__).parents[2]
 YOLO = ROOT / 'configs/yolo_lite/yolo-lite_expand-cl-r4_1xb64-600k_voc0712-224x224.py'
@@ -51,24 +53,6 @@ def small(path):
     return cfg
 
 
-def randomise(model):
-    """Nothing may be left at a value that hides a mistake: zero biases, unit statistics."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, value in model.state_dict().items():
-            if value.is_floating_point():
-                noise = torch.rand(value.shape, generator=generator)
-                if 'running_var' in name:
-                    value.copy_(0.5 + noise)
-                elif value.dim() == 1:
-                    value.add_(0.3 * (noise - 0.5))
-                else:
-                    # PyTorch's initialisation shrinks outputs by sqrt(3) a layer: the last would
-                    # see little else than biases.
-                    value.mul_(3**0.5)
-    return model.eval()
-
-
 @pytest.fixture(scope='module')
 def image(tmp_path_factory):
     path = tmp_path_factory.mktemp('image') / 'image.png'
@@ -97,7 +81,7 @@ def test_expanded_checkpoint_becomes_the_compact_network(trained, image, tmp_pat
     cfg, expanded, checkpoint = trained
     out = tmp_path / 'model.onnx'
     model = load_compact_model(cfg, checkpoint)
-    report = export_onnx(model, preprocess(model, cfg, image), out)
+    report = export_onnx(model, preprocess(model, cfg, image), out, raw=True)
     assert report.max_error <= 1e-4
     assert report.path == out
     assert [p.name for p in tmp_path.iterdir()] == ['model.onnx']
@@ -105,8 +89,8 @@ def test_expanded_checkpoint_becomes_the_compact_network(trained, image, tmp_pat
     inputs = torch.randn(3, *report.input_shape[1:], generator=torch.Generator().manual_seed(1))
     (found,) = run(out, inputs)
     with torch.no_grad():
-        reference = deploy.RawOutputs(copy.deepcopy(expanded).double())(inputs.double())[0].numpy()
-        untrained = deploy.RawOutputs(build_compact_model(cfg).eval())(inputs)[0].numpy()
+        reference = RawOutputs(copy.deepcopy(expanded).double())(inputs.double())[0].numpy()
+        untrained = RawOutputs(build_compact_model(cfg).eval())(inputs)[0].numpy()
     scale = np.abs(reference).max()
     np.testing.assert_allclose(found, reference, atol=1e-4 * scale, rtol=0)
     assert np.abs(found - untrained).max() > 0.05 * scale
@@ -124,7 +108,7 @@ def test_file_holds_no_trace_of_expansion(trained, image, tmp_path):
         if isinstance(module, torch.nn.Conv2d):
             module.register_forward_hook(lambda conv, *_: used.append(tuple(conv.weight.shape)))
     with torch.no_grad():
-        deploy.RawOutputs(model)(inputs)
+        RawOutputs(model)(inputs)
     weights = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     convs = [weights[node.input[1]] for node in graph.node if node.op_type == 'Conv']
     assert sorted(convs) == sorted(used)
@@ -153,7 +137,7 @@ def test_logits_are_those_of_mmsegs_own_inference(image, tmp_path):
     model = load_compact_model(cfg, tmp_path / 'compact.pth')
     inputs = preprocess(model, cfg, image)
     assert inputs.shape == (1, 3, 80, 96)
-    export_onnx(model, inputs, tmp_path / 'model.onnx')
+    export_onnx(model, inputs, tmp_path / 'model.onnx', raw=True)
     cfg.test_pipeline = cfg.test_dataloader.dataset.pipeline
     stock = init_model(cfg, device='cpu')
     stock.dataset_meta = {}
@@ -169,18 +153,18 @@ def test_difference_is_refused_and_the_old_file_stays(trained, image, tmp_path, 
     inputs = preprocess(model, cfg, image)
     out = tmp_path / 'model.onnx'
     out.write_bytes(b'the old one')
-    export = deploy._export
+    trace = deploy.trace
 
-    def export_another(network, *args):
+    def trace_another(network, *args):
         other = copy.deepcopy(network)
         with torch.no_grad():
             for name, value in other.named_parameters():
                 if 'backbone' in name and value.dim() == 4:
                     value.mul_(1.01)
                     break
-        export(other, *args)
+        return trace(other, *args)
 
-    monkeypatch.setattr(deploy, '_export', export_another)
+    monkeypatch.setattr(deploy, 'trace', trace_another)
     with pytest.raises(RuntimeError, match=r'differ by .* allowed 0\.0001; .*model\.onnx was not'):
         export_onnx(model, inputs, out)
     assert out.read_bytes() == b'the old one'

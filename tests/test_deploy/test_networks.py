@@ -1,0 +1,80 @@
+"""Networks of mmdet's and mmseg's zoos as files, and those that are refused."""
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip('mmdet')
+pytest.importorskip('mmseg')
+pytest.importorskip('onnxruntime')
+from mmexpand.deploy import ExportError, export_onnx, onnxruntime_run
+from mmexpand.deploy.decoding import predict
+from tests.test_deploy.networks import R18, STOCK, images, stock
+
+
+@pytest.mark.parametrize('name', STOCK, ids=lambda name: name.split('/')[-1].split('_')[0])
+def test_predictions_are_the_frameworks_own(name, tmp_path):
+    """Of a batch and a size that the file was not traced with."""
+    model = stock(name, STOCK[name])
+    out = tmp_path / 'model.onnx'
+    report = export_onnx(model, images(1), out, dynamic_size=True)
+    assert report.max_error <= 1e-4
+    assert report.agreement >= 0.999
+    given = images(3, 96, 128, seed=1)
+    found = onnxruntime_run(out)(given.numpy())
+    with torch.no_grad():
+        expected = predict(model, given)
+    if name.startswith('mmseg'):
+        (classes,) = found
+        expected = np.stack([e['classes'] for e in expected])
+        assert classes.shape == (3, 96, 128)
+        assert (classes == expected).mean() > 0.999
+        assert len(np.unique(classes)) > 3
+        return
+    for index, image in enumerate(expected):
+        boxes, scores, labels = (value[index] for value in found)
+        count = min(len(image['scores']), len(scores))
+        assert count > 10
+        assert (labels >= 0).sum() == count
+        np.testing.assert_allclose(scores[:count], image['scores'][:count], atol=1e-5)
+        same = np.abs(boxes[:count] - image['boxes'].numpy()[:count]).max(-1) < 0.01
+        assert (same & (labels[:count] == image['labels'].numpy()[:count])).mean() > 0.98
+
+
+@pytest.mark.parametrize('raw', [True, False])
+def test_two_stages_are_refused(raw, tmp_path):
+    name = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
+    model = stock(name, {'backbone.depth': 18, 'neck.in_channels': [64, 128, 256, 512]})
+    with pytest.raises(ExportError, match=r'^FasterRCNN has two stages, .* can be exported$'):
+        export_onnx(model, images(1), tmp_path / 'model.onnx', raw=raw)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_exporter_fails_at_is_a_sentence(tmp_path, capfd):
+    """Pooling to sizes that do not divide the features': the exporter prints its graph."""
+    name = 'mmseg::pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py'
+    model = stock(name, R18)
+    (tmp_path / 'model.onnx').write_bytes(b'the old one')
+    capfd.readouterr()
+    with pytest.raises(ExportError, match=r'^EncoderDecoder cannot be .*adaptive_avg_pool2d') as e:
+        export_onnx(model, images(1), tmp_path / 'model.onnx')
+    assert '\n' not in str(e.value)
+    assert capfd.readouterr().out == ''
+    assert [p.read_bytes() for p in tmp_path.iterdir()] == [b'the old one']
+
+
+def test_windows_and_other_suppression_are_refused(tmp_path):
+    out = tmp_path / 'model.onnx'
+    name = 'mmseg::fcn/fcn_r18-d8_4xb2-80k_cityscapes-512x1024.py'
+    windows = {
+        'test_cfg.mode': 'slide',
+        'test_cfg.crop_size': (32, 32),
+        'test_cfg.stride': (16, 16),
+    }
+    with pytest.raises(ExportError, match=r"'slide'.*model\.test_cfg\.mode=whole"):
+        export_onnx(stock(name, {**R18, **windows}), images(1), out)
+    name = 'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py'
+    soft = {**STOCK[name], 'test_cfg.nms.type': 'soft_nms'}
+    with pytest.raises(ExportError, match=r"test_cfg\.nms\.type is 'soft_nms'.*--raw"):
+        export_onnx(stock(name, soft), images(1), out)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,216 @@
+"""Files that take pixels and give predictions; int8; other formats; the tool that makes them."""
+
+import re
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip('mmdet')
+pytest.importorskip('mmseg')
+pytest.importorskip('onnxruntime')
+import onnx
+from mmdet.apis import inference_detector
+from mmengine.dataset import Compose
+from mmseg.apis import inference_model
+
+from mmexpand.deploy import (
+    ExportError,
+    FileModel,
+    Pixels,
+    compare_file,
+    export_onnx,
+    export_program,
+    onnxruntime_run,
+    preprocess,
+)
+from mmexpand.mm.models import build_compact_model, build_expanded_model
+from tests.conftest import small_config
+from tests.test_deploy.networks import images, randomise
+from tests.test_deploy.test_onnx import UNET, YOLO, small
+from tests.tools_in_process import run
+
+
+@pytest.fixture(scope='module')
+def picture(tmp_path_factory):
+    path = tmp_path_factory.mktemp('picture') / 'picture.png'
+    pixels = np.random.default_rng(0).integers(0, 256, (70, 90, 3), np.uint8)
+    cv2.imwrite(str(path), cv2.GaussianBlur(pixels, (0, 0), 3))
+    return path
+
+
+@pytest.fixture(params=[YOLO, UNET], ids=['yolo-lite', 'unet'])
+def network(request):
+    """A config and its compact network."""
+    cfg = small(request.param)
+    torch.manual_seed(0)
+    return cfg, randomise(build_compact_model(cfg))
+
+
+def stock_inference(cfg, model, picture):
+    """What mmdet's or mmseg's own function finds in a picture, in pixels of the file's input."""
+    model.cfg, model.dataset_meta = cfg.copy(), {}
+    pipeline = cfg.test_dataloader.dataset.pipeline
+    model.cfg.test_pipeline = pipeline
+    if hasattr(model, 'decode_head'):
+        return inference_model(model, str(picture)).pred_sem_seg.data[0].numpy()
+    steps = Compose([step for step in pipeline if step.type != 'LoadAnnotations'])
+    found = inference_detector(model, str(picture), test_pipeline=steps)
+    scale = torch.tensor(found.scale_factor).repeat(2)
+    return found.pred_instances.bboxes * scale, found.pred_instances.scores
+
+
+@pytest.mark.parametrize(('order', 'uint8'), [('bgr', False), ('rgb', True)])
+def test_pixels_in_predictions_out(network, picture, tmp_path, order, uint8):
+    """Against the stock functions, which read the picture themselves."""
+    cfg, model = network
+    out = tmp_path / 'model.onnx'
+    pixels = Pixels(model.data_preprocessor, order, uint8)
+    export_onnx(model, preprocess(model, cfg, picture), out, pixels=pixels)
+    image = cv2.imread(str(picture))
+    if 'decode_head' in cfg.model:
+        # The padding that mmseg adds after normalisation is what becomes 0.
+        mean = [*reversed(cfg.model.data_preprocessor.mean)]
+        image = cv2.copyMakeBorder(
+            image.astype(np.float32), 0, 10, 0, 6, cv2.BORDER_CONSTANT, value=mean
+        )
+        image = image.round() if uint8 else image
+    else:
+        image = cv2.resize(image, (96, 64))
+    image = image[..., ::-1] if order == 'rgb' else image
+    batch = np.ascontiguousarray(image.transpose(2, 0, 1)[None])
+    found = onnxruntime_run(out)(batch.astype(np.uint8 if uint8 else np.float32))
+    expected = stock_inference(cfg, model, picture)
+    if 'decode_head' in cfg.model:
+        assert (found[0][0, :70, :90] == expected).mean() > (0.99 if uint8 else 0.9999)
+    else:
+        boxes, scores = expected
+        count = (found[2][0] >= 0).sum()
+        assert count == len(scores) > 10
+        np.testing.assert_allclose(found[1][0][:count], scores, atol=1e-5)
+        assert (np.abs(found[0][0][:count] - boxes.numpy()).max(1) < 0.01).mean() > 0.98
+
+
+def test_wrong_channel_order_is_noticed(network, picture, tmp_path):
+    cfg, model = network
+    pixels = Pixels(model.data_preprocessor, 'bgr')
+    pixels.flips = not pixels.flips
+    with pytest.raises(RuntimeError, match=r'differ by .*was not written'):
+        export_onnx(model, preprocess(model, cfg, picture), tmp_path / 'x.onnx', pixels=pixels)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_decoding_of_other_boxes_is_refused(tmp_path, monkeypatch):
+    model = randomise(build_compact_model(small(YOLO)))
+    decode = model.bbox_head.predict_by_feat
+
+    def shifted(*args, cfg=None, **kwargs):
+        found = decode(*args, cfg=cfg, **kwargs)
+        if cfg is not None:  # only while the file is made
+            found[0].bboxes = found[0].bboxes + 1
+        return found
+
+    monkeypatch.setattr(model.bbox_head, 'predict_by_feat', shifted)
+    with pytest.raises(RuntimeError, match=r'^only 0\.00% of the predictions .* was not written$'):
+        export_onnx(model, images(1), tmp_path / 'x.onnx')
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_int8_is_int8_and_near(network, tmp_path):
+    _, model = network
+    out = tmp_path / 'int8.onnx'
+    given = [images(1, seed=seed) for seed in range(1, 6)]
+    report = export_onnx(model, images(1), out, calibration=given, raw=True)
+    assert 1e-4 < report.max_error < 0.2
+    graph = onnx.load(out).graph
+    weights = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    by_output = {node.output[0]: node for node in graph.node}
+    convs = [node for node in graph.node if node.op_type == 'Conv']
+    assert len(convs) >= 7
+    for conv in convs:
+        assert weights[by_output[conv.input[1]].input[0]] == onnx.TensorProto.INT8
+    # Two images at once, too.
+    assert onnxruntime_run(out)(images(2).numpy())[0].shape[0] == 2
+
+
+def test_program(network, tmp_path):
+    _, model = network
+    out = tmp_path / 'model.pt2'
+    pixels = Pixels(model.data_preprocessor, 'rgb', uint8=True)
+    assert export_program(model, images(1), out, 1e-4, pixels=pixels) <= 1e-4
+    given = torch.randint(0, 256, (3, 3, 64, 96), dtype=torch.uint8)
+    (found,) = torch.export.load(out).module()(given)
+    inputs = model.data_preprocessor(dict(inputs=[*given.flip(1)], data_samples=None), False)
+    with torch.no_grad():
+        expected = model(inputs['inputs'], mode='tensor')
+    expected = expected[0] if isinstance(expected, tuple) else expected
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_what_torch_export_fails_at_is_a_sentence(tmp_path, monkeypatch):
+    model = randomise(build_compact_model(small(YOLO)))
+    forward = model.backbone.forward
+    monkeypatch.setattr(model.backbone, 'forward', lambda x: forward(x * float(x.mean() > 0)))
+    with pytest.raises(
+        ExportError, match=r'cannot be exported by torch\.export: .*not written$'
+    ) as e:
+        export_program(model, images(1), tmp_path / 'model.pt2', 1e-4)
+    assert '\n' not in str(e.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize('raw', [True, False])
+def test_openvino_computes_the_same(network, tmp_path, raw):
+    pytest.importorskip('openvino')
+    from mmexpand.deploy import openvino_run
+
+    _, model = network
+    out = tmp_path / 'model.onnx'
+    export_onnx(model, images(1), out, raw=raw)
+    found = compare_file(openvino_run(out), model, images(1), raw=raw)
+    assert found < 1e-4 if raw else found > 0.99
+
+
+def test_a_size_that_the_file_does_not_take_is_named():
+    model = build_compact_model(small(UNET)).eval()
+    file = FileModel(model, None, ('classes',), size=(64, 96))
+    data = dict(inputs=[torch.zeros(3, 32, 48, dtype=torch.uint8)], data_samples=None)
+    with pytest.raises(ValueError, match=r'takes images of 64x96, .* 32x48: .*--dynamic-size'):
+        file.val_step(data)
+
+
+def test_the_tool_does_the_whole_job(street, tmp_path, capsys):
+    cfg = small_config(street, tmp_path / 'work_dir')
+    torch.manual_seed(0)
+    model = randomise(build_expanded_model(cfg))
+    torch.save(dict(meta={}, state_dict=model.state_dict()), tmp_path / 'expanded.pth')
+    cfg.dump(tmp_path / 'config.py')
+    picture = next(street.glob('leftImg8bit/train/town/*.png'))
+    (tmp_path / 'out').mkdir()
+    files = [tmp_path / 'config.py', tmp_path / 'expanded.pth', '--out', tmp_path / 'out/net.onnx']
+    options = ['--preprocess', 'bgr', '--uint8', '--int8', '3', '--pt2', '--evaluate']
+    assert run('export_onnx.py', *files, '--image', picture, *options) == (0, '')
+    assert {p.name for p in (tmp_path / 'out').iterdir()} == {
+        'net.onnx',
+        'net_int8.onnx',
+        'net.pt2',
+    }
+    text = capsys.readouterr().out
+    rows = {
+        row[1]: row[2:-1] for row in (line.split(' | ') for line in text.splitlines()) if row[1:]
+    }
+    scores = dict(re.findall(r'\| ((?:PyTorch|ONNX)[^|]*?) \| [\d.]+ \| ([\d.]+) ', text))
+    assert set(scores) == {'PyTorch', 'ONNX Runtime, float32', 'ONNX Runtime, int8'} | openvino
+    assert scores['PyTorch'] == scores['ONNX Runtime, float32']
+    assert abs(float(scores['ONNX Runtime, int8']) - float(scores['PyTorch'])) < 1
+
+
+def test_options_that_do_not_fit_together(capsys):
+    base = ['c.py', 'x.pth', '--out', 'x.onnx', '--image', 'x.png']
+    for options, words in (
+        (['--uint8'], 'add --preprocess'),
+        (['--raw', '--evaluate'], '--raw leaves out'),
+    ):
+        assert run('export_onnx.py', *base, *options)[0] == 2
+        assert words in capsys.readouterr().err
