@@ -197,11 +197,8 @@ def test_the_tool_does_the_whole_job(street, tmp_path, capsys):
         'net.pt2',
     }
     text = capsys.readouterr().out
-    rows = {
-        row[1]: row[2:-1] for row in (line.split(' | ') for line in text.splitlines()) if row[1:]
-    }
-    scores = dict(re.findall(r'\| ((?:PyTorch|ONNX)[^|]*?) \| [\d.]+ \| ([\d.]+) ', text))
-    assert set(scores) == {'PyTorch', 'ONNX Runtime, float32', 'ONNX Runtime, int8'} | openvino
+    scores = dict(re.findall(r'^\| (\w[^|]*) \| [\d.]+ \| ([\d.]+) ', text, re.MULTILINE))
+    assert {'PyTorch', 'ONNX Runtime, float32', 'ONNX Runtime, int8'} <= set(scores)
     assert scores['PyTorch'] == scores['ONNX Runtime, float32']
     assert abs(float(scores['ONNX Runtime, int8']) - float(scores['PyTorch'])) < 1
 
