@@ -29,7 +29,7 @@ class Reference:
         """These images by the model's own data preprocessor, not by ``pixels``."""
         if self.pixels is None:
             return images
-        data = dict(inputs=list(self.pixels.as_loaded(images)), data_samples=None)
+        data = dict(inputs=list(self.pixels.as_loaded(images)), data_samples=[])
         return self.model.data_preprocessor(data, False)['inputs']
 
     def raw_outputs(self, images: Tensor) -> tuple[Tensor, ...]:
