@@ -26,6 +26,7 @@ def trace(
     input_names: Sequence[str],
     output_names: Sequence[str],
     dynamic: dict[str, dict[int, str]],
+    first_as_call: bool = False,
 ) -> 'ModelProto':
     """A module as an ONNX graph.
 
@@ -35,12 +36,15 @@ def trace(
         input_names: of the inputs.
         output_names: of the outputs.
         dynamic: names of the axes that are left open, by those of inputs and outputs.
+        first_as_call: trace it as a plain call first: mmdet's decoding has branches for ONNX
+            export that are of its version 2, and fail. (Types of the tensors are lost then.)
 
     Raises:
         ExportError: if ONNX cannot express it.
     """
     import onnx
 
+    name = _name(module)
     with (
         tempfile.TemporaryDirectory() as folder,
         warnings.catch_warnings(),
@@ -50,26 +54,24 @@ def trace(
         warnings.simplefilter('ignore')  # Tracing warns of every shape that it takes as given.
         path = Path(folder) / 'network.onnx'
         try:
-            # Traced first, as a plain call: mmdet's branches for ONNX export are of its version 2.
             with open_sizes():
-                traced = torch.jit.trace(module, tuple(inputs), check_trace=False)
-            # The TorchScript exporter: torch 2.9's other one cannot trace what depends on data.
-            torch.onnx.export(
-                traced,
-                tuple(inputs),
-                str(path),
-                input_names=list(input_names),
-                output_names=list(output_names),
-                dynamic_axes=dynamic,
-                opset_version=OPSET,
-                dynamo=False,
-            )
+                if first_as_call:
+                    module = torch.jit.trace(module, tuple(inputs), check_trace=False)
+                # The TorchScript exporter: torch 2.9's other one cannot trace what depends on data.
+                torch.onnx.export(
+                    module,
+                    tuple(inputs),
+                    str(path),
+                    input_names=list(input_names),
+                    output_names=list(output_names),
+                    dynamic_axes=dynamic,
+                    opset_version=OPSET,
+                    dynamo=False,
+                )
         except ExportError:
             raise
         except Exception as error:  # Of torch, mmcv or mmdet: there are many kinds.
-            raise ExportError(
-                f'{_name(module)} cannot be exported to ONNX: {first_line(error)}'
-            ) from error
+            raise ExportError(f'{name} cannot be exported to ONNX: {first_line(error)}') from error
         return onnx.load(path)
 
 

@@ -158,7 +158,7 @@ def _trace_decoder(
     if not decoder.per_image:
         dynamic['classes'] = {0: 'batch', **({1: 'height', 2: 'width'} if dynamic_size else {})}
     size = torch.tensor(images.shape[-2:])
-    return trace(decoder, [size, *raw], ['size', *names], decoder.names, dynamic)
+    return trace(decoder, [size, *raw], ['size', *names], decoder.names, dynamic, True)
 
 
 def _raw_error(reference: Reference, path: Path, images: list[Tensor]) -> float:

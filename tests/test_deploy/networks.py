@@ -90,7 +90,7 @@ def settle(model):
             module.reset_running_stats()
     model.train()
     with torch.no_grad():
-        model(images(4), mode='tensor')
+        model(images(8, 128, 192), mode='tensor')
         for module in getattr(model, 'bbox_head', nn.ModuleList()).modules():
             if isinstance(module, nn.Conv2d) and module.bias is not None:  # the last of each branch
                 module.weight *= 0.02
