@@ -19,6 +19,8 @@ def onnxruntime_run(path: str | os.PathLike, threads: int = 0) -> Run:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    # Threads that wait for work by spinning would take the core of what runs next.
+    options.add_session_config_entry('session.intra_op.allow_spinning', '0')
     options.log_severity_level = 4  # What fails is raised as well.
     session = onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
     (image,) = session.get_inputs()

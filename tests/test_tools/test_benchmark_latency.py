@@ -17,7 +17,7 @@ def test_a_row_for_every_runtime_and_thread_count(street, tmp_path, capsys):
     assert [(row[0], row[1]) for row in rows] == [
         (f'| {threads}', runtime) for threads in (1, 2) for runtime in ('PyTorch', 'ONNX Runtime')
     ]
-    assert all(0 < float(row[2]) < 1000 and 0 < float(row[3]) < 1000 for row in rows)
+    assert all(float(row[2]) > 0 and float(row[3]) > 0 for row in rows)
 
 
 def test_medians_of_runs_that_take_turns(monkeypatch):
