@@ -83,7 +83,8 @@ def test_pixels_in_predictions_out(network, picture, tmp_path, order, uint8):
     found = onnxruntime_run(out)(batch.astype(np.uint8 if uint8 else np.float32))
     expected = stock_inference(cfg, model, picture)
     if 'decode_head' in cfg.model:
-        assert (found[0][0, :70, :90] == expected).mean() > (0.99 if uint8 else 0.9999)
+        # Bytes cannot hold the mean that the padding is: the random network sees it at the border.
+        assert (found[0][0, :70, :90] == expected).mean() > (0.97 if uint8 else 0.9999)
     else:
         boxes, scores = expected
         count = (found[2][0] >= 0).sum()
