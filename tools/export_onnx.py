@@ -109,8 +109,6 @@ def print_scores(
 ) -> None:
     """Evaluate PyTorch and every file, in every runtime that is installed."""
     runtimes = {'ONNX Runtime': onnxruntime_run}
-    if find_spec('openvino'):
-        runtimes['OpenVINO'] = openvino_run
     models, sizes = {'PyTorch': model}, {'PyTorch': Path(args.checkpoint).stat().st_size}
     for kind, report in reports.items():
         size = None if args.dynamic_size else report.input_shape[-2:]
