@@ -3,28 +3,23 @@
 import copy
 import gc
 import logging
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from mmengine.fileio import exists, get_local_path, join_path
-from mmengine.hooks import CheckpointHook, EMAHook
 from mmengine.model import MMSeparateDistributedDataParallel, is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.runner import FlexibleRunner, Runner
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..report import check_installed
 from ..surgery import ExpandConfig, is_expanded
 from ..surgery.checkpoint import get_state_dict, is_expanded_state_dict
-from ..surgery.copying import copy_model
 from ..surgery.distributed import can_reduce_compact, reduce_compact
-from ..surgery.weights import load_weights
 from .builders import expand_built
-from .checkpoints import CheckpointGuardHook, is_training, match_checkpoint, unwrap
+from .checkpoints import CheckpointGuardHook, is_training, unwrap
 from .contraction import (
     check_writable,
     contract_and_check,
@@ -36,9 +31,10 @@ from .contraction import (
 from .dry_run import dry_run
 from .logs import log
 from .optim import by_layer, stand_ins
-from .ranks import describe, on_main, together
+from .ranks import describe, on_main
 from .resume import resume_from_whole
 from .warm_start import CompactOptimizer
+from .weight_sets import weight_sets
 
 
 class ExpandHook(CheckpointGuardHook):
@@ -251,7 +247,7 @@ class ContractHook(CheckpointGuardHook):
             return
         failures: dict[str, str] = {}
         written = 0
-        for name, find in _weight_sets(runner):
+        for name, find in weight_sets(runner):
             with _collected(failures, name):
                 model = find()
                 if model is not None:
@@ -317,55 +313,3 @@ def _meta(runner: Runner) -> dict:
         seed=runner.seed,
         experiment_name=runner.experiment_name,
     )
-
-
-WeightSet = tuple[str, Callable[[], nn.Module | None]]
-"""A name, and what gives a model with these weights; None where they are lost."""
-
-
-def _weight_sets(runner: Runner) -> Iterator[WeightSet]:
-    model = unwrap(runner.model)
-    yield 'last', lambda: model
-    for hook in runner.hooks:
-        if isinstance(hook, EMAHook):
-            yield 'ema', lambda hook=hook: hook.ema_model.module
-        elif isinstance(hook, CheckpointHook) and hook.save_best:
-            for name, path in _best_checkpoints(hook):
-                yield name, lambda hook=hook, path=path: _load_best(model, hook, path)
-
-
-def _best_checkpoints(hook: CheckpointHook) -> list[tuple[str, str]]:
-    if len(hook.key_indicators) == 1:
-        return [('best', hook.best_ckpt_path)] if hook.best_ckpt_path else []
-    return [
-        (f'best_{key.replace("/", "_")}', path)
-        for key, path in hook.best_ckpt_path_dict.items()
-        if path
-    ]
-
-
-def _load_best(model: nn.Module, hook: CheckpointHook, path: str) -> nn.Module | None:
-    # Read once, by the main process: the others may have no access to its disk.
-    weights = on_main(lambda: _read_best(hook, path))
-    if weights is None:
-        return None
-    with together():
-        model = copy_model(model)
-        match_checkpoint(model, dict(state_dict=weights), training=True, resume=True)
-        model.load_state_dict(weights)
-    return model
-
-
-def _read_best(hook: CheckpointHook, path: str) -> dict[str, Tensor] | None:
-    # A resumed run knows the path that the file had before the work dir was moved.
-    moved = join_path(hook.out_dir, os.path.basename(path), backend_args=hook.backend_args)
-    for place in (path, moved):
-        if exists(place, backend_args=hook.backend_args):
-            with get_local_path(place, backend_args=hook.backend_args) as local:
-                return load_weights(local)
-    log(
-        f'ContractHook: the best checkpoint {path} is gone and not at {moved} either, so that '
-        'there will be no compact network with the best weights',
-        logging.WARNING,
-    )
-    return None

@@ -103,7 +103,7 @@ def read_config(args: Namespace, *needed: str) -> Config:
     Raises:
         ConfigError: if the file is missing or wrong, or lacks one of the keys.
     """
-    packaged = '::' in args.config
+    packaged = '::' in str(args.config)
     if not packaged and not os.path.isfile(args.config):
         raise ConfigError(f'{args.config}: no such config file')
     try:

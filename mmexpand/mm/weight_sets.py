@@ -1,0 +1,72 @@
+"""The sets of weights that a training leaves: last, best and averaged."""
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+
+from mmengine.fileio import exists, get_local_path, join_path
+from mmengine.hooks import CheckpointHook, EMAHook
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+from ..surgery.copying import copy_model
+from ..surgery.weights import load_weights
+from .checkpoints import match_checkpoint, unwrap
+from .logs import log
+from .ranks import on_main, together
+
+WeightSet = tuple[str, Callable[[], nn.Module | None]]
+"""A name, and what gives a model with these weights; None where they are lost."""
+
+
+def weight_sets(runner: Runner) -> Iterator[WeightSet]:
+    """What there is to contract after training: the last weights, the best, and the averaged.
+
+    Args:
+        runner: that has trained.
+    """
+    model = unwrap(runner.model)
+    yield 'last', lambda: model
+    for hook in runner.hooks:
+        if isinstance(hook, EMAHook):
+            yield 'ema', lambda hook=hook: hook.ema_model.module
+        elif isinstance(hook, CheckpointHook) and hook.save_best:
+            for name, path in _best_checkpoints(hook):
+                yield name, lambda hook=hook, path=path: _load_best(model, hook, path)
+
+
+def _best_checkpoints(hook: CheckpointHook) -> list[tuple[str, str]]:
+    if len(hook.key_indicators) == 1:
+        return [('best', hook.best_ckpt_path)] if hook.best_ckpt_path else []
+    return [
+        (f'best_{key.replace("/", "_")}', path)
+        for key, path in hook.best_ckpt_path_dict.items()
+        if path
+    ]
+
+
+def _load_best(model: nn.Module, hook: CheckpointHook, path: str) -> nn.Module | None:
+    # Read once, by the main process: the others may have no access to its disk.
+    weights = on_main(lambda: _read_best(hook, path))
+    if weights is None:
+        return None
+    with together():
+        model = copy_model(model)
+        match_checkpoint(model, dict(state_dict=weights), training=True, resume=True)
+        model.load_state_dict(weights)
+    return model
+
+
+def _read_best(hook: CheckpointHook, path: str) -> dict[str, Tensor] | None:
+    # A resumed run knows the path that the file had before the work dir was moved.
+    moved = join_path(hook.out_dir, os.path.basename(path), backend_args=hook.backend_args)
+    for place in (path, moved):
+        if exists(place, backend_args=hook.backend_args):
+            with get_local_path(place, backend_args=hook.backend_args) as local:
+                return load_weights(local)
+    log(
+        f'ContractHook: the best checkpoint {path} is gone and not at {moved} either, so that '
+        'there will be no compact network with the best weights',
+        logging.WARNING,
+    )
+    return None
