@@ -9,6 +9,7 @@ from torch import nn
 
 from ..core.order import Segments
 from ..surgery import named_units
+from ..surgery.modes import eval_mode
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,8 @@ def layer_costs(model: nn.Module, forward: Callable[[nn.Module], Any]) -> dict[s
         forward: runs the model on an input.
     """
     units = named_units(model)
-    modes = {module: module.training for module in model.modules()}
-    try:
-        model.eval()  # mmseg's UNet.train returns nothing
+    with eval_mode(model):
         return unit_costs(units, units, lambda: forward(model))
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def unit_costs(

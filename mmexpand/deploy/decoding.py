@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..mm.models import selects_by_score
+from ..surgery import is_expanded
 from .errors import ExportError
 from .tracing import open_decoding
 
@@ -134,12 +135,15 @@ def decoder_of(model: nn.Module, inputs: Tensor) -> Boxes | Classes | None:
     return None
 
 
-def check_stages(model: nn.Module) -> None:
-    """Refuse what has a second stage.
+def check_exportable(model: nn.Module) -> None:
+    """Refuse what is expanded, or has a second stage.
 
     Raises:
-        ExportError: if the model is a two-stage detector.
+        ValueError: if the model is expanded.
+        ExportError: if it is a two-stage detector.
     """
+    if is_expanded(model):
+        raise ValueError('the model is expanded; contract it first: mmexpand.contract(model)')
     if selects_by_score(model):
         raise ExportError(
             f'{type(model).__name__} has two stages, and its proposals are chosen inside; '

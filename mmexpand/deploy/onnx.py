@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ..surgery import is_expanded
+from ..files import written_whole
+from ..surgery.modes import eval_mode
 from .comparison import Reference, batches, compare_file
-from .decoding import Boxes, Classes, check_stages, decoder_of
+from .decoding import Boxes, Classes, check_exportable, decoder_of
 from .errors import ExportError
-from .files import in_eval_mode, replacing
 from .graph import attach, first_line, open_axes, trace
 from .network import Pixels
 from .quantisation import quantise
@@ -89,11 +89,9 @@ def export_onnx(
     check_installed('onnx', 'onnxruntime')
     import onnx
 
-    if is_expanded(model):
-        raise ValueError('the model is expanded; contract it first: mmexpand.contract(model)')
-    check_stages(model)
+    check_exportable(model)
     out = Path(out)
-    with in_eval_mode(model), replacing(out) as temporary:
+    with eval_mode(model), written_whole(out) as temporary:
         decoder = None if raw else decoder_of(model, inputs)
         reference = Reference(model, pixels)
         images = inputs if pixels is None else pixels.invert(inputs)

@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..surgery import is_expanded
+from ..files import written_whole
+from ..surgery.modes import eval_mode
 from .comparison import Reference, batches
-from .decoding import check_stages
+from .decoding import check_exportable
 from .errors import ExportError
-from .files import in_eval_mode, replacing
 from .graph import first_line
 from .network import Pixels
 
@@ -44,11 +44,9 @@ def export_program(
         ExportError: if torch cannot export it; nothing is written then.
         RuntimeError: if the outputs differ by more than the tolerance; nothing is written then.
     """
-    if is_expanded(model):
-        raise ValueError('the model is expanded; contract it first: mmexpand.contract(model)')
-    check_stages(model)
+    check_exportable(model)
     out = Path(out)
-    with in_eval_mode(model), replacing(out) as temporary:
+    with eval_mode(model), written_whole(out) as temporary:
         reference = Reference(model, pixels)
         given = batches(inputs if pixels is None else pixels.invert(inputs), dynamic_size=False)
         try:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.units import ExpandedLinear
+from .modes import eval_mode
 from .selections import Selections
 from .swap import Unit, named_units
 
@@ -95,8 +96,8 @@ def verify(
     layers = _Layers(units, compact)
     with ExitStack() as stack:
         for context in (
-            _eval_mode(expanded),
-            _eval_mode(compact),
+            eval_mode(expanded),
+            eval_mode(compact),
             _layerwise(units.values()),
             _full_precision(),
         ):
@@ -195,17 +196,6 @@ def _random_input(unit: Unit) -> Tensor:
     # A generator of its own: verification leaves the random state alone.
     values = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     return values.to(unit.like)
-
-
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 @contextmanager
