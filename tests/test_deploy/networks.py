@@ -16,25 +16,18 @@ R18 = {
     'decode_head.channels': 16,
     'test_cfg.mode': 'whole',
 }
+NARROW_CSP = {
+    'backbone.widen_factor': 0.125,
+    'neck.in_channels': [32, 64, 128],
+    'neck.out_channels': 32,
+    'bbox_head.in_channels': 32,
+    'bbox_head.feat_channels': 32,
+    'bbox_head.num_classes': 5,
+    'test_cfg.score_thr': 0.2,
+}
 STOCK = {
-    'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py': {
-        'backbone.widen_factor': 0.125,
-        'neck.in_channels': [32, 64, 128],
-        'neck.out_channels': 32,
-        'bbox_head.in_channels': 32,
-        'bbox_head.feat_channels': 32,
-        'bbox_head.num_classes': 5,
-        'test_cfg.score_thr': 0.2,
-    },
-    'mmdet::yolox/yolox_tiny_8xb8-300e_coco.py': {
-        'backbone.widen_factor': 0.125,
-        'neck.in_channels': [32, 64, 128],
-        'neck.out_channels': 32,
-        'bbox_head.in_channels': 32,
-        'bbox_head.feat_channels': 32,
-        'bbox_head.num_classes': 5,
-        'test_cfg.score_thr': 0.2,
-    },
+    'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py': NARROW_CSP,
+    'mmdet::yolox/yolox_tiny_8xb8-300e_coco.py': NARROW_CSP,
     'mmdet::ssd/ssdlite_mobilenetv2-scratch_8xb24-600e_coco.py': {
         'bbox_head.num_classes': 5,
         'test_cfg.score_thr': 0.2,

@@ -11,7 +11,6 @@ pytest.importorskip('mmdet')
 pytest.importorskip('mmseg')
 pytest.importorskip('onnx')
 pytest.importorskip('onnxruntime')
-import cv2
 import onnx
 import onnxruntime
 from mmengine.config import Config
@@ -53,14 +52,6 @@ def small(path):
     return cfg
 
 
-@pytest.fixture(scope='module')
-def image(tmp_path_factory):
-    path = tmp_path_factory.mktemp('image') / 'image.png'
-    pixels = np.random.default_rng(0).integers(0, 256, (70, 90, 3), np.uint8)
-    cv2.imwrite(str(path), cv2.GaussianBlur(pixels, (0, 0), 3))
-    return path
-
-
 @pytest.fixture(scope='module', params=[YOLO, UNET], ids=['yolo-lite', 'unet'])
 def trained(request, tmp_path_factory):
     """Config, expanded model and its checkpoint."""
@@ -77,11 +68,11 @@ def run(path, inputs):
     return session.run(None, {'input': inputs.numpy()})
 
 
-def test_expanded_checkpoint_becomes_the_compact_network(trained, image, tmp_path):
+def test_expanded_checkpoint_becomes_the_compact_network(trained, picture, tmp_path):
     cfg, expanded, checkpoint = trained
     out = tmp_path / 'model.onnx'
     model = load_compact_model(cfg, checkpoint)
-    report = export_onnx(model, preprocess(model, cfg, image), out, raw=True)
+    report = export_onnx(model, preprocess(model, cfg, picture), out, raw=True)
     assert report.max_error <= 1e-4
     assert report.path == out
     assert [p.name for p in tmp_path.iterdir()] == ['model.onnx']
@@ -97,10 +88,10 @@ def test_expanded_checkpoint_becomes_the_compact_network(trained, image, tmp_pat
     assert report.output_shapes == dict(output=(1, *reference.shape[1:]))
 
 
-def test_file_holds_no_trace_of_expansion(trained, image, tmp_path):
+def test_file_holds_no_trace_of_expansion(trained, picture, tmp_path):
     cfg, _, checkpoint = trained
     model = load_compact_model(cfg, checkpoint)
-    inputs = preprocess(model, cfg, image)
+    inputs = preprocess(model, cfg, picture)
     export_onnx(model, inputs, tmp_path / 'model.onnx')
     graph = onnx.load(tmp_path / 'model.onnx').graph
     used = []
@@ -116,41 +107,41 @@ def test_file_holds_no_trace_of_expansion(trained, image, tmp_path):
     assert not {'MatMul', 'Gemm', 'Einsum'} & {node.op_type for node in graph.node}
 
 
-def test_compact_checkpoint_gives_the_same(trained, image, tmp_path):
+def test_compact_checkpoint_gives_the_same(trained, picture, tmp_path):
     cfg, _, checkpoint = trained
     model = load_compact_model(cfg, checkpoint)
     torch.save(dict(meta={}, state_dict=model.state_dict()), tmp_path / 'compact.pth')
     again = load_compact_model(cfg, tmp_path / 'compact.pth')
-    inputs = preprocess(model, cfg, image)
+    inputs = preprocess(model, cfg, picture)
     for name, network in (('one', model), ('two', again)):
         export_onnx(network, inputs, tmp_path / f'{name}.onnx')
     one, two = (run(tmp_path / f'{name}.onnx', inputs)[0] for name in ('one', 'two'))
     np.testing.assert_array_equal(one, two)
 
 
-def test_logits_are_those_of_mmsegs_own_inference(image, tmp_path):
+def test_logits_are_those_of_mmsegs_own_inference(picture, tmp_path):
     """The preprocessing too: 70 x 90 is padded to 80 x 96."""
     cfg = small(UNET)
     torch.manual_seed(0)
     model = randomise(build_compact_model(cfg))
     torch.save(dict(meta={}, state_dict=model.state_dict()), tmp_path / 'compact.pth')
     model = load_compact_model(cfg, tmp_path / 'compact.pth')
-    inputs = preprocess(model, cfg, image)
+    inputs = preprocess(model, cfg, picture)
     assert inputs.shape == (1, 3, 80, 96)
     export_onnx(model, inputs, tmp_path / 'model.onnx', raw=True)
     cfg.test_pipeline = cfg.test_dataloader.dataset.pipeline
     stock = init_model(cfg, device='cpu')
     stock.dataset_meta = {}
     stock.load_state_dict(model.state_dict())
-    expected = inference_model(stock, str(image)).seg_logits.data.numpy()
+    expected = inference_model(stock, str(picture)).seg_logits.data.numpy()
     found = run(tmp_path / 'model.onnx', inputs)[0][0, :, :70, :90]
     np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max(), rtol=0)
 
 
-def test_difference_is_refused_and_the_old_file_stays(trained, image, tmp_path, monkeypatch):
+def test_difference_is_refused_and_the_old_file_stays(trained, picture, tmp_path, monkeypatch):
     cfg, _, checkpoint = trained
     model = load_compact_model(cfg, checkpoint)
-    inputs = preprocess(model, cfg, image)
+    inputs = preprocess(model, cfg, picture)
     out = tmp_path / 'model.onnx'
     out.write_bytes(b'the old one')
     trace = deploy.trace
@@ -171,10 +162,10 @@ def test_difference_is_refused_and_the_old_file_stays(trained, image, tmp_path, 
     assert [p.name for p in tmp_path.iterdir()] == ['model.onnx']
 
 
-def test_model_keeps_its_mode(trained, image, tmp_path):
+def test_model_keeps_its_mode(trained, picture, tmp_path):
     cfg, _, checkpoint = trained
     model = load_compact_model(cfg, checkpoint)
-    inputs = preprocess(model, cfg, image)
+    inputs = preprocess(model, cfg, picture)
     model.train()
     model.backbone.eval()
     modes = [module.training for module in model.modules()]
@@ -183,10 +174,10 @@ def test_model_keeps_its_mode(trained, image, tmp_path):
     assert {True, False} == set(modes)
 
 
-def test_bad_input(trained, image, tmp_path, monkeypatch):
+def test_bad_input(trained, picture, tmp_path, monkeypatch):
     cfg, expanded, checkpoint = trained
     model = load_compact_model(cfg, checkpoint)
-    inputs = preprocess(model, cfg, image)
+    inputs = preprocess(model, cfg, picture)
     out = tmp_path / 'model.onnx'
     with pytest.raises(ValueError, match=r'expanded; contract it first'):
         export_onnx(expanded, inputs, out)
@@ -210,7 +201,7 @@ def test_bad_input(trained, image, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_tool(trained, image, tmp_path):
+def test_tool(trained, picture, tmp_path):
     cfg, _, checkpoint = trained
     cfg.dump(tmp_path / 'config.py')
     out = tmp_path / 'model.onnx'
@@ -223,7 +214,7 @@ def test_tool(trained, image, tmp_path):
             '--out',
             out,
             '--image',
-            image,
+            picture,
         ],
         capture_output=True,
         text=True,

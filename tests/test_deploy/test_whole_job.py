@@ -32,14 +32,6 @@ from tests.test_deploy.test_onnx import UNET, YOLO, small
 from tests.tools_in_process import run
 
 
-@pytest.fixture(scope='module')
-def picture(tmp_path_factory):
-    path = tmp_path_factory.mktemp('picture') / 'picture.png'
-    pixels = np.random.default_rng(0).integers(0, 256, (70, 90, 3), np.uint8)
-    cv2.imwrite(str(path), cv2.GaussianBlur(pixels, (0, 0), 3))
-    return path
-
-
 @pytest.fixture(params=[YOLO, UNET], ids=['yolo-lite', 'unet'])
 def network(request):
     """A config and its compact network."""
