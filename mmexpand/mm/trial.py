@@ -47,7 +47,7 @@ def try_training(cfg: Config, expand: dict | None = None) -> Trial:
         DryRunError: if the contraction would fail; other errors are those of training.
     """
     cfg = copy.deepcopy(cfg)
-    hooks = cfg.setdefault('custom_hooks', None) or []
+    hooks = list(cfg.get('custom_hooks') or ())
     if expand:
         hooks = [hook for hook in hooks if type_name(hook) != 'ExpandHook']
         hooks.append(dict(type='ExpandHook', **expand))
