@@ -7,7 +7,7 @@ from ..expression import Chain, Deviation, Filter, Norm, Sum
 from ..site import Site
 from . import ck, cl
 from .filters import identity_kernel
-from .rep import ac_branches, rep_branches
+from .rep import ac_branches, rep_branches, small_branches
 
 
 def _sum(site: Site, branches: list[nn.Module]) -> nn.Module:
@@ -26,20 +26,20 @@ def repvgg_cl(site: Site) -> nn.Module:
     However the chain starts, its norm sets its scale; the paper's chain alone has none.
     """
     plain = site.branch(site.kernel_size)
-    return _sum(site, [cl.cl(plain), *rep_branches(plain)[1:]])
+    return _sum(site, [cl.cl(plain), *small_branches(plain)])
 
 
 def repvgg_ck(site: Site) -> nn.Module:
     """BN(3x3 after 3x3 ...) + BN(W_1x1) + BN(I): the kxk branch expanded as CK."""
     plain = site.branch(site.kernel_size)
-    return _sum(site, [ck.ck(plain), *rep_branches(plain)[1:]])
+    return _sum(site, [ck.ck(plain), *small_branches(plain)])
 
 
 def mobileone(site: Site) -> nn.Module:
     """BN(W_kxk), r of them, + BN(W_1x1) + BN(I) (Vasu et al., "MobileOne", CVPR 2023, Sec. 3.2)."""
     plain = site.branch(site.kernel_size)
     return _sum(
-        site, [*(plain.conv() for _ in range(max(1, round(site.rate)))), *rep_branches(plain)[1:]]
+        site, [*(plain.conv() for _ in range(max(1, round(site.rate)))), *small_branches(plain)]
     )
 
 

@@ -6,11 +6,17 @@ from ..expression import Identity, Scale, Sum
 from ..site import Site
 
 
-def rep_branches(site: Site) -> list[nn.Module]:
-    """RepVGG's kxk, 1x1 and, where in = out, identity (Ding et al., CVPR 2021, Sec. 3.2)."""
+def small_branches(site: Site) -> list[nn.Module]:
+    """RepVGG's 1x1 and, where in = out, identity."""
     one = site.branch((1, 1)).conv()
     same = site.in_channels == site.out_channels
-    return [site.conv(site.bias), one, *([Identity(one)] if same else [])]
+    return [one, *([Identity(one)] if same else [])]
+
+
+def rep_branches(site: Site) -> list[nn.Module]:
+    """RepVGG's kxk, 1x1 and, where in = out, identity (Ding et al., CVPR 2021, Sec. 3.2)."""
+    small = small_branches(site)
+    return [site.conv(site.bias), *small]
 
 
 def ac_branches(site: Site) -> list[nn.Module]:
