@@ -11,6 +11,7 @@ set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=${1:-$root/.venv}
+case $venv in /*) ;; *) venv=$PWD/$venv ;; esac  # mmcv is built in another folder
 python=${PYTHON:-python3}
 cache=${MMEXPAND_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/mmexpand}
 requirements=$(mktemp)
