@@ -1,5 +1,6 @@
 """From a config and a command line to a Runner: what the tools share."""
 
+import gc
 import os
 import re
 import traceback
@@ -12,8 +13,10 @@ from pickle import UnpicklingError
 from types import TracebackType
 from typing import Any
 
+import torch
 from mmengine.config import Config, DictAction
 from mmengine.dataset import BaseDataset
+from mmengine.dist import is_distributed
 from mmengine.hub import get_config
 from mmengine.registry import OPTIMIZERS, RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
@@ -228,6 +231,7 @@ def tool(parse_args: Callable[[], Namespace]) -> Callable[[Callable], Callable[[
             try:
                 with _weights_only():
                     main(args)
+                _leave_process_group()
             except Exception as error:
                 folder = Path(main.__code__.co_filename).parent
                 words = None if args.debug else explain(error, (PACKAGE, folder))
@@ -238,6 +242,14 @@ def tool(parse_args: Callable[[], Namespace]) -> Callable[[Callable], Callable[[
         return run
 
     return decorate
+
+
+def _leave_process_group() -> None:
+    # Left to the interpreter's end, a thread of gloo that still frees a tensor aborts the process
+    # (pytorch/pytorch#179291); a DDP that outlives the group does as well.
+    if is_distributed():
+        gc.collect()
+        torch.distributed.destroy_process_group()
 
 
 @contextmanager

@@ -126,14 +126,27 @@ def test_a_data_prefix_may_be_a_string(tmp_path):
     check(type='BaseDataset', data_root=str(tmp_path), data_prefix='images')
 
 
-def train_distributed(cfg, folder) -> str:
-    """tools/train.py in one process of a group; returns what it said."""
+WATCHED = """
+import gc, runpy, sys
+import torch.distributed as dist
+leave = dist.destroy_process_group
+def watched():
+    held = [o for o in gc.get_objects() if 'DistributedDataParallel' in str(type(o))]
+    leave()
+    print('left the group, held by', held)
+dist.destroy_process_group = watched
+runpy.run_path(sys.argv.pop(1), run_name='__main__')
+"""
+
+
+def train_distributed(cfg, folder, *script) -> str:
+    """tools/train.py, or a script that is given it, in one process; returns what it said."""
     cfg.dump(folder / 'config.py')
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=1']
+    command += [*script, TOOLS / 'train.py', folder / 'config.py', '--launcher', 'pytorch']
     done = subprocess.run(
-        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=1',
-         str(TOOLS / 'train.py'), str(folder / 'config.py'), '--launcher', 'pytorch'],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
-    )  # fmt: skip
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout[-3000:]
     assert (Path(cfg.work_dir) / 'compact_last.pth').exists()
     return done.stdout
@@ -142,6 +155,13 @@ def train_distributed(cfg, folder) -> str:
 @pytest.mark.skipif(torch.cuda.is_available(), reason='for machines without a GPU')
 def test_sync_bn_at_the_top_level_without_a_gpu(seg_cfg, tmp_path):
     train_distributed(seg_cfg(sync_bn='torch'), tmp_path)
+
+
+def test_the_process_group_is_left_before_the_process_ends(seg_cfg, tmp_path):
+    """And nothing is left that holds it: gloo's threads would abort a process that ends first."""
+    (tmp_path / 'watched.py').write_text(WATCHED)
+    said = train_distributed(seg_cfg(), tmp_path, tmp_path / 'watched.py')
+    assert 'left the group, held by []' in said
 
 
 def test_anomalous_params_are_those_that_the_loss_does_not_reach(seg_cfg, tmp_path):
