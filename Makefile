@@ -1,5 +1,5 @@
 # The first run makes .venv; compiling mmcv takes about 15 minutes of it on 2 cores.
-.PHONY: env test lint demo soak docs
+.PHONY: env test lint quality demo soak docs
 
 # `make test STACK=onedl`: on the maintained forks of OpenMMLab, in an environment of its own.
 STACK ?= openmmlab
@@ -14,6 +14,11 @@ test: env lint
 lint: env
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+# Lint, the docs, and all tests with the lines that none of them runs.
+quality: lint docs
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile --cov --cov-report=term
 
 demo: env
 	$(VENV)/bin/python tools/demo/run_demo.py
