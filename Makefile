@@ -1,5 +1,5 @@
 # The first run makes .venv; compiling mmcv takes about 15 minutes of it on 2 cores.
-.PHONY: env test lint quality demo soak docs
+.PHONY: env test core lint quality demo soak docs
 
 # `make test STACK=onedl`: on the maintained forks of OpenMMLab, in an environment of its own.
 STACK ?= openmmlab
@@ -10,6 +10,14 @@ env:
 
 test: env lint
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
+
+# The core's tests, which need no OpenMMLab, on another torch: `make core TORCH=2.5.0`.
+core:
+	test -n "$(TORCH)"
+	python3 -m venv .venv-torch-$(TORCH)
+	.venv-torch-$(TORCH)/bin/python -m pip install --quiet torch==$(TORCH) "numpy<3" Pillow \
+	  $(shell grep -E '^(mmengine|pytest|pytest-xdist|hypothesis)==' requirements.txt)
+	OMP_NUM_THREADS=1 .venv-torch-$(TORCH)/bin/python -m pytest -n 2 tests/test_core
 
 lint: env
 	$(VENV)/bin/ruff check .

@@ -2,6 +2,7 @@
 
 import re
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 
 OLDEST = {
     ('torch',): '2.5',
@@ -32,6 +33,21 @@ def check_stack() -> None:
                     f'mmexpand works with {name} {oldest} or newer, and {installed} is installed: '
                     f"pip install -U '{name}>={oldest}'"
                 )
+
+
+def check_installed(what: str, *modules: str) -> None:
+    """Refuse to promise what a package is missing for.
+
+    Args:
+        what: needs them.
+        *modules: by the name that they are imported and installed by.
+
+    Raises:
+        ImportError: naming those that are missing.
+    """
+    missing = [name for name in modules if find_spec(name) is None]
+    if missing:
+        raise ImportError(f'{what} needs {" and ".join(missing)}: pip install {" ".join(missing)}')
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -16,6 +16,7 @@ from mmexpand.deploy import (
     Pixels,
     calibration_images,
     compare_file,
+    export_ncnn,
     export_onnx,
     export_program,
     load_compact_model,
@@ -69,6 +70,11 @@ def parse_args() -> argparse.Namespace:
         help='write OUT.pt2 as well: the raw outputs, for torch.export.load',
     )
     parser.add_argument(
+        '--ncnn',
+        action='store_true',
+        help='write OUT.param and OUT.bin as well: the raw outputs, for ncnn',
+    )
+    parser.add_argument(
         '--evaluate',
         action='store_true',
         help="compare PyTorch and the files by the config's evaluator on the test split",
@@ -77,6 +83,8 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.uint8 and not args.preprocess:
         parser.error('--uint8 says what --preprocess takes: add --preprocess bgr or rgb')
+    if args.uint8 and args.ncnn:
+        parser.error('--ncnn takes float32 pixels: leave --uint8 out')
     if args.raw and args.evaluate:
         parser.error('--evaluate needs predictions, which --raw leaves out of the file')
     return args
@@ -145,6 +153,13 @@ def main(args: argparse.Namespace) -> None:
         path = out.with_suffix('.pt2')
         error = export_program(model, inputs, path, args.tolerance, pixels=pixels)
         print(f'wrote {path}: raw outputs, largest error {error:.2e} of the largest output')
+    if args.ncnn:
+        path = out.with_suffix('.param')
+        error = export_ncnn(model, inputs, path, args.tolerance, pixels=pixels)
+        print(
+            f'wrote {path} and {path.with_suffix(".bin").name}: raw outputs, largest error '
+            f'{error:.2e} of the largest output'
+        )
     if args.evaluate:
         print_scores(args, cfg, model, pixels, reports)
 

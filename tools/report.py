@@ -9,7 +9,7 @@ from mmengine.config import Config
 from mmexpand.mm.contraction import CONFIG_NAME, check_writable
 from mmexpand.mm.launch import ConfigError, add_config_arguments, read_config, tool
 from mmexpand.mm.runtime import prepare_cpu
-from mmexpand.report import check_installed
+from mmexpand.report import check_report
 
 
 def parse_args() -> argparse.Namespace:
@@ -42,7 +42,7 @@ def trained_config(args: argparse.Namespace) -> Config:
 
 @tool(parse_args)
 def main(args: argparse.Namespace) -> None:
-    check_installed()
+    check_report()
     cfg = trained_config(args)
     check_writable(args.work_dir, 'work_dir')
     cfg.launcher = 'none'

@@ -3,6 +3,7 @@
 from .comparison import compare_file
 from .errors import ExportError
 from .model import calibration_images, load_compact_model, preprocess
+from .ncnn import export_ncnn
 from .network import Pixels
 from .onnx import OnnxReport, export_onnx
 from .program import export_program
@@ -16,6 +17,7 @@ __all__ = [
     'Pixels',
     'calibration_images',
     'compare_file',
+    'export_ncnn',
     'export_onnx',
     'export_program',
     'load_compact_model',

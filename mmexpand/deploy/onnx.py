@@ -3,7 +3,6 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..files import written_whole
+from ..stack import check_installed
 from ..surgery.modes import eval_mode
 from .comparison import Reference, batches, compare_file
 from .decoding import Boxes, Classes, check_exportable, decoder_of
@@ -86,7 +86,7 @@ def export_onnx(
         ExportError: if the file cannot hold such a model; nothing is written then.
         RuntimeError: if the outputs differ by more than the tolerance; nothing is written then.
     """
-    check_installed('onnx', 'onnxruntime')
+    check_installed('ONNX', 'onnx', 'onnxruntime')
     import onnx
 
     check_exportable(model)
@@ -124,17 +124,6 @@ def export_onnx(
         found = onnxruntime_run(temporary)(images.numpy())
     shapes = {o.name: f.shape for o, f in zip(network.graph.output, found, strict=True)}
     return OnnxReport(out, tuple(inputs.shape), shapes, error, agreement)
-
-
-def check_installed(*modules: str) -> None:
-    """Name the packages that are missing.
-
-    Raises:
-        ImportError: if there are some.
-    """
-    missing = [name for name in modules if find_spec(name) is None]
-    if missing:
-        raise ImportError(f"{', '.join(missing)} not found: pip install 'mmexpand[deploy]'")
 
 
 def _trace_network(reference: Reference, images: Tensor, dynamic_size: bool) -> 'ModelProto':

@@ -14,7 +14,7 @@ from mmengine.runner import FlexibleRunner, Runner
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..report import check_installed
+from ..report import check_report
 from ..surgery import ExpandConfig, is_expanded
 from ..surgery.checkpoint import get_state_dict, is_expanded_state_dict
 from ..surgery.distributed import can_reduce_compact, reduce_compact
@@ -199,7 +199,7 @@ class ContractHook(CheckpointGuardHook):
         self.evaluate_expanded = evaluate_expanded
         self.report = report
         if report:
-            check_installed()
+            check_report()
 
     def before_run(self, runner: Runner) -> None:
         """Treat a model that a builder has expanded as ExpandHook would have.

@@ -9,7 +9,7 @@ from statistics import fmean, stdev
 from matplotlib.figure import Figure
 
 from ..files import written_whole
-from ..report import check_installed
+from ..report import check_report
 from .run import arm_problem, write_json
 from .spec import Study
 from .statistics import ArmSummary, Difference, decimals, difference, in_words, summarise
@@ -51,7 +51,7 @@ def write_report(study: Study, out_dir: str | os.PathLike) -> str:
 def missing_for_page() -> str:
     """Why ``study.html`` cannot be written; '' if it can."""
     try:
-        check_installed()
+        check_report()
     except ImportError as error:
         return str(error)
     return ''

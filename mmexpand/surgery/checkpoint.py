@@ -5,7 +5,6 @@ import os
 import re
 from collections import OrderedDict
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -19,6 +18,7 @@ from ..core.expanded_layer import FACTORS, SITE_KEY
 from ..core.expression import as_kernel
 from ..core.site import Site
 from ..files import written_whole
+from ..stack import check_installed
 
 META_KEY = 'mmexpand'
 """Where a checkpoint's ``meta`` says what it is: ``dict(kind='expanded' or 'compact', ...)``."""
@@ -130,8 +130,7 @@ def save_safetensors(
         ImportError: if safetensors is missing.
         TypeError: if the state dict holds something else than tensors.
     """
-    if find_spec('safetensors') is None:
-        raise ImportError("safetensors not found: pip install 'mmexpand[deploy]'")
+    check_installed('a .safetensors file', 'safetensors')
     from safetensors.torch import save_file
 
     others = [key for key, value in state_dict.items() if not isinstance(value, Tensor)]

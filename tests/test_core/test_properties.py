@@ -60,6 +60,15 @@ def trained(module):
     return module
 
 
+def _torch_can(layer, x):
+    """Older ones lack a padding or two in half precision."""
+    try:
+        layer(x)
+    except RuntimeError as error:
+        return 'not implemented for' not in str(error)
+    return True
+
+
 def error(result, reference):
     assert result.shape == reference.shape
     scale = reference.abs().max().item()
@@ -80,6 +89,8 @@ def test_layer(conv, method, shortcut, rate, dtype, size, seed):
     """Folded, layer by layer and contracted are one function; a refusal gives its reason."""
     torch.manual_seed(seed)
     conv.to(dtype)
+    x = torch.randn(2, conv.in_channels, *size).to(dtype)
+    assume(_torch_can(conv, x))
     before = copy.deepcopy(conv.state_dict())
     try:
         unit = ExpandedConv2d.from_conv(conv, rate, method, shortcut=shortcut)
@@ -89,7 +100,6 @@ def test_layer(conv, method, shortcut, rate, dtype, size, seed):
         assert all(torch.equal(conv.state_dict()[key], value) for key, value in before.items())
         return
     trained(unit).eval()
-    x = torch.randn(2, conv.in_channels, *size).to(dtype)
     reference = unit.forward_layerwise(x)
     compact = unit.to_conv()
     assert type(compact) is nn.Conv2d

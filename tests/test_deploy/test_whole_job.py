@@ -153,6 +153,42 @@ def test_what_torch_export_fails_at_is_a_sentence(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_ncnn(network, tmp_path):
+    ncnn = pytest.importorskip('ncnn')
+    pytest.importorskip('pnnx')
+    from mmexpand.deploy import export_ncnn
+
+    _, model = network
+    out = tmp_path / 'model.param'
+    pixels = Pixels(model.data_preprocessor, 'rgb')
+    assert export_ncnn(model, images(1), out, 1e-4, pixels=pixels) <= 1e-4
+    assert {path.name for path in tmp_path.iterdir()} == {'model.param', 'model.bin'}
+    given = 255 * torch.rand(3, 64, 96)
+    net = ncnn.Net()
+    assert (net.load_param(str(out)), net.load_model(str(tmp_path / 'model.bin'))) == (0, 0)
+    extractor = net.create_extractor()
+    extractor.input('in0', ncnn.Mat(given.numpy()).clone())
+    found = torch.tensor(np.array(extractor.extract('out0')[1]))
+    inputs = model.data_preprocessor(dict(inputs=[given.flip(0)], data_samples=[]), False)
+    with torch.no_grad():
+        expected = model(inputs['inputs'], mode='tensor')
+    expected = expected[0] if isinstance(expected, tuple) else expected
+    assert (found - expected[0]).abs().max() < 1e-4 * expected.abs().max()
+
+
+def test_what_pnnx_fails_at_is_a_sentence(tmp_path, monkeypatch):
+    pytest.importorskip('pnnx')
+    from mmexpand.deploy import export_ncnn
+
+    model = randomise(build_compact_model(small(YOLO)))
+    forward = model.backbone.forward
+    monkeypatch.setattr(model.backbone, 'forward', lambda x: forward(x.long().float().cumprod(1)))
+    with pytest.raises((ExportError, RuntimeError), match=r'ncnn') as e:
+        export_ncnn(model, images(1), tmp_path / 'model.param', 1e-4)
+    assert '\n' not in str(e.value)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize('raw', [True, False])
 def test_openvino_computes_the_same(network, tmp_path, raw):
     pytest.importorskip('openvino')
@@ -200,6 +236,7 @@ def test_options_that_do_not_fit_together(capsys):
     base = ['c.py', 'x.pth', '--out', 'x.onnx', '--image', 'x.png']
     for options, words in (
         (['--uint8'], 'add --preprocess'),
+        (['--preprocess', 'bgr', '--uint8', '--ncnn'], 'leave --uint8 out'),
         (['--raw', '--evaluate'], '--raw leaves out'),
     ):
         assert run('export_onnx.py', *base, *options)[0] == 2

@@ -9,7 +9,7 @@ from mmengine.runner import Runner
 pytest.importorskip('jinja2')
 pytest.importorskip('plotly')
 
-from mmexpand import report
+from mmexpand import stack
 from mmexpand.mm import hooks, run_report
 from mmexpand.mm.hooks import ContractHook
 from mmexpand.surgery.checkpoint import load_checkpoint
@@ -99,7 +99,7 @@ def test_weights_that_could_not_be_contracted_are_named(seg_cfg, monkeypatch):
 
 
 def test_without_the_packages_it_is_refused_at_the_start(monkeypatch):
-    monkeypatch.setattr(report, 'find_spec', lambda name: None)
+    monkeypatch.setattr(stack, 'find_spec', lambda name: None)
     ContractHook()
     with pytest.raises(ImportError, match='a report needs jinja2 and plotly: pip install'):
         ContractHook(report=True)
@@ -138,7 +138,7 @@ def test_the_tool_refuses_what_it_cannot_report(tmp_path, monkeypatch):
     (tmp_path / 'compact_last.pth').touch()
     code, said = run('report.py', tmp_path)
     assert (code, 'but not the config that was trained: copy it there' in said) == (1, True)
-    monkeypatch.setattr(report, 'find_spec', lambda name: None)
+    monkeypatch.setattr(stack, 'find_spec', lambda name: None)
     code, said = run('report.py', tmp_path)
     assert (code, 'a report needs jinja2 and plotly' in said) == (1, True)
     assert not (tmp_path / 'report.html').exists()

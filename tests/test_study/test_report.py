@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mmexpand import report
+from mmexpand import stack
 from mmexpand.study import load_study, write_report
 from tests.tools_in_process import run
 
@@ -49,7 +49,7 @@ def test_the_page_says_the_same(full, put, tmp_path):
 
 
 def test_without_what_draws_pages_the_rest_is_written(full, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(report, 'find_spec', lambda name: None)
+    monkeypatch.setattr(stack, 'find_spec', lambda name: None)
     path = Path('small.py').absolute()
     assert run('study.py', path, '--report-only', '--out-dir', tmp_path / 'out') == (0, '')
     output = capsys.readouterr()

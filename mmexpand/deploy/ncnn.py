@@ -1,0 +1,104 @@
+"""The compact network as ncnn's two files, by pnnx."""
+
+import os
+import subprocess
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..files import written_whole
+from ..stack import check_installed
+from ..surgery.modes import eval_mode
+from .comparison import Reference
+from .decoding import check_exportable
+from .errors import ExportError
+from .graph import first_line
+from .network import Pixels
+
+
+@torch.no_grad()
+def export_ncnn(
+    model: nn.Module,
+    inputs: Tensor,
+    out: str | os.PathLike,
+    tolerance: float,
+    *,
+    pixels: Pixels | None = None,
+) -> float:
+    """Write the network, without decoding, in float32 for one image of this size.
+
+    Its input is ``in0``, its outputs ``out0``, ``out1`` and so on, without the batch's axis.
+
+    Args:
+        model: a compact model; it is run in eval mode and left as it was.
+        inputs: a real image, preprocessed, shape (1, C, H, W).
+        out: the ``.param`` file; the weights are beside it, in ``.bin``. They are replaced once
+            the comparison has passed.
+        tolerance: largest error allowed, relative to the largest output.
+        pixels: let the network take these, as float32, instead of normalised images.
+
+    Returns:
+        The largest error.
+
+    Raises:
+        ImportError: if pnnx or ncnn is missing.
+        ValueError: if the model is expanded.
+        ExportError: if pnnx cannot convert it; nothing is written then.
+        RuntimeError: if the outputs differ by more than the tolerance; nothing is written then.
+    """
+    check_installed('ncnn', 'pnnx', 'ncnn')
+    check_exportable(model)
+    if pixels is not None and pixels.dtype != torch.float32:
+        raise ValueError('ncnn takes float32 pixels: leave --uint8 out')
+    out = Path(out)
+    with ExitStack() as stack:
+        stack.enter_context(eval_mode(model))
+        files = [stack.enter_context(written_whole(out.with_suffix(s))) for s in ('.param', '.bin')]
+        reference = Reference(model, pixels)
+        images = inputs if pixels is None else pixels.invert(inputs)
+        _convert(reference.network, images, *files)
+        error = reference.raw_error(_run(*files, images), images)
+        if not error <= tolerance:
+            raise RuntimeError(
+                f'ncnn and PyTorch differ by {error:.3g} of the largest output, allowed '
+                f'{tolerance:.3g}; {out} was not written'
+            )
+    return error
+
+
+def _convert(network: nn.Module, images: Tensor, param: Path, weights: Path) -> None:
+    import pnnx
+
+    with TemporaryDirectory() as folder:
+        traced = Path(folder, 'network.pt')
+        shape = ','.join(map(str, images.shape))
+        # It writes a good deal more than ncnn's files, into the folder.
+        command = [pnnx.EXEC_PATH, traced, f'inputshape=[{shape}]f32', 'fp16=0']
+        command += [f'ncnnparam={param.resolve()}', f'ncnnbin={weights.resolve()}']
+        try:
+            torch.jit.trace(network, (images,), check_trace=False).save(traced)
+            subprocess.run(command, cwd=folder, check=True, capture_output=True)
+        except Exception as error:  # Of torch, mmcv, mmdet or mmseg: there are many kinds.
+            raise ExportError(f'pnnx cannot convert the network: {first_line(error)}') from error
+    if not (param.exists() and weights.exists()):
+        raise ExportError('pnnx cannot convert the network: it has written no ncnn files')
+
+
+def _run(param: Path, weights: Path, images: Tensor) -> list[np.ndarray]:
+    import ncnn
+
+    net = ncnn.Net()
+    net.opt.use_vulkan_compute = False
+    # Whatever ncnn does not know it says on stderr, and goes on.
+    if net.load_param(str(param)) or net.load_model(str(weights)):
+        raise ExportError('ncnn cannot read what pnnx has made of the network')
+    extractor = net.create_extractor()
+    extractor.input('in0', ncnn.Mat(images[0].numpy()).clone())
+    outputs = [extractor.extract(f'out{i}') for i in range(len(net.output_names()))]
+    if any(status for status, _ in outputs):
+        raise ExportError('ncnn cannot run what pnnx has made of the network')
+    return [np.array(value)[None] for _, value in outputs]
