@@ -198,8 +198,6 @@ def test_bad_input(trained, picture, tmp_path, monkeypatch):
     (tmp_path / 'part.pth').unlink()
     monkeypatch.setattr(stack, 'find_spec', lambda name: None)
     with pytest.raises(ImportError, match='ONNX needs onnx and onnxruntime: pip install'):
-        ImportError, match='ONNX needs onnx and onnxruntime: pip install onnx onnxruntime'
-    ):
         export_onnx(model, inputs, out)
     assert list(tmp_path.iterdir()) == []
 
