@@ -84,7 +84,8 @@ class Training:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
-            env=dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT)),
+            # A process that is aborted says where.
+            env=dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT), PYTHONFAULTHANDLER='1'),
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
