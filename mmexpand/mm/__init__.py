@@ -4,11 +4,13 @@ from importlib.util import find_spec
 
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.model import BaseAveragedModel
-from mmengine.registry import HOOKS, MODELS
+from mmengine.registry import DATASETS, HOOKS, MODELS
 
 from .. import models  # noqa: F401
 from ..surgery.holders import CACHES
 from .builders import ExpandBackbone, ExpandModel
+from .corrupt_labels import CorruptLabels
+from .gradient_confusion import GradientConfusionHook
 from .hooks import ContractHook, ExpandHook
 from .models import refresh_average
 from .optim import ExpandOptimWrapperConstructor
@@ -30,12 +32,16 @@ MODELS.register_module(name='ExpandBackbone', module=ExpandBackbone)
 MODELS.register_module(name='ExpandModel', module=ExpandModel)
 HOOKS.register_module(name='ExpandHook', module=ExpandHook)
 HOOKS.register_module(name='ContractHook', module=ContractHook)
+HOOKS.register_module(name='GradientConfusionHook', module=GradientConfusionHook)
+DATASETS.register_module(name='CorruptLabels', module=CorruptLabels)
 allow_mmengine_checkpoints()
 
 __all__ = [
     'ContractHook',
+    'CorruptLabels',
     'ExpandBackbone',
     'ExpandHook',
     'ExpandModel',
     'ExpandOptimWrapperConstructor',
+    'GradientConfusionHook',
 ]

@@ -11,12 +11,14 @@ from mmengine.config import Config, ConfigDict
 
 from .optim import MULTIPLIERS, ExpandOptimWrapperConstructor
 
-HOOKS = ('ExpandHook', 'ContractHook')
+HOOKS = ('ExpandHook', 'ContractHook', 'GradientConfusionHook')
 CONSTRUCTOR = ExpandOptimWrapperConstructor.__name__
 OPTIONS = ('factor_decay', *MULTIPLIERS)
 CPU_WRAPPER = dict(type='MMDistributedDataParallel', device_ids=None)
 """What ``prepare_cpu`` wraps models with."""
 BUILDERS = {'ExpandBackbone': 'backbone', 'ExpandModel': 'model'}
+WRAPPERS = {**BUILDERS, 'CorruptLabels': 'dataset'}
+"""What gives way to what it is put around, by the key of that."""
 NETWORKS = ('YOLOLite', 'YOLOV2Head', 'SmallNet')
 """What stock OpenMMLab lacks: a compact config that names one of these still imports mmexpand."""
 
@@ -24,8 +26,9 @@ NETWORKS = ('YOLOLite', 'YOLOV2Head', 'SmallNet')
 def make_compact_config(cfg: Config) -> Config:
     """Strip a config of everything that expands or contracts.
 
-    Hooks of ours go, builders give way to what they build, and ``custom_imports`` of mmexpand
-    goes too unless the network itself is one of ours. It neither resumes nor loads weights.
+    Hooks of ours go, builders and ``CorruptLabels`` give way to what they are put around, and
+    ``custom_imports`` of mmexpand goes too unless the network itself is one of ours. It neither
+    resumes nor loads weights.
     Classes, of a pure-Python config, become strings as in mmengine's own dump.
 
     Args:
@@ -119,7 +122,7 @@ def _written(node: Any, key: str) -> Any:
 
 def _unwrap(node: Any) -> Any:
     if isinstance(node, Mapping):
-        inner = BUILDERS.get(type_name(node))
+        inner = WRAPPERS.get(type_name(node))
         if inner:
             unwrapped = _unwrap(node[inner])
             preprocessor = node.get('data_preprocessor')

@@ -11,7 +11,7 @@ from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
-from .compact_config import dicts
+from .compact_config import dicts, type_name
 
 
 class DataError(RuntimeError):
@@ -30,10 +30,15 @@ def check_datasets(cfg: Config, splits: tuple[str, ...]) -> None:
 
     Raises:
         FileNotFoundError: names the key, the path that was looked for, and how to set it.
-        DataError: if an annotation file is empty.
+        DataError: if an annotation file is empty, or data to evaluate on has random labels.
     """
     for split in splits:
         loader = cfg.get(f'{split}_dataloader')
+        if split != 'train' and any(type_name(n) == 'CorruptLabels' for n in dicts(loader)):
+            raise DataError(
+                f'{split}_dataloader.dataset has CorruptLabels, whose labels nothing can be '
+                'evaluated on: put it around the data set of train_dataloader alone'
+            )
         for key, dataset in _datasets((loader or {}).get('dataset'), f'{split}_dataloader.dataset'):
             if _is_elsewhere(dataset) or _downloads(dataset, cfg.get('default_scope')):
                 continue

@@ -41,7 +41,7 @@ def dry_run(model: nn.Module, runner: Runner, meta: dict) -> None:
     Raises:
         DryRunError: on all ranks, if anything fails.
     """
-    with _random_state_kept():
+    with random_state_kept():
         with _refused('reading one batch', 'look at the data loader that the config names'):
             batch = first_batch(runner)
         with _refused(
@@ -102,7 +102,8 @@ def _refused(step: str, way_out: str) -> Iterator[None]:
 
 
 @contextmanager
-def _random_state_kept() -> Iterator[None]:
+def random_state_kept() -> Iterator[None]:
+    """Whatever is drawn meanwhile, what is drawn afterwards is the same."""
     states: list[Any] = [random.getstate(), np.random.get_state()]
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     try:

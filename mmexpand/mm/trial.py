@@ -48,6 +48,8 @@ def try_training(cfg: Config, expand: dict | None = None) -> Trial:
     """
     cfg = copy.deepcopy(cfg)
     hooks = list(cfg.get('custom_hooks') or ())
+    # It would measure before the iteration, and after it.
+    hooks = [hook for hook in hooks if type_name(hook) != 'GradientConfusionHook']
     if expand:
         hooks = [hook for hook in hooks if type_name(hook) != 'ExpandHook']
         hooks.append(dict(type='ExpandHook', **expand))

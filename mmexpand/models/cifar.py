@@ -113,7 +113,7 @@ class ZippedImages(BaseDataset):
         return [name for names in by_class.values() for name in names[part]]
 
     def full_init(self) -> None:
-        """Load the images; they are tensors already, and no pipeline is run on them."""
+        """Load the images; they are tensors already."""
         if not self._fully_initialized:
             self.data_list = self.load_data_list()
             self._fully_initialized = True
@@ -122,7 +122,7 @@ class ZippedImages(BaseDataset):
         return len(self.data_list)
 
     def __getitem__(self, index: int) -> dict:
-        return self.data_list[index]
+        return self.pipeline(dict(self.data_list[index], sample_idx=index))
 
 
 def _decode(content: bytes) -> np.ndarray:

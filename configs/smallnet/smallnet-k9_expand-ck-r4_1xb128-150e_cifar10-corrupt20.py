@@ -1,0 +1,5 @@
+_base_ = 'smallnet-k9_1xb128-150e_cifar10-corrupt20.py'
+custom_hooks = [
+    dict(type='ExpandHook', include='features', method='ck', rate=4),
+    dict(type='ContractHook'),
+]

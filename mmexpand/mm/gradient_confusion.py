@@ -1,0 +1,192 @@
+"""A hook that measures, while a network trains, how far the gradients of mini-batches agree."""
+
+import copy
+import json
+import logging
+import math
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.runner import Runner, set_random_seed
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
+
+from ..analysis.confusion import FACTORS, FOLDED, cosine_similarity, density, draw, gradients
+from ..files import written_whole
+from ..surgery import contract, is_expanded, named_units
+from ..surgery.copying import copy_model
+from .checkpoints import unwrap
+from .dry_run import random_state_kept
+from .logs import log
+from .ranks import on_main
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FILE, PICTURE = 'gradient_confusion.json', 'gradient_confusion.png'
+
+
+class GradientConfusionHook(Hook):
+    """Measures gradient confusion (Sec. 5.1) before training, while it goes on, and at its end.
+
+    It is the least cosine similarity of the loss's gradients on pairs of random mini-batches of
+    the training data: by the parameters that are trained, as in the paper, and by those of the
+    contracted network, in which compact and expanded networks can be compared. In the work dir:
+    ``gradient_confusion.json``, and at the end ``gradient_confusion.png``, with the Gaussian
+    kernel density of the last measurement.
+
+    Training goes on as without it: weights, statistics, random numbers and the order of the data
+    are the same. Gradients are those of a copy, in training mode and full precision, weight decay
+    left out. All processes compute the same, since some losses communicate.
+
+    Args:
+        pairs: of mini-batches.
+        interval: iterations between two measurements; None: every epoch, which a loop that counts
+            iterations has one of.
+        seed: that all measurements draw batches and augmentations with.
+
+    Raises:
+        ImportError: if scipy or matplotlib is missing.
+        ValueError: for less than two pairs, or an interval below 1.
+    """
+
+    def __init__(self, pairs: int = 100, interval: int | None = None, seed: int = 0):
+        missing = [name for name in ('scipy', 'matplotlib') if find_spec(name) is None]
+        if missing:
+            raise ImportError(
+                f'GradientConfusionHook needs {" and ".join(missing)}: pip install '
+                "'mmexpand[study]', or leave the hook out"
+            )
+        if pairs < 2:
+            raise ValueError(f'pairs must be at least 2, got {pairs}')
+        if interval is not None and interval < 1:
+            raise ValueError(
+                f'interval must be at least 1, or None for every epoch, got {interval}'
+            )
+        self.pairs, self.interval, self.seed = pairs, interval, seed
+
+    def before_train(self, runner: Runner) -> None:
+        """Take up what a run that is resumed has measured, and measure where it sets in.
+
+        Raises:
+            TypeError: if the training data has no length to draw batches from.
+        """
+        if isinstance(runner.train_dataloader.dataset, IterableDataset):
+            raise TypeError(
+                'GradientConfusionHook draws its own batches, which an IterableDataset gives none '
+                'of: leave the hook out'
+            )
+        self._path = Path(runner.work_dir) / FILE
+        self.measured: list[dict] = []
+        if runner.iter and self._path.is_file():
+            found = json.loads(self._path.read_text())['measured']
+            self.measured = [record for record in found if record['iter'] <= runner.iter]
+        self._measure(runner, runner.iter)
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: object = None, outputs: object = None
+    ) -> None:
+        """Measure where the interval ends."""
+        if self.interval and self.every_n_train_iters(runner, self.interval):
+            self._measure(runner, runner.iter + 1)
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Measure, if epochs are what is counted, or this is the last one."""
+        if self.interval is None or self.is_last_train_epoch(runner):
+            self._measure(runner, runner.iter)
+
+    def after_train(self, runner: Runner) -> None:
+        """Write the density of the last measurement, and the picture."""
+        if not self.measured:
+            return
+        densities = {
+            space: density(self.measured[-1][space]['similarities']) for space in (FACTORS, FOLDED)
+        }
+        on_main(lambda: self._write(density=densities))
+        path = Path(runner.work_dir) / PICTURE
+        on_main(lambda: save(draw({'': [self.measured]}), path))
+        log(f'GradientConfusionHook: {self._path}, {path}')
+
+    def _measure(self, runner: Runner, step: int) -> None:
+        if any(record['iter'] == step for record in self.measured):
+            return
+        found = measure(unwrap(runner.model), runner.train_dataloader, self.pairs, self.seed)
+        minima = {space: min(values, default=math.nan) for space, values in found.items()}
+        left = min(map(len, found.values()))
+        if left < self.pairs:
+            log(
+                f'GradientConfusionHook: {self.pairs - left} of {self.pairs} pairs at iteration '
+                f'{step} have a gradient that is zero or not finite, and are left out',
+                logging.WARNING,
+            )
+        if not left:
+            return
+        record = {s: dict(minimum=minima[s], similarities=v) for s, v in found.items()}
+        self.measured.append(dict(iter=step, **record))
+        on_main(self._write)
+        words = ', '.join(f'{value:.4f} by {space}' for space, value in minima.items())
+        log(f'GradientConfusionHook: iteration {step}: minimum cosine similarity {words}')
+
+    def _write(self, **more: Any) -> None:
+        content = dict(pairs=self.pairs, seed=self.seed, measured=self.measured, **more)
+        with written_whole(self._path) as temporary:
+            temporary.write_text(json.dumps(content))
+
+
+def measure(model: nn.Module, loader: DataLoader, pairs: int, seed: int) -> dict[str, list[float]]:
+    """Cosine similarities of gradients on pairs of random batches; nothing else changes.
+
+    Args:
+        model: as it is trained, without a distributed wrapper.
+        loader: of the training data.
+        pairs: of batches.
+        seed: of batches and augmentations.
+
+    Returns:
+        The finite ones, by factors and by folded kernels.
+    """
+    expanded = copy_model(model)
+    networks = {FACTORS: expanded}
+    if is_expanded(model):
+        networks[FOLDED] = contract(model)
+    for unit in named_units(expanded).values():
+        unit.product_decay = 0.0  # No part of the loss.
+    found: dict[str, list[float]] = {space: [] for space in networks}
+    with random_state_kept():
+        set_random_seed(seed)
+        batches = random_batches(loader)
+        for _ in range(pairs):
+            pair = [expanded.data_preprocessor(next(batches), True) for _ in range(2)]
+            for space, network in networks.items():
+                value = cosine_similarity(*(_gradients(network, data) for data in pair))
+                if math.isfinite(value):
+                    found[space].append(round(value, 6))
+    return {FOLDED: found[FACTORS], **found}
+
+
+def random_batches(loader: DataLoader) -> Iterator[Any]:
+    """Batches of a loader's data set in an order of their own, for ever; the loader is not used."""
+    # Some transforms keep images of earlier samples, and augment by generators of their own.
+    dataset = copy.deepcopy(loader.dataset)
+    size = getattr(loader.batch_sampler, 'batch_size', 1)
+    order: list[int] = []
+    while True:
+        while len(order) < size:
+            order += torch.randperm(len(dataset)).tolist()
+        yield loader.collate_fn([dataset[index] for index in order[:size]])
+        order = order[size:]
+
+
+def _gradients(network: nn.Module, data: dict) -> list[Tensor]:
+    loss, _ = network.parse_losses(network(**data, mode='loss'))
+    return gradients(network, loss)
+
+
+def save(figure: 'Figure', path: Path) -> None:
+    """Write a picture whole or not at all."""
+    with written_whole(path) as temporary:
+        figure.savefig(temporary, dpi=120)
