@@ -76,7 +76,7 @@ def calibration_images(
         count: how many; all, if there are fewer.
         size: height and width that they are brought to.
     """
-    dataset = copy.deepcopy(_innermost(cfg.train_dataloader.dataset))
+    dataset = copy.deepcopy(innermost(cfg.train_dataloader.dataset))
     dataset.pipeline = _test_steps(cfg)
     with DATASETS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
         images = registry.build(dataset)
@@ -85,14 +85,15 @@ def calibration_images(
     return [F.interpolate(image, tuple(size), mode='bilinear') for image in found]
 
 
-def _innermost(dataset: ConfigDict) -> ConfigDict:
+def innermost(dataset: ConfigDict) -> ConfigDict:
+    """The (first) data set inside all wrappers."""
     while 'dataset' in dataset or 'datasets' in dataset:
         dataset = dataset.dataset if 'dataset' in dataset else dataset.datasets[0]
     return dataset
 
 
 def _test_steps(cfg: Config) -> list[ConfigDict]:
-    pipeline = _innermost(cfg.test_dataloader.dataset).pipeline
+    pipeline = innermost(cfg.test_dataloader.dataset).pipeline
     return [step for step in pipeline if type_name(step) != 'LoadAnnotations']
 
 

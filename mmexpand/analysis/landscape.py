@@ -1,0 +1,113 @@
+"""The loss around a network's weights, along filter-normalised random directions (Sec. 5.2).
+
+Source: Li et al., "Visualizing the Loss Landscape of Neural Nets", NeurIPS 2018. matplotlib is
+imported where it is needed: what this package needs is torch.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Direction = Mapping[str, Tensor]
+"""A step for every parameter, by its name."""
+
+LEVELS = 24
+"""Contours of a plane."""
+
+
+def random_direction(model: nn.Module, generator: torch.Generator) -> Direction:
+    """A Gaussian direction whose filters have the norms of the model's.
+
+    A filter is what makes one output: of a convolution a kernel, of a linear layer a row. Biases
+    and what norms hold, parameters of one dimension, are left where they are.
+
+    Args:
+        model: the compact network: networks of the same shapes then share their axes.
+        generator: on the CPU.
+    """
+    return {
+        name: _like(parameter.detach(), generator) for name, parameter in model.named_parameters()
+    }
+
+
+def _like(parameter: Tensor, generator: torch.Generator) -> Tensor:
+    if parameter.dim() <= 1:
+        return torch.zeros_like(parameter)
+    step = torch.randn(parameter.shape, generator=generator).to(parameter)
+    norms, own = (t.flatten(1).norm(dim=1) for t in (parameter, step))
+    return step * (norms / own).view(-1, *[1] * (parameter.dim() - 1))
+
+
+@torch.no_grad()
+def losses_at(
+    model: nn.Module,
+    directions: Sequence[Direction],
+    points: Sequence[Sequence[float]],
+    loss: Callable[[nn.Module], float],
+) -> Iterator[float]:
+    """The loss at points around a model's weights, which it has again at the end.
+
+    Args:
+        model: the network.
+        directions: the axes.
+        points: of each the steps along the axes.
+        loss: of the model as it is.
+    """
+    centre = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    try:
+        for point in points:
+            for name, parameter in model.named_parameters():
+                steps = zip(point, directions, strict=True)
+                parameter.copy_(centre[name] + sum(step * axis[name] for step, axis in steps))
+            yield loss(model)
+    finally:
+        for name, parameter in model.named_parameters():
+            parameter.copy_(centre[name])
+
+
+def draw(landscapes: Sequence[Mapping]) -> 'Figure':
+    """The losses along the first direction in one plot, and the planes of all networks beside it.
+
+    Args:
+        landscapes: of each network its 'name', the 'steps', the losses on a 'line', and on a
+            'plane' by second and first direction; None where one is not finite.
+
+    Raises:
+        ValueError: if there is no finite loss above 0.
+    """
+    from matplotlib.figure import Figure
+
+    rows = [row for one in landscapes for row in one['plane']]
+    values = [value for row in rows for value in row if value is not None and value > 0]
+    if not values:
+        raise ValueError('the loss is nowhere finite and above 0: there is nothing to draw')
+    # It grows by orders of magnitude: equal ratios from one contour to the next.
+    levels = [min(values) * (max(values) / min(values)) ** (i / LEVELS) for i in range(LEVELS + 1)]
+    count = 1 + len(landscapes)
+    figure = Figure(figsize=(4.6 * count, 4.2), layout='constrained')
+    first, *others = figure.subplots(1, count)
+    for one in landscapes:
+        line = [math.nan if value is None else value for value in one['line']]
+        first.plot(one['steps'], line, marker='.', label=one['name'])
+    first.set(xlabel='first direction', ylabel='loss', yscale='log')
+    first.grid(alpha=0.3)
+    first.legend()
+    for axes, one in zip(others, landscapes, strict=True):
+        _draw_plane(axes, one, levels)
+        axes.set(title=one['name'], xlabel='first direction', ylabel='second direction')
+    return figure
+
+
+def _draw_plane(axes: 'Axes', one: Mapping, levels: list[float]) -> None:
+    plane = [[math.nan if value is None else value for value in row] for row in one['plane']]
+    lines = axes.contour(one['steps'], one['steps'], plane, levels=levels, norm='log')
+    axes.clabel(lines, lines.levels[::2], fontsize='x-small', fmt='%.3g')
+    axes.plot(0, 0, 'k+')
+    axes.set_aspect('equal')

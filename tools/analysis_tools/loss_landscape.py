@@ -1,0 +1,143 @@
+"""The loss around a network's weights, along random directions: a line and a plane (Fig. 4).
+
+Filter-normalised as by Li et al., 2018, around the contracted network, in eval mode, on images as
+they are tested: the same images and directions for every network of the config's shapes.
+"""
+
+import argparse
+import copy
+import json
+import math
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.logging import MessageHub
+from mmengine.runner import Runner, set_random_seed
+from mmengine.utils import track_iter_progress
+from torch import nn
+
+from mmexpand.analysis.landscape import draw, losses_at, random_direction
+from mmexpand.deploy import load_compact_model
+from mmexpand.deploy.model import innermost
+from mmexpand.files import written_whole
+from mmexpand.mm.compact_config import type_name
+from mmexpand.mm.contraction import check_writable
+from mmexpand.mm.datasets import check_datasets, guard_pipelines
+from mmexpand.mm.gradient_confusion import save
+from mmexpand.mm.launch import ConfigError, add_config_arguments, count, read_config, tool
+from mmexpand.surgery.checkpoint import load_checkpoint
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('config', help='config file path')
+    parser.add_argument('checkpoint', help='checkpoint file, expanded or compact')
+    parser.add_argument('--out-dir', required=True, help='for landscape.json and landscape.png')
+    parser.add_argument('--split', choices=['train', 'val', 'test'], default='train')
+    parser.add_argument(
+        '--batches', type=count, default=10, help='of that split (default %(default)s)'
+    )
+    parser.add_argument(
+        '--steps', type=count, default=10, help='to either side (default %(default)s)'
+    )
+    parser.add_argument('--span', type=float, default=1, help='how far (default %(default)s)')
+    parser.add_argument('--seed', type=int, default=0, help='of directions and images')
+    parser.add_argument(
+        '--beside', nargs='+', default=[], metavar='JSON', help='earlier ones, to be drawn too'
+    )
+    parser.add_argument('--device', default='cpu')
+    add_config_arguments(parser)
+    args = parser.parse_args()
+    if args.span <= 0:
+        parser.error(f'--span must be above 0, got {args.span}')
+    if args.device.startswith('cuda') and not torch.cuda.is_available():
+        parser.error('--device: there is no GPU that torch can use; leave it out')
+    return args
+
+
+def read_batches(cfg: Config, args: argparse.Namespace, model: nn.Module) -> list[dict]:
+    """Random batches of a split, preprocessed as in a test, with what the loss needs."""
+    loader = copy.deepcopy(cfg[f'{args.split}_dataloader'])
+    steps = innermost(cfg.test_dataloader.dataset).get('pipeline', [])
+    if steps and not any('Annotations' in type_name(step) for step in steps):
+        raise ConfigError(
+            'the pipeline of test_dataloader loads no annotations, which the loss needs: add '
+            "dict(type='LoadAnnotations') to it"
+        )
+    loader.dataset = innermost(loader.dataset)
+    # Annotations are to be resized with the images, which those of a test are not.
+    loader.dataset.pipeline = sorted(steps, key=lambda s: not type_name(s).startswith('Load'))
+    loader.sampler = dict(type='DefaultSampler', shuffle=True)
+    loader.update(num_workers=0, persistent_workers=False)
+    built = Runner.build_dataloader(loader, seed=args.seed)
+    guard_pipelines(built.dataset)
+    with torch.no_grad():
+        return [model.data_preprocessor(batch, False) for batch in islice(built, args.batches)]
+
+
+def make_loss(batches: list[dict], seed: int) -> Callable[[nn.Module], float]:
+    """The mean loss; samples of proposals and the like are drawn alike at every point."""
+
+    def loss(model: nn.Module) -> float:
+        set_random_seed(seed)
+        losses = (model.parse_losses(model(**data, mode='loss'))[0] for data in batches)
+        return sum(float(value) for value in losses) / len(batches)
+
+    return loss
+
+
+def survey(model: nn.Module, loss: Callable[[nn.Module], float], args: argparse.Namespace) -> dict:
+    generator = torch.Generator().manual_seed(args.seed)
+    directions = [random_direction(model, generator) for _ in range(2)]
+    steps = [args.span * index / args.steps for index in range(-args.steps, args.steps + 1)]
+    points = [(x, y) for y in steps for x in steps]
+    losses = losses_at(model, directions, points, loss)
+    found = [value for value in track_iter_progress((losses, len(points)))]
+    found = [value if math.isfinite(value) else None for value in found]
+    plane = [found[start : start + len(steps)] for start in range(0, len(found), len(steps))]
+    return dict(steps=steps, line=plane[args.steps], plane=plane)
+
+
+def read(path: str) -> dict:
+    try:
+        content = json.loads(Path(path).read_text())
+        return {key: content[key] for key in ('name', 'steps', 'line', 'plane')}
+    except (ValueError, KeyError):
+        raise ValueError(f'--beside: {path} is no landscape.json of this tool') from None
+
+
+@tool(parse_args)
+def main(args: argparse.Namespace) -> None:
+    cfg = read_config(args, 'model', f'{args.split}_dataloader', 'test_dataloader')
+    check_writable(args.out_dir, '--out-dir')
+    others = [read(path) for path in args.beside]
+    check_datasets(cfg, (args.split,))
+    model = load_compact_model(cfg, args.checkpoint).to(args.device)
+    # Some losses have a part that ends with the first iterations.
+    done = load_checkpoint(args.checkpoint).get('meta', {}).get('iter', 0)
+    MessageHub.get_current_instance().update_info('iter', done)
+    batches = read_batches(cfg, args, model)
+    name = Path(args.checkpoint).parent.name
+    found = dict(
+        name=name,
+        checkpoint=args.checkpoint,
+        split=args.split,
+        batches=len(batches),
+        seed=args.seed,
+        **survey(model, make_loss(batches, args.seed), args),
+    )
+    out_dir = Path(args.out_dir)
+    with written_whole(out_dir / 'landscape.json') as temporary:
+        temporary.write_text(json.dumps(found))
+    save(draw([found, *others]), out_dir / 'landscape.png')
+    print(
+        f'\nloss {found["line"][args.steps]:.4g} at the centre; landscape.json and .png are in '
+        f'{args.out_dir}'
+    )
+
+
+if __name__ == '__main__':
+    main()
