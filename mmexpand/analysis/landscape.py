@@ -90,9 +90,9 @@ def draw(landscapes: Sequence[Mapping]) -> 'Figure':
         raise ValueError('the loss is nowhere finite and above 0: there is nothing to draw')
     # It grows by orders of magnitude: equal ratios from one contour to the next.
     levels = [min(values) * (max(values) / min(values)) ** (i / LEVELS) for i in range(LEVELS + 1)]
-    count = 1 + len(landscapes)
+    count, span = 1 + len(landscapes), max(one['steps'][-1] for one in landscapes)
     figure = Figure(figsize=(4.6 * count, 4.2), layout='constrained')
-    first, *others = figure.subplots(1, count)
+    first, *others = figure.subplots(1, count, subplot_kw=dict(xticks=(-span, 0, span)))
     for one in landscapes:
         line = [math.nan if value is None else value for value in one['line']]
         first.plot(one['steps'], line, marker='.', label=one['name'])

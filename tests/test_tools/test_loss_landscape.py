@@ -1,0 +1,155 @@
+"""The loss landscape: the directions, the centre, and one axis for compact and expanded networks."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS
+from mmengine.runner import Runner
+from torch import nn
+
+from mmexpand.analysis.landscape import draw, losses_at, random_direction
+from tests.conftest import small_config
+from tests.tools_in_process import run
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / 'tools/demo'))
+
+from draw_voc import draw_voc
+
+TOOL = 'analysis_tools/loss_landscape.py'
+FEW = ('--steps', 2, '--batches', 2)
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory, street):
+    """An expanded U-Net, after four iterations."""
+    root = tmp_path_factory.mktemp('trained')
+    cfg = small_config(street, root / 'work_dir')
+    Runner.from_cfg(cfg).train()
+    cfg.dump(root / 'small.py')
+    return root / 'small.py', root / 'work_dir'
+
+
+def landscape(config, checkpoint, out, *more) -> dict:
+    status, words = run(TOOL, config, checkpoint, '--out-dir', out, *FEW, *more)
+    assert status == 0, words
+    assert (out / 'landscape.png').stat().st_size > 10_000
+    return json.loads((out / 'landscape.json').read_text())
+
+
+def test_filters_have_the_norms_of_the_networks():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 3))
+    direction = random_direction(model, torch.Generator().manual_seed(1))
+    assert set(direction) == {name for name, _ in model.named_parameters()}
+    for name, parameter in model.named_parameters():
+        step = direction[name]
+        if name in ('0.weight', '3.weight'):
+            norms = parameter.flatten(1).norm(dim=1)
+            torch.testing.assert_close(step.flatten(1).norm(dim=1), norms)
+            assert not torch.allclose(step, parameter)
+        else:
+            assert not step.any()
+    again = random_direction(model, torch.Generator().manual_seed(1))
+    assert all(torch.equal(step, again[name]) for name, step in direction.items())
+    other = random_direction(model, torch.Generator().manual_seed(2))
+    assert not torch.equal(other['0.weight'], direction['0.weight'])
+
+
+def test_losses_of_a_bowl():
+    """w^2 along its own direction; then the weights are what they were."""
+    model = nn.Linear(1, 1, bias=False)
+    model.weight.data.fill_(3)
+    axis = {'weight': torch.full((1, 1), 3.0)}
+    points = [(-1, 0), (0, 0), (1, 0), (1, -2)]
+    found = list(losses_at(model, [axis, axis], points, lambda m: float(m.weight) ** 2))
+    assert found == [0, 9, 36, 0]
+    assert float(model.weight) == 3
+    some = losses_at(model, [axis], [(1,), (2,)], lambda m: float(m.weight))
+    assert next(some) == 6
+    some.close()
+    assert float(model.weight) == 3
+
+
+def test_expanded_and_compact_checkpoints_have_one_landscape(trained, tmp_path):
+    config, work_dir = trained
+    expanded = landscape(config, work_dir / 'iter_4.pth', tmp_path / 'expanded')
+    compact = landscape(config, work_dir / 'compact_last.pth', tmp_path / 'compact')
+    assert expanded['steps'] == compact['steps'] == [-1, -0.5, 0, 0.5, 1]
+    assert expanded['line'] == expanded['plane'][2]
+    assert expanded['plane'] == [pytest.approx(row, rel=1e-4) for row in compact['plane']]
+    values = [value for row in expanded['plane'] for value in row]
+    assert len(set(values)) == 25
+    config = work_dir / 'compact_config.py'
+    beside = tmp_path / 'expanded/landscape.json'
+    stock = landscape(config, work_dir / 'compact_last.pth', tmp_path / 'b', '--beside', beside)
+    assert stock['plane'] == compact['plane']
+
+
+def test_the_centre_is_the_loss_of_the_network(trained, tmp_path):
+    config, work_dir = trained
+    more = ('--split', 'val', '--cfg-options', 'val_dataloader.batch_size=4')
+    found = landscape(config, work_dir / 'compact_last.pth', tmp_path, *more)
+    assert found['batches'] == 1
+    cfg = Config.fromfile(work_dir / 'compact_config.py')
+    cfg.load_from = str(work_dir / 'compact_last.pth')
+    cfg.val_dataloader.batch_size = 4
+    cfg.work_dir = str(tmp_path)
+    runner = Runner.from_cfg(cfg)
+    runner.load_or_resume()
+    model = runner.model.eval()
+    (batch,) = list(runner.val_dataloader)
+    with torch.no_grad():
+        losses = model(**model.data_preprocessor(batch, False), mode='loss')
+    assert found['line'][2] == pytest.approx(float(model.parse_losses(losses)[0]), rel=1e-5)
+
+
+def test_a_detector(tmp_path):
+    """Its boxes are resized with its images, as those of a test are not."""
+    draw_voc(tmp_path / 'voc', num_train=4, num_test=4, size=(200, 120))
+    config = ROOT / 'configs/demo/yolo-lite_expand-cl-r4_2xb8-400iters_drawn-voc-160x160.py'
+    cfg = Config.fromfile(config)
+    torch.manual_seed(0)
+    model = MODELS.build(dict(cfg.model, _scope_='mmdet'))
+    model.init_weights()
+    torch.save(dict(state_dict=model.state_dict(), meta=dict(iter=400)), tmp_path / 'net.pth')
+    root = f'{tmp_path}/voc/'
+    data = [f'{split}_dataloader.dataset.data_root={root}' for split in ('train', 'test')]
+    found = landscape(
+        config, tmp_path / 'net.pth', tmp_path / 'out', '--split', 'test', '--cfg-options', *data
+    )
+    assert all(value > 0 for row in found['plane'] for value in row)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['--span', '0'], 'above 0'),
+        (['--beside', 'small.py'], 'is no landscape.json'),
+        (
+            [
+                '--cfg-options',
+                'test_dataloader.dataset.pipeline.1.type=Resize',
+                'test_dataloader.dataset.pipeline.1.scale=(48,32)',
+            ],
+            'loads no annotations',
+        ),
+    ],
+)
+def test_bad_input(trained, tmp_path, capsys, arguments, message):
+    config, work_dir = trained
+    arguments = [str(config) if word == 'small.py' else word for word in arguments]
+    status, words = run(
+        TOOL, config, work_dir / 'iter_4.pth', '--out-dir', tmp_path, *FEW, *arguments
+    )
+    assert status
+    assert message in words + capsys.readouterr().err
+
+
+def test_a_landscape_that_is_nowhere_finite_is_not_drawn():
+    with pytest.raises(ValueError, match='nowhere finite'):
+        draw([dict(name='net', steps=[-1, 0, 1], line=[None] * 3, plane=[[None] * 3] * 3)])
