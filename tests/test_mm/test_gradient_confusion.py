@@ -2,18 +2,29 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.runner import Runner
 from torch import nn
+from torch.distributed.elastic.utils.distributed import get_free_port
 
 import mmexpand
 from mmexpand.analysis.confusion import cosine_similarity, density, gradients
 from mmexpand.mm.compact_config import make_compact_config
 from mmexpand.mm.gradient_confusion import measure, random_batches
 from mmexpand.mm.trial import try_training
+from tests.tools_in_process import run
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / 'tools/demo'))
+
+from draw_voc import draw_voc  # noqa: E402
 
 HOOK = dict(type='GradientConfusionHook', pairs=3)
 EXPAND = dict(type='ExpandHook', include='backbone.encoder', rate=2)
@@ -164,3 +175,55 @@ def test_random_batches_are_of_whole_epochs(seg_cfg):
     for _ in range(3):
         samples = [s for _ in range(2) for s in next(batches)['data_samples']]
         assert len({sample.img_path for sample in samples}) == 4
+
+
+def test_a_detector(tmp_path):
+    """Its data set and its loss are of another kind; its network has no norms."""
+    draw_voc(tmp_path / 'voc', num_train=8, num_test=2, size=(200, 120))
+    config = ROOT / 'configs/demo/yolo-lite_expand-cl-r4_2xb8-400iters_drawn-voc-160x160.py'
+    cfg = Config.fromfile(config)
+    cfg.train_dataloader.dataset.data_root = f'{tmp_path}/voc/'
+    cfg.train_dataloader.batch_size = 2
+    cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=2)
+    cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
+    cfg.test_dataloader = cfg.test_cfg = cfg.test_evaluator = None
+    cfg.custom_hooks = [dict(type='ExpandHook', include='backbone', rate=1), HOOK]
+    cfg.work_dir = str(tmp_path / 'work_dir')
+    train(cfg)
+    for record in read(cfg)['measured']:
+        assert record['factors']['minimum'] != record['folded']['minimum']
+
+
+def test_two_processes_measure_the_same_as_one(seg_cfg, tmp_path):
+    cfg = seg_cfg(custom_hooks=[EXPAND, HOOK])
+    train(cfg)
+    alone = read(cfg)['measured'][0]
+    cfg.work_dir = str(tmp_path / 'two')
+    cfg.dump(tmp_path / 'two.py')
+    env = dict(os.environ, OMP_NUM_THREADS='1', PORT=str(get_free_port()))
+    env['PATH'] = f'{Path(sys.executable).parent}{os.pathsep}{env["PATH"]}'
+    command = ['bash', str(ROOT / 'tools/dist_train.sh'), str(tmp_path / 'two.py'), '2']
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, last = read(cfg)['measured']
+    assert first['folded']['similarities'] == pytest.approx(
+        alone['folded']['similarities'], abs=1e-4
+    )
+    assert last['iter'] == 4
+
+
+def test_plot_of_several_runs(seg_cfg, tmp_path, capsys):
+    for name in ('a', 'b'):
+        cfg = seg_cfg(custom_hooks=[EXPAND, HOOK])
+        cfg.work_dir = str(tmp_path / name)
+        train(cfg)
+    out = tmp_path / 'confusion.png'
+    runs = [tmp_path / 'a', tmp_path / 'b', tmp_path / 'a']
+    tool = 'analysis_tools/plot_confusion.py'
+    assert run(tool, *runs, '--legend', 'net', 'net', 'other', '--out', out) == (0, '')
+    assert out.stat().st_size > 10_000
+    status, words = run(tool, tmp_path, '--out', out)
+    assert status
+    assert 'holds no gradient_confusion.json: was it trained with' in words
+    assert run(tool, *runs, '--legend', 'net', '--out', out)[0]
+    assert '--legend has 1 names for 3 runs' in capsys.readouterr().err

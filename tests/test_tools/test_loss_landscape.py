@@ -1,24 +1,25 @@
-"""The loss landscape: the directions, the centre, and one axis for compact and expanded networks."""
+"""The loss landscape: directions, centre, and the same axes for compact and expanded networks."""
 
 import json
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS
+from mmengine.registry import DATASETS, MODELS
 from mmengine.runner import Runner
 from torch import nn
 
 from mmexpand.analysis.landscape import draw, losses_at, random_direction
 from tests.conftest import small_config
-from tests.tools_in_process import run
+from tests.tools_in_process import load, run
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / 'tools/demo'))
 
-from draw_voc import draw_voc
+from draw_voc import draw_voc  # noqa: E402
 
 TOOL = 'analysis_tools/loss_landscape.py'
 FEW = ('--steps', 2, '--batches', 2)
@@ -119,10 +120,18 @@ def test_a_detector(tmp_path):
     torch.save(dict(state_dict=model.state_dict(), meta=dict(iter=400)), tmp_path / 'net.pth')
     root = f'{tmp_path}/voc/'
     data = [f'{split}_dataloader.dataset.data_root={root}' for split in ('train', 'test')]
-    found = landscape(
-        config, tmp_path / 'net.pth', tmp_path / 'out', '--split', 'test', '--cfg-options', *data
-    )
+    options = ('--split', 'test', '--cfg-options', *data)
+    found = landscape(config, tmp_path / 'net.pth', tmp_path / 'out', *options)
     assert all(value > 0 for row in found['plane'] for value in row)
+    cfg.merge_from_dict(dict(word.split('=') for word in data))
+    args = Namespace(split='test', batches=4, seed=0)
+    batches = load(TOOL).read_batches(cfg, args, model)
+    samples = {s.img_id: s.gt_instances.bboxes for d in batches for s in d['data_samples']}
+    assert len(samples) == 4
+    for info in map(DATASETS.build(cfg.test_dataloader.dataset).get_data_info, range(4)):
+        boxes = torch.tensor([one['bbox'] for one in info['instances']])
+        scale = torch.tensor([160 / 200, 160 / 120] * 2)
+        torch.testing.assert_close(samples[info['img_id']], boxes * scale)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ import argparse
 import json
 from pathlib import Path
 
+from plot_curves import figure_types
+
 from mmexpand.analysis.confusion import draw
 from mmexpand.mm.contraction import check_writable
 from mmexpand.mm.gradient_confusion import FILE, save
@@ -21,6 +23,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--out', required=True, help='the picture')
     add_debug_argument(parser)
     args = parser.parse_args()
+    kinds = figure_types()
+    if Path(args.out).suffix[1:].lower() not in kinds:
+        parser.error(f'--out must be a picture, one of {", ".join(kinds)}; got {args.out}')
     args.legend = args.legend or [Path(run).name for run in args.runs]
     if len(args.legend) != len(args.runs):
         parser.error(f'--legend has {len(args.legend)} names for {len(args.runs)} runs')
