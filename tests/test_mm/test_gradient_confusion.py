@@ -7,10 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from mmcv.transforms import BaseTransform
 from mmengine.config import Config
 from mmengine.runner import Runner
+from mmseg.registry import TRANSFORMS
 from torch import nn
 from torch.distributed.elastic.utils.distributed import get_free_port
 
@@ -35,10 +38,23 @@ FLIP = {
         dict(type='LoadAnnotations'),
         dict(type='RandomFlip', prob=0.5),
         dict(type='PhotoMetricDistortion'),
+        dict(type='MixPrevious'),
         dict(type='PackSegInputs'),
     ],
     'model.decode_head.dropout_ratio': 0.5,
 }
+
+
+@TRANSFORMS.register_module()
+class MixPrevious(BaseTransform):
+    """Keeps an image for the next sample, as mosaics with a cache do."""
+
+    previous = 0.0
+
+    def transform(self, results):
+        image = results['img'].astype(np.float32)
+        mixed, self.previous = image + self.previous, image
+        return dict(results, img=mixed)
 
 
 def train(cfg) -> Runner:
@@ -115,6 +131,10 @@ def test_a_resumed_run_goes_on(seg_cfg):
     cfg = seg_cfg(custom_hooks=hooks)
     cfg.train_cfg.max_iters = 2
     train(cfg)
+    # It was killed later than at its last checkpoint.
+    content = read(cfg)
+    content['measured'].append(dict(content['measured'][-1], iter=4))
+    (Path(cfg.work_dir) / 'gradient_confusion.json').write_text(json.dumps(content))
     resumed = seg_cfg(custom_hooks=hooks, resume=True)
     train(resumed)
     assert read(resumed) == expected

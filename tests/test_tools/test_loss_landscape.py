@@ -5,9 +5,11 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.model import BaseModel
 from mmengine.registry import DATASETS, MODELS
 from mmengine.runner import Runner
 from torch import nn
@@ -132,6 +134,18 @@ def test_a_detector(tmp_path):
         boxes = torch.tensor([one['bbox'] for one in info['instances']])
         scale = torch.tensor([160 / 200, 160 / 120] * 2)
         torch.testing.assert_close(samples[info['img_id']], boxes * scale)
+
+
+class Drawing(BaseModel):
+    """A loss of samples that are drawn, as two-stage detectors draw proposals."""
+
+    def forward(self, mode):
+        return dict(loss=torch.rand(1).sum() + np.random.rand())
+
+
+def test_what_a_loss_draws_is_the_same_at_every_point():
+    loss = load(TOOL).make_loss([{}, {}], seed=3)
+    assert loss(Drawing()) == loss(Drawing())
 
 
 @pytest.mark.parametrize(
