@@ -9,7 +9,7 @@ results_dir = '../../resources/studies/cifar10_smallnet_corrupt20'
 jobs = 2
 channels_last = True
 
-config = '../smallnet/smallnet-k9_1xb128-150e_cifar10-corrupt20.py'
+config = '../corrupted_cifar10/smallnet-k9_1xb128-150e_cifar10-corrupt20.py'
 root = '../shared/data/cifar10-jpeg/'
 data = {
     'train_dataloader.dataset.dataset.data_root': root,

@@ -103,7 +103,7 @@ def _refused(step: str, way_out: str) -> Iterator[None]:
 
 @contextmanager
 def random_state_kept() -> Iterator[None]:
-    """Whatever is drawn meanwhile, what is drawn afterwards is the same."""
+    """What comes after this context draws the same random numbers as without it."""
     states: list[Any] = [random.getstate(), np.random.get_state()]
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     try:

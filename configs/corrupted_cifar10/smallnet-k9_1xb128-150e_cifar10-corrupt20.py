@@ -1,4 +1,4 @@
-_base_ = 'smallnet-k7_1xb128-150e_cifar10.py'
+_base_ = '../smallnet/smallnet-k7_1xb128-150e_cifar10.py'
 # Table 7: 9x9 kernels, 20 % of the training labels random; those of val and test are right.
 model = dict(kernel_size=9)
 train_dataloader = dict(

@@ -15,7 +15,7 @@ from mmexpand.study.run import run_config
 from tests.tools_in_process import run
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
-CORRUPT = sorted((CONFIGS / 'smallnet').glob('*-corrupt*.py'))
+CORRUPT = sorted((CONFIGS / 'corrupted_cifar10').glob('*.py'))
 
 
 def parameters(model) -> int:
