@@ -102,6 +102,7 @@ def draw(landscapes: Sequence[Mapping]) -> 'Figure':
     for axes, one in zip(others, landscapes, strict=True):
         _draw_plane(axes, one, levels)
         axes.set(title=one['name'], xlabel='first direction', ylabel='second direction')
+        axes.set_yticks((-span, 0, span))
     return figure
 
 

@@ -120,10 +120,9 @@ def main(args: argparse.Namespace) -> None:
     done = load_checkpoint(args.checkpoint).get('meta', {}).get('iter', 0)
     MessageHub.get_current_instance().update_info('iter', done)
     batches = read_batches(cfg, args, model)
-    name = Path(args.checkpoint).parent.name
+    path = Path(args.checkpoint)
     found = dict(
-        name=name,
-        checkpoint=args.checkpoint,
+        name=f'{path.parent.name}/{path.stem}',
         split=args.split,
         batches=len(batches),
         seed=args.seed,
