@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,11 +17,12 @@ from mmengine.runner import Runner
 from mmseg.registry import TRANSFORMS
 from torch import nn
 from torch.distributed.elastic.utils.distributed import get_free_port
+from torch.utils.data import IterableDataset
 
 import mmexpand
 from mmexpand.analysis.confusion import cosine_similarity, density, gradients
 from mmexpand.mm.compact_config import make_compact_config
-from mmexpand.mm.gradient_confusion import measure, random_batches
+from mmexpand.mm.gradient_confusion import GradientConfusionHook, measure, random_batches
 from mmexpand.mm.trial import try_training
 from tests.tools_in_process import run
 
@@ -168,6 +170,29 @@ def test_the_compact_config_and_a_trial_know_nothing_of_it(seg_cfg):
 def test_bad_options(seg_cfg, options, message):
     with pytest.raises(ValueError, match=message):
         Runner.from_cfg(seg_cfg(custom_hooks=[dict(HOOK, **options)]))
+
+
+def test_what_is_missing_is_named_before_training(seg_cfg, monkeypatch):
+    with pytest.raises(TypeError, match='an IterableDataset gives none'):
+        loader = SimpleNamespace(dataset=Stream())
+        GradientConfusionHook().before_train(SimpleNamespace(train_dataloader=loader))
+    monkeypatch.setattr('mmexpand.mm.gradient_confusion.find_spec', lambda name: None)
+    with pytest.raises(ImportError, match=r"scipy and matplotlib: pip install 'mmexpand\[study\]'"):
+        GradientConfusionHook()
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(())
+
+
+def test_a_training_without_a_gradient_goes_on(seg_cfg):
+    cfg = seg_cfg(custom_hooks=[HOOK], **{'model.decode_head.loss_decode.loss_weight': 0.0})
+    runner = train(cfg)
+    assert runner.iter == 4
+    assert not (Path(cfg.work_dir) / 'gradient_confusion.json').exists()
+    log = next(Path(cfg.work_dir).glob('*/*.log')).read_text()
+    assert '3 of 3 pairs at iteration 4 have a gradient that is zero or not finite' in log
 
 
 def test_gradients_and_their_similarity():

@@ -45,6 +45,7 @@ TOOLS = {
     'contract without data': 'contract.py {CONFIG} {BAD} --work-dir {OUT} --shape 32 48',
     'export': 'export_onnx.py {CONFIG} {BAD} --out {OUT}/net.onnx --image {IMAGE}',
     'browse': 'analysis_tools/browse_results.py {CONFIG} {BAD} --out-dir {OUT}',
+    'landscape': 'analysis_tools/loss_landscape.py {CONFIG} {BAD} --out-dir {OUT}',
     'darknet': 'model_converters/darknet2mmdet.py {BAD} {OUT}/net.pth',
 }
 
