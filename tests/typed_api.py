@@ -6,7 +6,14 @@ from typing_extensions import assert_type
 
 import mmexpand
 from mmexpand import ExpandConfig, ExpandedConv2d, ExpandedLinear, LayerPlan, Plan
-from mmexpand.mm import ContractHook, ExpandBackbone, ExpandHook, ExpandModel
+from mmexpand.mm import (
+    ContractHook,
+    CorruptLabels,
+    ExpandBackbone,
+    ExpandHook,
+    ExpandModel,
+    GradientConfusionHook,
+)
 from mmexpand.surgery import SkippedLayer, Verification, copy_model
 
 assert_type(mmexpand.__version__, str)
@@ -43,3 +50,5 @@ def openmmlab() -> None:
     assert_type(ContractHook(report=True), ContractHook)
     assert_type(ExpandModel(dict(type='YOLOV3'), rate=4), nn.Module)
     assert_type(ExpandBackbone(dict(type='ResNet'), method='cl'), nn.Module)
+    assert_type(GradientConfusionHook(pairs=10, interval=500), GradientConfusionHook)
+    assert_type(CorruptLabels(dict(type='VOCDataset'), fraction=0.2), CorruptLabels)

@@ -5,7 +5,6 @@ import json
 import logging
 import math
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from ..analysis.confusion import FACTORS, FOLDED, cosine_similarity, density, draw, gradients
 from ..files import written_whole
+from ..stack import check_installed
 from ..surgery import contract, is_expanded, named_units
 from ..surgery.copying import copy_model
 from .checkpoints import unwrap
@@ -50,17 +50,12 @@ class GradientConfusionHook(Hook):
         seed: that all measurements draw batches and augmentations with.
 
     Raises:
-        ImportError: if scipy or matplotlib is missing.
+        ImportError: if scipy is missing.
         ValueError: for less than two pairs, or an interval below 1.
     """
 
     def __init__(self, pairs: int = 100, interval: int | None = None, seed: int = 0):
-        missing = [name for name in ('scipy', 'matplotlib') if find_spec(name) is None]
-        if missing:
-            raise ImportError(
-                f'GradientConfusionHook needs {" and ".join(missing)}: pip install '
-                "'mmexpand[study]', or leave the hook out"
-            )
+        check_installed('GradientConfusionHook', 'scipy')
         if pairs < 2:
             raise ValueError(f'pairs must be at least 2, got {pairs}')
         if interval is not None and interval < 1:

@@ -14,6 +14,7 @@ from mmexpand.analysis.confusion import draw
 from mmexpand.mm.contraction import check_writable
 from mmexpand.mm.gradient_confusion import FILE, save
 from mmexpand.mm.launch import add_debug_argument, tool
+from mmexpand.stack import check_installed
 
 
 def parse_args() -> argparse.Namespace:
@@ -46,6 +47,7 @@ def read(run: str) -> list[dict]:
 
 @tool(parse_args)
 def main(args: argparse.Namespace) -> None:
+    check_installed('the density', 'scipy')
     check_writable(Path(args.out).parent, '--out')
     runs: dict[str, list] = {}
     for name, run in zip(args.legend, args.runs, strict=True):
