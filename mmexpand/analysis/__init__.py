@@ -1,1 +1,1 @@
-"""What an expansion costs, counted. Imports torch, core and surgery."""
+"""What an expansion costs, and what it does to training. Imports torch, core and surgery."""
