@@ -20,6 +20,9 @@ from ..surgery.checkpoint import (
     is_expanded_state_dict,
 )
 
+AIDS = 'distill_losses'
+"""Where a model holds what is trained with it and is no part of it: a teacher's losses."""
+
 
 def unwrap(model: nn.Module) -> nn.Module:
     """The model inside a distributed or test-time-augmentation wrapper."""
@@ -108,6 +111,8 @@ def match_checkpoint(
     if state_dict and all(key.startswith('module.') for key in state_dict):
         state_dict = {key.removeprefix('module.'): value for key, value in state_dict.items()}
         _replace_state_dict(checkpoint, state_dict)
+    if not hasattr(model, AIDS):
+        _drop_aids(state_dict, resume)
     expanded = is_expanded_state_dict(state_dict)
     if expanded and training and not resume and _other_units(model, state_dict):
         # Of another rate or block: it starts this model as the compact network would.
@@ -146,6 +151,18 @@ def _cannot_resume(expanded: bool) -> str:
         'so it cannot be resumed; start from its weights with load_from, or go on from there with '
         'ExpandHook(warm_start=True)'
     )
+
+
+def _drop_aids(state_dict: dict, resume: bool) -> None:
+    aids = [key for key in state_dict if key.startswith(f'{AIDS}.')]
+    if aids and resume:
+        raise CheckpointError(
+            f"the checkpoint holds {aids[0]}, which was trained with a teacher's loss, and the "
+            'config has none: resume with the DistillHook that it was trained with, or start from '
+            'its weights with load_from'
+        )
+    for key in aids:
+        del state_dict[key]
 
 
 def _replace_state_dict(checkpoint: dict, state_dict: Mapping) -> None:
