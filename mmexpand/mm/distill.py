@@ -52,7 +52,9 @@ class DistillHook(Hook):
 
     def __init__(self, teacher_config: str, teacher_ckpt: str, losses: dict[str, dict]):
         self.teacher_config, self.teacher_ckpt = teacher_config, teacher_ckpt
-        self.losses = {name: _build_loss(name, cfg) for name, cfg in losses.items()}
+        # A model starts the same with and without a teacher.
+        with random_state_kept():
+            self.losses = {name: _build_loss(name, cfg) for name, cfg in losses.items()}
         self.places = {name: (cfg['student'], cfg['teacher']) for name, cfg in losses.items()}
         self.teacher: nn.Module | None = None
         self._tried = False
@@ -70,13 +72,14 @@ class DistillHook(Hook):
             return
         check_rebuildable(runner, 'DistillHook needs a Runner, alone or with DDP')
         student = unwrap(runner.model)
-        self.teacher = _build_teacher(self.teacher_config, self.teacher_ckpt)
+        with random_state_kept():
+            self.teacher = _build_teacher(self.teacher_config, self.teacher_ckpt)
         self.teacher.to(next(student.parameters()).device)
         _check_same_images(student, self.teacher)
         for name, (ours, theirs) in self.places.items():
             _check_module(student, ours, f'{name}: student')
             _check_module(self.teacher, theirs, f'{name}: teacher')
-        trained = {name: loss for name, loss in self.losses.items() if any(loss.parameters())}
+        trained = {name: loss for name, loss in self.losses.items() if list(loss.parameters())}
         if trained:
             _add_aids(runner, trained)
         log(f'DistillHook: {", ".join(self.losses)} from {self.teacher_ckpt}')

@@ -28,7 +28,9 @@ def kd(student, teacher, tau):
 @pytest.mark.parametrize('tau', [1.0, 4.0])
 def test_kd_of_logits(tau):
     student, teacher = draw(5, 7), draw(5, 7, seed=1)
-    expected = np.mean([kd(s.numpy(), t.numpy(), tau) for s, t in zip(student, teacher)])
+    expected = np.mean(
+        [kd(s.numpy(), t.numpy(), tau) for s, t in zip(student, teacher, strict=True)]
+    )
     found = MODELS.build(dict(type='KDLoss', tau=tau, loss_weight=0.5))(student, teacher)
     assert expected > 0.1
     assert found.item() == pytest.approx(0.5 * expected, rel=1e-12)
