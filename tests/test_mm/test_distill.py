@@ -2,6 +2,9 @@
 
 import copy
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS, MODELS, OPTIM_WRAPPERS, init_default_scope
 from mmengine.runner import Runner
 from mmseg.apis import init_model
+from torch.distributed.elastic.utils.distributed import get_free_port
 
 import mmexpand
 from mmexpand.mm.checkpoints import AIDS
@@ -33,6 +37,7 @@ LOSSES = dict(
     ),
     loss_pkt=dict(type='PKTLoss', student=ENCODER, teacher=ENCODER),
 )
+WORKER = Path(__file__).with_name('distill_worker.py')
 KD, HINT = ({name: LOSSES[name]} for name in ('loss_kd', 'loss_hint'))
 
 
@@ -389,3 +394,36 @@ def test_an_expanded_checkpoint_teaches_as_its_compact_network(seg_cfg, teacher,
     assert list(expected) == list(frozen.state_dict())
     for name, value in frozen.state_dict().items():
         torch.testing.assert_close(value, expected[name])
+
+
+def distributed_config(street, directory, teacher, batch_size) -> Config:
+    """Without statistics of a batch, which every process would have of its own."""
+    losses = {name: LOSSES[name] for name in ('loss_kd', 'loss_hint')}
+    hooks = [EXPAND, dict(teacher, losses=losses), CONTRACT]
+    cfg = small_config(street, directory, custom_hooks=hooks)
+    for part in (cfg.model.backbone, cfg.model.decode_head):
+        part.norm_cfg = dict(type='GN', num_groups=1)
+    cfg.train_dataloader.batch_size = batch_size
+    return cfg
+
+
+def test_two_processes_train_as_one(street, teacher, tmp_path):
+    command = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2']
+    command += [f'--master_port={get_free_port()}', str(WORKER)]
+    command += [str(street), str(tmp_path), json.dumps(teacher)]
+    env = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=os.pathsep.join(sys.path))
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=300, env=env
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    ranks = [torch.load(tmp_path / f'rank_{rank}.pth') for rank in (0, 1)]
+    alone = train(distributed_config(street, tmp_path / 'alone', teacher, batch_size=4)).model
+    expected = alone.state_dict()
+    assert f'{AIDS}.loss_hint.regressor.weight' in expected
+    for name, value in expected.items():
+        assert torch.equal(ranks[0]['weights'][name], ranks[1]['weights'][name]), name
+        torch.testing.assert_close(ranks[0]['weights'][name], value, rtol=1e-4, atol=1e-6)
+    # The compact network's gradients and the regressor's: no teacher's, no factors'.
+    compact = mmexpand.contract(alone)
+    assert ranks[0]['reduced'] == sum(p.numel() for p in compact.parameters())
+    assert 'distill' not in ''.join(weights(tmp_path / 'work_dir' / 'compact_last.pth'))
