@@ -266,4 +266,6 @@ def _joined(output: Any, found: dict[str, Tensor]) -> dict:
     taken = [name for name in found if name in output]
     if taken:
         raise ValueError(f'DistillHook: {taken[0]} is a loss of the model; choose another name')
-    return {**output, **found}
+    # The sum of all is logged as 'loss', which a classifier's own of this name would hide.
+    own = {'loss_student' if name == 'loss' else name: value for name, value in output.items()}
+    return {**own, **found}
