@@ -11,8 +11,9 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..core.expression import kernel_refusal
 from ..report import check_report
-from ..surgery import ExpandConfig, is_expanded
+from ..surgery import ExpandConfig, is_expanded, named_units
 from ..surgery.checkpoint import get_state_dict, is_expanded_state_dict
 from .builders import expand_built
 from .checkpoints import CheckpointGuardHook, is_training, unwrap
@@ -117,6 +118,15 @@ def _check_options(runner: Runner) -> None:
         )
 
 
+def _check_contractable(model: nn.Module) -> None:
+    for name, unit in named_units(model).items():
+        if not unit.has_kernel:
+            raise ValueError(
+                f'{name} cannot be contracted: {kernel_refusal(unit.expression)}; train this stage '
+                'without ContractHook, and start the linear one from its checkpoint with load_from'
+            )
+
+
 class ContractHook(CheckpointGuardHook):
     """Writes the compact network after training, verified and evaluated.
 
@@ -155,8 +165,10 @@ class ContractHook(CheckpointGuardHook):
 
         Raises:
             CheckpointError: if the run resumes, and no checkpoint in its work dir is whole.
-            ValueError: for an option that no expanded model can be trained with.
+            ValueError: for an option that no expanded model can be trained with, and for ReLU
+                between factors.
         """
+        _check_contractable(unwrap(runner.model))
         resume_from_whole(runner)
         builder = not any(isinstance(hook, ExpandHook) for hook in runner.hooks)
         if not builder or not is_expanded(unwrap(runner.model)):
