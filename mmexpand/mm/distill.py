@@ -65,12 +65,18 @@ class DistillHook(Hook):
 
         Raises:
             CheckpointError: if the teacher's checkpoint is missing, or of another network.
-            ValueError: for a module name that is none, or images that the teacher does not know.
+            ValueError: for a module name that is none, images that the teacher does not know, and
+                ``compile``.
             RuntimeError: for a Runner that cannot be built again.
         """
         if not is_training(runner):
             return
         check_rebuildable(runner, 'DistillHook needs a Runner, alone or with DDP')
+        if runner.cfg.get('compile'):
+            raise ValueError(
+                'DistillHook: compile would not see the losses, which are added while training; '
+                'remove it from the config'
+            )
         student = unwrap(runner.model)
         with random_state_kept():
             self.teacher = _build_teacher(self.teacher_config, self.teacher_ckpt)

@@ -13,7 +13,13 @@ import torch
 from mmengine.config import Config
 from mmengine.hooks import EMAHook, Hook
 from mmengine.optim import OptimWrapper
-from mmengine.registry import HOOKS, MODELS, OPTIM_WRAPPERS, init_default_scope
+from mmengine.registry import (
+    HOOKS,
+    MODELS,
+    OPTIM_WRAPPERS,
+    DefaultScope,
+    init_default_scope,
+)
 from mmengine.runner import Runner
 from mmseg.apis import init_model
 from torch.distributed.elastic.utils.distributed import get_free_port
@@ -23,6 +29,7 @@ from mmexpand.mm.checkpoints import AIDS
 from mmexpand.mm.distill import DistillHook
 from mmexpand.surgery.checkpoint import META_KEY, CheckpointError, load_checkpoint
 from tests.conftest import SEGMENTOR, small_config
+from tests.tools_in_process import run
 
 EXPAND = dict(type='ExpandHook', include='backbone.encoder', rate=2)
 CONTRACT = dict(type='ContractHook')
@@ -62,6 +69,8 @@ def make_teacher(street, folder, **changes):
     torch.manual_seed(7)
     model = MODELS.build(cfg.model)
     model.init_weights()
+    # Not as near to indifference between classes as it starts.
+    model.decode_head.conv_seg.weight.data *= 50
     model(torch.randn(4, 3, 32, 48), mode='tensor')
     cfg.custom_hooks = []
     cfg.dump(folder / 'teacher.py')
@@ -120,11 +129,13 @@ def test_losses_are_those_of_the_batch_that_the_student_sees(seg_cfg, teacher):
     frozen.load_state_dict(weights(teacher['teacher_ckpt']))
     ours, theirs = (features(model, data) for model in (student, frozen))
     hint = student.distill_losses.loss_hint.regressor
-    seen = np.einsum('oc,nchw->nohw', double(hint.weight), ours[0]) + 0.0
+    seen = np.einsum('oc,nchw->nohw', double(hint.weight), ours[0])
     expected = dict(
         loss_kd=divergence(theirs[1] / 2, ours[1] / 2) * 4,
         loss_hint=0.5 * ((seen - theirs[0]) ** 2).mean(),
+        loss_pkt=divergence(*(np.log(neighbours(x[0])) for x in (theirs, ours))),
     )
+    assert expected['loss_kd'] > 0.1
     assert not hint.bias.any()
     for name, value in expected.items():
         assert first[name] == pytest.approx(value, rel=1e-4), name
@@ -146,9 +157,16 @@ def double(tensor):
 
 
 def divergence(p, q):
-    """The mean over pixels of the Kullback-Leibler divergence of two softmaxes over channels."""
+    """The mean Kullback-Leibler divergence of two softmaxes over the second dimension."""
     p, q = (np.exp(x) / np.exp(x).sum(1, keepdims=True) for x in (p, q))
     return (p * np.log(p / q)).sum(1).mean()
+
+
+def neighbours(features):
+    """By image, how near the others are: cosines, from 0 to 1."""
+    flat = features.reshape(len(features), -1)
+    flat = flat / np.linalg.norm(flat, axis=1, keepdims=True)
+    return (flat @ flat.T + 1) / 2
 
 
 def test_the_teacher_is_nowhere_but_in_the_hook(seg_cfg, teacher):
@@ -237,6 +255,20 @@ def test_without_the_hook_such_a_checkpoint_starts_but_is_not_resumed(seg_cfg, t
     cfg.custom_hooks[1].teacher_ckpt = 'gone.pth'
     cfg.load_from = path
     assert Runner.from_cfg(cfg).test()['mIoU'] > 0
+
+
+@pytest.mark.parametrize('arguments', [[], ['--shape', 32, 48]], ids=['data', 'shape'])
+def test_the_tool_contracts_such_a_checkpoint(seg_cfg, teacher, tmp_path, arguments):
+    cfg = seg_cfg(
+        **{'custom_hooks': [EXPAND, dict(teacher, losses=HINT)], 'train_cfg.max_iters': 2}
+    )
+    train(cfg)
+    cfg.dump(tmp_path / 'student.py')
+    DefaultScope._instance_dict.clear()
+    paths = tmp_path / 'student.py', f'{cfg.work_dir}/iter_2.pth'
+    assert run('contract.py', *paths, '--work-dir', tmp_path, *arguments) == (0, '')
+    compact = weights(tmp_path / 'compact_iter_2.pth')
+    assert list(compact) == list(MODELS.build(SEGMENTOR).state_dict())
 
 
 @pytest.mark.parametrize('by', ['hook', 'builder'])
@@ -373,6 +405,21 @@ def test_an_optimizer_that_is_built_already_is_refused(seg_cfg, teacher):
     runner.cfg.optim_wrapper = None
     with pytest.raises(RuntimeError, match=r'loss_hint has parameters.*give it the config'):
         runner.train()
+
+
+def test_compilation_is_refused(seg_cfg, teacher):
+    with pytest.raises(ValueError, match='compile would not see the losses'):
+        train(seg_cfg(custom_hooks=[dict(teacher, losses=KD)], compile=True))
+
+
+def test_two_teachers(seg_cfg, teacher):
+    hints = [{f'loss_hint{i}': HINT['loss_hint']} for i in (1, 2)]
+    cfg = seg_cfg(
+        custom_hooks=[EXPAND, *(dict(teacher, losses=losses) for losses in hints), CONTRACT]
+    )
+    model = train(cfg).model
+    assert list(model.distill_losses) == ['loss_hint1', 'loss_hint2']
+    assert {'loss_hint1', 'loss_hint2'} <= set(logged(cfg.work_dir)[0])
 
 
 def test_an_expanded_checkpoint_teaches_as_its_compact_network(seg_cfg, teacher, street, tmp_path):
