@@ -135,7 +135,7 @@ def test_losses_are_those_of_the_batch_that_the_student_sees(seg_cfg, teacher):
         loss_hint=0.5 * ((seen - theirs[0]) ** 2).mean(),
         loss_pkt=divergence(*(np.log(neighbours(x[0])) for x in (theirs, ours))),
     )
-    assert expected['loss_kd'] > 0.1
+    assert expected['loss_kd'] > 0.01
     assert not hint.bias.any()
     for name, value in expected.items():
         assert first[name] == pytest.approx(value, rel=1e-4), name
