@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -65,8 +66,8 @@ class DistillHook(Hook):
 
         Raises:
             CheckpointError: if the teacher's checkpoint is missing, or of another network.
-            ValueError: for a module name that is none, images that the teacher does not know, and
-                ``compile``.
+            ValueError: for a config or module that there is not, images that the teacher does not
+                know, and ``compile``.
             RuntimeError: for a Runner that cannot be built again.
         """
         if not is_training(runner):
@@ -163,6 +164,8 @@ def _build_loss(name: str, cfg: dict) -> nn.Module:
 
 def _build_teacher(config: str, checkpoint: str) -> nn.Module:
     """A frozen model in eval mode, as stock OpenMMLab builds it."""
+    if '::' not in config and not Path(config).is_file():
+        raise ValueError(f'DistillHook: teacher_config={config!r} is no file')
     weights = load_checkpoint(checkpoint)
     cfg = make_compact_config(get_config(config) if '::' in config else Config.fromfile(config))
     if cfg.get('data_preprocessor') is not None:
