@@ -162,6 +162,27 @@ def test_the_dry_run_of_the_plan(data, teachers, tmp_path, capfd):
     assert run('plan.py', *arguments) == (1, message)
 
 
+def test_a_start_from_a_nonlinear_and_from_an_untrained_network(data, tmp_path):
+    """Table 8's configs, each from what the one before has written."""
+    name = 'smallnet-k7_{}_1xb128-150e_cifar10.py'
+    first = load(SMALLNET / name.format('expand-ck-r4_nonlinear'), data, tmp_path / 'first')
+    second = load(SMALLNET / name.format('expand-ck-r4_from-nonlinear'), data, tmp_path / 'second')
+    untrained = load(SMALLNET / name.format('expand-ck-r4'), data, tmp_path / 'untrained')
+    control = load(SMALLNET / name.format('init-ck-r4'), data, tmp_path / 'control')
+    train(first)
+    second.load_from = str(tmp_path / 'first/epoch_1.pth')
+    train(second)
+    assert (tmp_path / 'second/compact_last.pth').exists()
+    untrained.train_cfg.max_epochs = 0
+    train(untrained)
+    control.load_from = str(tmp_path / 'untrained/compact_last.pth')
+    control.optim_wrapper.optimizer.lr = 0.0
+    control.optim_wrapper.optimizer.momentum = 0.0
+    start = load_checkpoint(control.load_from)['state_dict']
+    trained = train(control).model.state_dict()
+    assert all(torch.equal(trained[key], start[key]) for key in start if 'weight' in key)
+
+
 def test_resnet18_keeps_small_images():
     model = ResNet18(num_classes=10).eval()
     seen = {}
