@@ -173,7 +173,7 @@ def test_a_start_from_a_nonlinear_and_from_an_untrained_network(data, tmp_path):
     second.load_from = str(tmp_path / 'first/epoch_1.pth')
     train(second)
     assert (tmp_path / 'second/compact_last.pth').exists()
-    untrained.train_cfg.max_epochs = 0
+    untrained.merge_from_dict({'train_cfg.max_epochs': 0, 'param_scheduler': None})
     train(untrained)
     control.load_from = str(tmp_path / 'untrained/compact_last.pth')
     control.optim_wrapper.optimizer.lr = 0.0
