@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .algebra import Affine, fold, has_taps
 from .blocks import BLOCKS
+from .blocks.nonlinear import NonlinearChain
 from .expression import (
     Chain,
     Norm,
@@ -77,6 +78,7 @@ class ExpandedLayer(nn.Module):
 
     Attributes:
         method: the block: a key of ``BLOCKS``.
+        has_kernel: whether there is a kernel; not so with ReLU between the factors.
         rate: the expansion rate.
         groups: the number of groups.
         forward_order: 'layerwise', 'folded' or 'auto'.
@@ -93,14 +95,16 @@ class ExpandedLayer(nn.Module):
         self.groups = site.groups
         self.forward_order = forward
         expression = BLOCKS[block].build(site)
-        self._is_chain = isinstance(expression, Chain)
-        self._root = FACTORS if self._is_chain else block
+        self.has_kernel = not isinstance(expression, NonlinearChain)
+        self._is_chain = isinstance(expression, Chain) and self.has_kernel
+        self._root = FACTORS if isinstance(expression, Chain) else block
         self.add_module(self._root, expression)
-        if not self._is_chain:
+        if self._root != FACTORS:
             # A state dict alone is to say what it is the expression of.
             expression.register_buffer(SITE_KEY, site.record().to(site.like.device))
         self.site = site
-        self.is_linear = not any(isinstance(module, Norm) for module in self.modules())
+        norms = any(isinstance(module, Norm) for module in self.modules())
+        self.is_linear = self.has_kernel and not norms
         self._has_bias = site.bias
         # The layer without its parameters, in a tuple so that it is no submodule: contraction
         # gives back this class with these attributes and hooks.
@@ -127,6 +131,8 @@ class ExpandedLayer(nn.Module):
         x = input  # torch's name: some call layers by keyword
         if self._offered is not None:
             self.take_offered()
+        if not self.has_kernel:
+            return self.forward_layerwise(x)
         if self.training and not self.is_linear and self.forward_order == 'folded':
             return self._apply_measured(x)
         if self.training and (self.forward_order == 'layerwise' or not self.is_linear):
@@ -169,6 +175,8 @@ class ExpandedLayer(nn.Module):
         if self._is_chain:
             pixels = self.output_pixels(input_shape)
             return cheapest_segments(tuple(self.factor_shapes), pixels, self.groups)
+        if not self.has_kernel:
+            return self._layerwise
         orders = self._folded_order, self._layerwise
         return min(orders, key=lambda order: self.count_macs(input_shape, order))
 
@@ -248,6 +256,7 @@ class ExpandedLayer(nn.Module):
         """
         if self._offered is not None:
             return self._offered.weight
+        self._check_kernel()
         return self._as_layer_weight(self._read()[0])
 
     @property
@@ -255,7 +264,13 @@ class ExpandedLayer(nn.Module):
         """The folded bias, differentiable, in the shape of the layer's; None where it has none."""
         if self._offered is not None:
             return self._offered.bias
+        self._check_kernel()
         return self._read()[1] if self._has_bias else None
+
+    def _check_kernel(self) -> None:
+        # To those who ask first, as initialisations do, it is a module without a weight.
+        if not self.has_kernel:
+            raise AttributeError(kernel_refusal(self.expression))
 
     def _read(self) -> Affine:
         """What a module that reads the weight, in place of calling the layer, computes with."""
@@ -345,8 +360,11 @@ class ExpandedLayer(nn.Module):
     def offer_weight(self) -> None:
         """Let ``weight`` and ``bias`` be written to, as a network's own ``init_weights`` does.
 
-        What was written by the first use of the layer is taken over by ``take_offered``.
+        What was written by the first use of the layer is taken over by ``take_offered``. Where
+        there is no kernel, there is nothing to write to.
         """
+        if not self.has_kernel:
+            return
         self._offered = Offer(*(None if t is None else t.clone() for t in (self.weight, self.bias)))
 
     @torch.no_grad()

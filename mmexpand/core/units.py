@@ -35,6 +35,7 @@ class ExpandedConv2d(ExpandedLayer):
         init: str = 'default',
         forward: str = 'auto',
         shortcut: bool = False,
+        nonlinear: str | None = None,
     ) -> 'ExpandedConv2d':
         """Expand a convolution; device, dtype, mode and ``requires_grad`` carry over.
 
@@ -45,6 +46,7 @@ class ExpandedConv2d(ExpandedLayer):
             init: 'default' or 'preserve'.
             forward: 'layerwise', 'folded' or 'auto'.
             shortcut: whether 'cl' or 'ck' has a per-channel identity beside it.
+            nonlinear: 'relu' between the factors, as in ``ExpandConfig``.
 
         Raises:
             TypeError: if it is not a plain convolution.
@@ -52,7 +54,7 @@ class ExpandedConv2d(ExpandedLayer):
         """
         _check(conv, nn.Conv2d, rate, init, forward)
         site = Site.of(conv, rate)
-        unit = cls(conv, choose_block(method, shortcut, site), site, forward)
+        unit = cls(conv, choose_block(method, shortcut, site, nonlinear), site, forward)
         _carry_over(unit, conv, init)
         return unit
 
@@ -192,12 +194,14 @@ class ExpandedLinear(ExpandedLayer):
         method: str = 'fc',
         init: str = 'default',
         forward: str = 'auto',
+        nonlinear: str | None = None,
     ) -> 'ExpandedLinear':
         """Expand a linear layer; see ``ExpandedConv2d.from_conv`` for arguments and errors."""
         _check(linear, nn.Linear, rate, init, forward)
         if 'fc' not in method.split('+'):
             raise ValueError(f"a linear layer is expanded by 'fc', got {method!r}")
-        unit = cls(linear, 'fc', Site.of(linear, rate), forward)
+        site = Site.of(linear, rate)
+        unit = cls(linear, choose_block(method, False, site, nonlinear), site, forward)
         _carry_over(unit, linear, init)
         return unit
 
@@ -216,6 +220,9 @@ class ExpandedLinear(ExpandedLayer):
         self, x: Tensor, weight: Tensor, bias: Tensor | None, segment: tuple[int, int]
     ) -> Tensor:
         return self._apply_kernel(x, weight, bias)
+
+    def _apply_branches(self, x: Tensor) -> Tensor:
+        return self.expression(x)
 
     def to_linear(self) -> nn.Linear:
         """The exact linear layer it came from; see ``ExpandedConv2d.to_conv``."""

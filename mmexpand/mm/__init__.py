@@ -10,6 +10,7 @@ from .. import models  # noqa: F401
 from ..surgery.holders import CACHES
 from .builders import ExpandBackbone, ExpandModel
 from .corrupt_labels import CorruptLabels
+from .distill import DistillHook
 from .gradient_confusion import GradientConfusionHook
 from .hooks import ContractHook, ExpandHook
 from .models import refresh_average
@@ -34,11 +35,13 @@ HOOKS.register_module(name='ExpandHook', module=ExpandHook)
 HOOKS.register_module(name='ContractHook', module=ContractHook)
 HOOKS.register_module(name='GradientConfusionHook', module=GradientConfusionHook)
 DATASETS.register_module(name='CorruptLabels', module=CorruptLabels)
+HOOKS.register_module(name='DistillHook', module=DistillHook)
 allow_mmengine_checkpoints()
 
 __all__ = [
     'ContractHook',
     'CorruptLabels',
+    'DistillHook',
     'ExpandBackbone',
     'ExpandHook',
     'ExpandModel',

@@ -20,6 +20,9 @@ from ..surgery.checkpoint import (
     is_expanded_state_dict,
 )
 
+AIDS = 'distill_losses'
+"""Where a model holds what is trained with it and is no part of it: a teacher's losses."""
+
 
 def unwrap(model: nn.Module) -> nn.Module:
     """The model inside a distributed or test-time-augmentation wrapper."""
@@ -51,14 +54,14 @@ class CheckpointGuardHook(Hook):
 
         What loads it without knowing of factors (``init_detector``, an inferencer, another
         project's ``init_cfg``) then loads the compact network, and not nothing. The last hook to
-        do so counts: EMAHook swaps the weights between.
+        do so counts: EMAHook swaps the weights between. With ReLU between factors there is none.
 
         Arrays of text (class names) become lists: ``weights_only=True`` would refuse them.
         """
         layers = describe_units(unwrap(runner.model))
         kind = 'expanded' if layers else 'compact'
         checkpoint['meta'][META_KEY] = dict(kind=kind, layers=layers)
-        if layers:
+        if layers and not _nonlinear_layers(checkpoint):
             checkpoint['state_dict'].update(contract_state_dict(checkpoint['state_dict']))
         for holder in (
             checkpoint['meta'],
@@ -108,6 +111,9 @@ def match_checkpoint(
     if state_dict and all(key.startswith('module.') for key in state_dict):
         state_dict = {key.removeprefix('module.'): value for key, value in state_dict.items()}
         _replace_state_dict(checkpoint, state_dict)
+    if not hasattr(model, AIDS):
+        _drop_aids(state_dict, resume)
+    _check_nonlinear(model, checkpoint, starts=training and not resume)
     expanded = is_expanded_state_dict(state_dict)
     if expanded and training and not resume and _other_units(model, state_dict):
         # Of another rate or block: it starts this model as the compact network would.
@@ -146,6 +152,40 @@ def _cannot_resume(expanded: bool) -> str:
         'so it cannot be resumed; start from its weights with load_from, or go on from there with '
         'ExpandHook(warm_start=True)'
     )
+
+
+def _nonlinear_layers(checkpoint: Mapping) -> set[str]:
+    layers = checkpoint.get('meta', {}).get(META_KEY, {}).get('layers', {})
+    return {name for name, layer in layers.items() if layer['method'].endswith('_relu')}
+
+
+def _check_nonlinear(model: nn.Module, checkpoint: Mapping, starts: bool) -> None:
+    """What was trained with ReLU between factors may start a linear chain, and is no other."""
+    theirs = _nonlinear_layers(checkpoint)
+    ours = {name for name, unit in named_units(model).items() if not unit.has_kernel}
+    if starts and theirs:
+        wrong = theirs if _other_units(model, get_state_dict(checkpoint)) else set()
+    else:
+        wrong = set() if starts else theirs ^ ours
+    if wrong:
+        raise CheckpointError(
+            f"{min(wrong)} has ReLU between its factors (nonlinear='relu') in the "
+            f'{"checkpoint" if theirs else "model"}, which is no convolution and no linear chain: '
+            'use the config that the checkpoint was trained with, or, to start a linear training '
+            'from it, the same method, rate and include with load_from'
+        )
+
+
+def _drop_aids(state_dict: dict, resume: bool) -> None:
+    aids = [key for key in state_dict if key.startswith(f'{AIDS}.')]
+    if aids and resume:
+        raise CheckpointError(
+            f"the checkpoint holds {aids[0]}, which was trained with a teacher's loss, and the "
+            'config has none: resume with the DistillHook that it was trained with, or start from '
+            'its weights with load_from'
+        )
+    for key in aids:
+        del state_dict[key]
 
 
 def _replace_state_dict(checkpoint: dict, state_dict: Mapping) -> None:

@@ -11,7 +11,7 @@ from mmengine.config import Config, ConfigDict
 
 from .optim import MULTIPLIERS, ExpandOptimWrapperConstructor
 
-HOOKS = ('ExpandHook', 'ContractHook', 'GradientConfusionHook')
+HOOKS = ('ExpandHook', 'ContractHook', 'DistillHook', 'GradientConfusionHook')
 CONSTRUCTOR = ExpandOptimWrapperConstructor.__name__
 OPTIONS = ('factor_decay', *MULTIPLIERS)
 CPU_WRAPPER = dict(type='MMDistributedDataParallel', device_ids=None)
@@ -19,7 +19,7 @@ CPU_WRAPPER = dict(type='MMDistributedDataParallel', device_ids=None)
 BUILDERS = {'ExpandBackbone': 'backbone', 'ExpandModel': 'model'}
 WRAPPERS = {**BUILDERS, 'CorruptLabels': 'dataset'}
 """What gives way to what it is put around, by the key of that."""
-NETWORKS = ('YOLOLite', 'YOLOV2Head', 'SmallNet')
+NETWORKS = ('YOLOLite', 'YOLOV2Head', 'SmallNet', 'ResNet18')
 """What stock OpenMMLab lacks: a compact config that names one of these still imports mmexpand."""
 
 

@@ -21,7 +21,7 @@ from ..surgery import Verification, VerificationError, contract_, verify
 from ..surgery.checkpoint import META_KEY, save_checkpoint, save_safetensors
 from ..surgery.copying import copy_model
 from ..version import __version__
-from .checkpoints import describe_units
+from .checkpoints import AIDS, describe_units
 from .compact_config import make_compact_config
 from .evaluation import evaluate, first_batch, plain
 from .logs import log
@@ -97,6 +97,7 @@ def contract_and_verify(expanded: nn.Module, batch: Any) -> Contraction:
     with together():
         _check_finite(expanded)
         compact = contract_(copy_model(expanded))
+        compact._modules.pop(AIDS, None)
     verification, compared = on_main(lambda: _verify(expanded, compact, batch))
     return Contraction(compact, describe_units(expanded), verification, compared)
 

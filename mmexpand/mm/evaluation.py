@@ -69,13 +69,22 @@ def first_batch(runner: Runner) -> Any:
 
     Data loaders, their workers and samplers are left alone: they may be in use.
     """
-    if runner._val_loop is not None:
-        loader = runner.val_loop.dataloader
-        dataset = loader.dataset
-    else:
-        loader = runner.train_loop.dataloader
-        # Some transforms keep images of earlier samples: those of a copy.
-        dataset = copy.deepcopy(loader.dataset)
+    if runner._val_loop is None:
+        return first_train_batch(runner)
+    loader = runner.val_loop.dataloader
+    return _first(loader, loader.dataset)
+
+
+def first_train_batch(runner: Runner) -> Any:
+    """A batch of the train loop's data, which is left alone as in ``first_batch``."""
+    loader = runner.train_loop.dataloader
+    if isinstance(loader.dataset, IterableDataset):
+        return _first(loader, loader.dataset)
+    # Some transforms keep images of earlier samples: those of a copy.
+    return _first(loader, copy.deepcopy(loader.dataset))
+
+
+def _first(loader: DataLoader, dataset: Any) -> Any:
     if isinstance(dataset, IterableDataset):
         return next(iter(loader))
     size = min(getattr(loader.batch_sampler, 'batch_size', 1), len(dataset))

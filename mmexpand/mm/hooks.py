@@ -1,23 +1,20 @@
 """The two hooks of a config: one expands before training, one contracts after it."""
 
-import copy
-import gc
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from mmengine.model import MMSeparateDistributedDataParallel, is_model_wrapper
 from mmengine.optim import OptimWrapper
-from mmengine.runner import FlexibleRunner, Runner
+from mmengine.runner import Runner
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..core.expression import kernel_refusal
 from ..report import check_report
-from ..surgery import ExpandConfig, is_expanded
+from ..surgery import ExpandConfig, is_expanded, named_units
 from ..surgery.checkpoint import get_state_dict, is_expanded_state_dict
-from ..surgery.distributed import can_reduce_compact, reduce_compact
 from .builders import expand_built
 from .checkpoints import CheckpointGuardHook, is_training, unwrap
 from .contraction import (
@@ -30,8 +27,8 @@ from .contraction import (
 )
 from .dry_run import dry_run
 from .logs import log
-from .optim import by_layer, stand_ins
 from .ranks import describe, on_main
+from .rebuild import check_rebuildable, rebuild_optimizer, rewrap
 from .resume import resume_from_whole
 from .warm_start import CompactOptimizer
 from .weight_sets import weight_sets
@@ -70,7 +67,7 @@ class ExpandHook(CheckpointGuardHook):
             ValueError: for an option that no expanded model can be trained with.
         """
         _check_options(runner)
-        _check_rebuildable(runner)
+        check_rebuildable(runner)
         model = unwrap(runner.model)
         params = sum(p.numel() for p in model.parameters())
         names = {id(p): name for name, p in model.named_parameters()}
@@ -88,9 +85,9 @@ class ExpandHook(CheckpointGuardHook):
                 f'{layer.params_before:,} -> {layer.params_after:,} parameters'
             )
         if isinstance(runner.model, DistributedDataParallel):
-            _rewrap(runner, self.compact_gradients)
+            rewrap(runner, self.compact_gradients)
         if is_training(runner):
-            _rebuild_optimizer(runner, names)
+            rebuild_optimizer(runner, names)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """As any checkpoint is matched; a compact one that is resumed as ``warm_start`` says.
@@ -113,22 +110,6 @@ class ExpandHook(CheckpointGuardHook):
             self._compact_optimizer = None
 
 
-def _rewrap(runner: Runner, compact_gradients: bool) -> None:
-    model = unwrap(runner.model)
-    # The old wrapper's hooks on the remaining parameters go with its last reference.
-    runner.model = model
-    gc.collect()
-    cfg = runner.cfg.get('model_wrapper_cfg')
-    if (cfg or {}).get('detect_anomalous_params'):
-        log('Gradients are reduced of every factor, for detect_anomalous_params to find it')
-        compact_gradients = False
-    if compact_gradients and is_training(runner) and can_reduce_compact(model):
-        log('Gradients are reduced at the size of the compact network')
-        runner.model = reduce_compact(model, lambda m: runner.wrap_model(cfg, m))
-    else:
-        runner.model = runner.wrap_model(cfg, model)
-
-
 def _check_options(runner: Runner) -> None:
     if runner.cfg.get('efficient_conv_bn_eval'):
         raise ValueError(
@@ -137,35 +118,13 @@ def _check_options(runner: Runner) -> None:
         )
 
 
-def _check_rebuildable(runner: Runner) -> None:
-    instead = "use model=dict(type='ExpandModel', model=..., ...) instead of ExpandHook"
-    if isinstance(runner, FlexibleRunner):
-        raise RuntimeError(
-            f"FlexibleRunner's strategies build model and optimizer in one: {instead}"
-        )
-    model = runner.model
-    separate = isinstance(model, MMSeparateDistributedDataParallel)
-    if is_model_wrapper(model) and (separate or not isinstance(model, DistributedDataParallel)):
-        raise RuntimeError(f'{type(model).__name__} cannot be rebuilt: {instead}')
-
-
-def _rebuild_optimizer(runner: Runner, names: dict[int, str] | None = None) -> None:
-    if not isinstance(runner.optim_wrapper, OptimWrapper):
-        raise RuntimeError(
-            f'{type(runner.optim_wrapper).__name__} is not supported by ExpandHook; use '
-            "model=dict(type='ExpandModel', model=..., ...) instead"
-        )
-    if not isinstance(runner.cfg.get('optim_wrapper'), dict):
-        parts = stand_ins(unwrap(runner.model))
-        for group in runner.optim_wrapper.optimizer.param_groups:
-            held = [parts[names[id(parameter)]] for parameter in group['params']]
-            group['params'] = [part.parameter for some in held for part in some]
-        return
-    runner.optim_wrapper = runner.build_optim_wrapper(by_layer(runner.cfg.optim_wrapper))
-    runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
-    schedulers = runner.cfg.get('param_scheduler')
-    if schedulers is not None:
-        runner.param_schedulers = runner.build_param_scheduler(copy.deepcopy(schedulers))
+def _check_contractable(model: nn.Module) -> None:
+    for name, unit in named_units(model).items():
+        if not unit.has_kernel:
+            raise ValueError(
+                f'{name} cannot be contracted: {kernel_refusal(unit.expression)}; train this stage '
+                'without ContractHook, and start the linear one from its checkpoint with load_from'
+            )
 
 
 class ContractHook(CheckpointGuardHook):
@@ -206,18 +165,20 @@ class ContractHook(CheckpointGuardHook):
 
         Raises:
             CheckpointError: if the run resumes, and no checkpoint in its work dir is whole.
-            ValueError: for an option that no expanded model can be trained with.
+            ValueError: for an option that no expanded model can be trained with, and for ReLU
+                between factors.
         """
+        _check_contractable(unwrap(runner.model))
         resume_from_whole(runner)
         builder = not any(isinstance(hook, ExpandHook) for hook in runner.hooks)
         if not builder or not is_expanded(unwrap(runner.model)):
             return
         _check_options(runner)
         if isinstance(runner.model, DistributedDataParallel):
-            _rewrap(runner, self.compact_gradients)
+            rewrap(runner, self.compact_gradients)
         rebuildable = type(runner) is Runner and isinstance(runner.cfg.get('optim_wrapper'), dict)
         if is_training(runner) and rebuildable and isinstance(runner.optim_wrapper, OptimWrapper):
-            _rebuild_optimizer(runner)
+            rebuild_optimizer(runner)
 
     def before_train(self, runner: Runner) -> None:
         """Look whether there will be something to contract, and try it.

@@ -1,11 +1,25 @@
-"""Compact networks that the OpenMMLab stack lacks: a classifier, and a detector for mmdet."""
+"""Networks that the OpenMMLab stack lacks: classifiers, and a detector for mmdet."""
 
 from importlib.util import find_spec
 
 from .cifar import CIFARDataPreprocessor, TopAccuracy, ZippedImages
 from .smallnet import SmallNet
+from .transfer_losses import HintLoss, KDLoss, PKTLoss
 
-__all__ = ['CIFARDataPreprocessor', 'SmallNet', 'TopAccuracy', 'ZippedImages']
+__all__ = [
+    'CIFARDataPreprocessor',
+    'HintLoss',
+    'KDLoss',
+    'PKTLoss',
+    'SmallNet',
+    'TopAccuracy',
+    'ZippedImages',
+]
+
+if find_spec('torchvision'):
+    from .resnet import ResNet18
+
+    __all__ += ['ResNet18']
 
 if find_spec('mmdet'):
     from .yolo_lite import YOLOLite

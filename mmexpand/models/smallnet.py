@@ -1,13 +1,13 @@
 """The compact classifier of the paper's experiments on CIFAR (Sec. 4.1)."""
 
-from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from .classifier import Classifier
 
 
 @MODELS.register_module()
-class SmallNet(BaseModel):
+class SmallNet(Classifier):
     """Convolutions, each with batch norm, ReLU and 2x2 max pooling, then two linear layers.
 
     Source: Sec. 4.1 of the paper and its CIFAR code; with ``channels=(8, 16, 32, 64)`` and
@@ -43,14 +43,6 @@ class SmallNet(BaseModel):
             nn.Linear(features, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, num_classes)
         )
 
-    def forward(
-        self, inputs: Tensor, labels: Tensor | None = None, mode: str = 'tensor'
-    ) -> Tensor | dict[str, Tensor] | list[dict[str, Tensor]]:
-        """Logits ``(N, num_classes)``, the cross-entropy, or a label and scores an image."""
-        logits = self.classifier(self.features(inputs).flatten(1))
-        if mode == 'tensor':
-            return logits
-        if mode == 'loss':
-            return dict(loss=F.cross_entropy(logits, labels))
-        found = logits.argmax(1)
-        return [dict(pred_label=p, gt_label=t) for p, t in zip(found, labels, strict=True)]
+    def logits(self, inputs: Tensor) -> Tensor:
+        """Scores ``(N, num_classes)``."""
+        return self.classifier(self.features(inputs).flatten(1))

@@ -33,6 +33,9 @@ class ExpandConfig:
             or 'auto' (the cheaper, per layer and input size). Norms in branches are run branch
             by branch, unless 'folded': then by statistics of a part of the pixels.
         shortcut: whether 'cl' or 'ck' has a per-channel identity beside it.
+        nonlinear: 'relu' between the factors of 'cl', 'ck' and 'fc': a network to start the
+            linear one from, by its checkpoint (Sec. 5.3). It is run layer by layer, and can't be
+            contracted.
 
     Raises:
         TypeError, ValueError: for a value that means nothing; the message names the key.
@@ -45,12 +48,21 @@ class ExpandConfig:
     init: str = 'default'
     forward: str = 'auto'
     shortcut: bool = False
+    nonlinear: str | None = None
 
     def __post_init__(self):
-        check_method(self.method, self.shortcut)
+        check_method(self.method, self.shortcut, self.nonlinear)
         check_rate(self.rate)
         check_choice('init', self.init, INITS)
         check_choice('forward', self.forward, FORWARDS)
+        if self.nonlinear and (self.init, self.forward) not in (
+            ('default', 'auto'),
+            ('default', 'layerwise'),
+        ):
+            raise ValueError(
+                f'nonlinear={self.nonlinear!r} has no kernel to preserve or to fold: leave out '
+                f'init={self.init!r} and forward={self.forward!r}'
+            )
         for key in ('include', 'exclude'):
             object.__setattr__(self, key, _as_patterns(key, getattr(self, key)))
 

@@ -216,7 +216,7 @@ def _refuse(layer: nn.Module, owners: Counter, held: dict[int, str], cfg: Expand
 
 
 def _choose_block(layer: nn.Module, cfg: ExpandConfig) -> str:
-    return choose_block(cfg.method, cfg.shortcut, Site.of(layer, cfg.rate))
+    return choose_block(cfg.method, cfg.shortcut, Site.of(layer, cfg.rate), cfg.nonlinear)
 
 
 def _plan_layer(layer: nn.Module, aliases: list[str], cfg: ExpandConfig) -> LayerPlan:

@@ -59,7 +59,13 @@ def expand_(model: nn.Module, cfg: ExpandConfig | None = None) -> Plan:
 
 
 def _expand_layer(layer: nn.Module, cfg: ExpandConfig) -> Unit:
-    how = dict(rate=cfg.rate, method=cfg.method, init=cfg.init, forward=cfg.forward)
+    how = dict(
+        rate=cfg.rate,
+        method=cfg.method,
+        init=cfg.init,
+        forward=cfg.forward,
+        nonlinear=cfg.nonlinear,
+    )
     if isinstance(layer, nn.Linear):
         return ExpandedLinear.from_linear(layer, **how)
     return ExpandedConv2d.from_conv(layer, shortcut=cfg.shortcut, **how)

@@ -15,6 +15,7 @@ from . import ck as _ck
 from . import cl as _cl
 from . import do as _do
 from . import normed, orepa, rep, shortcut
+from .nonlinear import with_relu
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,9 @@ BLOCKS = {
     'ck_shortcut': Block(
         shortcut.with_shortcut(_ck.ck), lambda site: _ck.refusal(site) or shortcut.refusal(site)
     ),
+    'cl_relu': Block(with_relu(_cl.cl), _cl.refusal),
+    'ck_relu': Block(with_relu(_ck.ck), _ck.refusal),
+    'fc_relu': Block(with_relu(_cl.cl), _cl.refusal),
     'orepa': Block(orepa.orepa, orepa.refusal),
     'do': Block(_do.do, _do.refusal),
     'ac': Block(rep.ac, rep.refusal),
@@ -58,13 +62,21 @@ METHODS = (
 """Values of ``method``. Linear layers are expanded by 'fc' alone."""
 
 
-def check_method(method: str, shortcut: bool) -> None:
+def check_method(method: str, shortcut: bool, nonlinear: str | None = None) -> None:
     """Refuse a method that there is not.
 
     Raises:
         TypeError: if ``shortcut`` is no bool.
         ValueError: naming the methods.
     """
+    if nonlinear is not None:
+        check_choice('nonlinear', nonlinear, ('relu',))
+        chains = method.removesuffix('+fc') in ('cl', 'ck', 'auto', 'fc')
+        if shortcut or not chains:
+            what = 'shortcut=True' if shortcut else f'method={method!r}'
+            raise ValueError(
+                f"nonlinear='relu' goes between the factors of 'cl', 'ck' and 'fc', not with {what}"
+            )
     check_choice('method', method, METHODS)
     if not isinstance(shortcut, bool):
         raise TypeError(f'shortcut must be True or False, got {shortcut!r}')
@@ -72,20 +84,21 @@ def check_method(method: str, shortcut: bool) -> None:
         raise ValueError(f"shortcut=True goes with 'cl', 'ck' or 'auto', not with {method!r}")
 
 
-def choose_block(method: str, shortcut: bool, site: Site) -> str:
+def choose_block(method: str, shortcut: bool, site: Site, nonlinear: str | None = None) -> str:
     """The name of the block, a key of ``BLOCKS``, that a method means in this place.
 
     Raises:
         ValueError: if there is none; the message is the reason.
     """
-    check_method(method, shortcut)
+    check_method(method, shortcut, nonlinear)
+    suffix = f'_{nonlinear}' if nonlinear else '_shortcut' if shortcut else ''
     if site.linear:
         if 'fc' not in method.split('+'):
             raise ValueError(
                 f"method {method!r} expands convolutions only; 'fc', 'cl+fc' or 'ck+fc' expand "
                 'linear layers'
             )
-        return 'fc'
+        return f'fc_{nonlinear}' if nonlinear else 'fc'
     strategy = method.removesuffix('+fc')
     if strategy == 'auto':
         strategy = 'cl' if _ck.refusal(site) else 'ck'
@@ -96,7 +109,7 @@ def choose_block(method: str, shortcut: bool, site: Site) -> str:
             f"'ck' needs an odd square kernel larger than 3x3, and {_ck.refusal(site)}; "
             "use 'cl', or 'auto' to take 'ck' only where it fits"
         )
-    name = f'{strategy}_shortcut' if shortcut else strategy
+    name = f'{strategy}{suffix}'
     reason = BLOCKS[name].refusal(site)
     if reason:
         with_shortcut = ' with a shortcut' if shortcut else ''

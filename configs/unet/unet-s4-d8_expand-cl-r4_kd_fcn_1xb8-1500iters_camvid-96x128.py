@@ -1,0 +1,19 @@
+_base_ = 'unet-s4-d8_fcn_1xb8-1500iters_camvid-96x128.py'
+custom_imports = dict(imports=['mmexpand'], allow_failed_imports=False)
+custom_hooks = [
+    dict(type='ExpandHook', include='backbone.encoder', method='cl', rate=4),
+    dict(
+        type='DistillHook',
+        teacher_config='{{ fileDirname }}/unet-s4-d8-c32_fcn_1xb8-1500iters_camvid-96x128.py',
+        teacher_ckpt='work_dirs/unet-s4-d8-c32_fcn_1xb8-1500iters_camvid-96x128/iter_1500.pth',
+        losses=dict(
+            loss_kd=dict(
+                type='KDLoss',
+                tau=2.0,
+                student='decode_head.conv_seg',
+                teacher='decode_head.conv_seg',
+            ),
+        ),
+    ),
+    dict(type='ContractHook'),
+]

@@ -1,0 +1,25 @@
+"""What the classifiers share: the three modes of an OpenMMLab model."""
+
+from mmengine.model import BaseModel
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class Classifier(BaseModel):
+    """A model that gives every image a score a class."""
+
+    def logits(self, inputs: Tensor) -> Tensor:
+        """Scores ``(N, num_classes)``."""
+        raise NotImplementedError
+
+    def forward(
+        self, inputs: Tensor, labels: Tensor | None = None, mode: str = 'tensor'
+    ) -> Tensor | dict[str, Tensor] | list[dict[str, Tensor]]:
+        """Logits ``(N, num_classes)``, the cross-entropy, or a label and scores an image."""
+        logits = self.logits(inputs)
+        if mode == 'tensor':
+            return logits
+        if mode == 'loss':
+            return dict(loss=F.cross_entropy(logits, labels))
+        found = logits.argmax(1)
+        return [dict(pred_label=p, gt_label=t) for p, t in zip(found, labels, strict=True)]

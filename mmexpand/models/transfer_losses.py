@@ -1,0 +1,191 @@
+"""What a student is to have in common with its teacher (Sec. 4.1): KD, hint and PKT.
+
+Each is a module that takes the student's tensor and the teacher's, and returns a number; so is any
+other registered loss, and may stand in its place in ``DistillHook``.
+"""
+
+import math
+
+import torch
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+EPS = 1e-7
+"""Added to norms and probabilities, as in PKT's code."""
+
+
+@MODELS.register_module()
+class KDLoss(nn.Module):
+    """Knowledge distillation: both networks' softened probabilities are to agree.
+
+    ``tau ** 2`` times the Kullback-Leibler divergence of the student's softmax at temperature
+    ``tau`` from the teacher's, the mean over images, pixels and anchors. A teacher's map of another
+    size is brought to the student's.
+
+    Source: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015, Sec. 2.
+
+    Args:
+        tau: the temperature.
+        loss_weight: of the loss.
+        num_anchors: of a detector's map, the anchors whose channels lie one after another.
+        num_classes: of these channels, how many are class scores: the last ones of each anchor;
+            None: all.
+    """
+
+    def __init__(
+        self,
+        tau: float = 4.0,
+        loss_weight: float = 1.0,
+        num_anchors: int = 1,
+        num_classes: int | None = None,
+    ):
+        super().__init__()
+        self.tau, self.loss_weight = tau, loss_weight
+        self.num_anchors, self.num_classes = num_anchors, num_classes
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Logits ``(N, C)``, or maps of them ``(N, C, H, W)``.
+
+        Raises:
+            ValueError: if the networks have other classes.
+        """
+        if student.shape[1] != teacher.shape[1]:
+            raise ValueError(
+                f'the student gives {student.shape[1]} scores and the teacher {teacher.shape[1]}; '
+                'take a teacher of the same classes'
+            )
+        teacher = _resized(teacher, student)
+        student, teacher = (self._scores(logits) / self.tau for logits in (student, teacher))
+        log_p, log_q = teacher.log_softmax(2), student.log_softmax(2)
+        divergence = (log_p.exp() * (log_p - log_q)).sum(2)
+        return self.loss_weight * self.tau**2 * divergence.mean()
+
+    def _scores(self, logits: Tensor) -> Tensor:
+        """By image and anchor: ``(N, num_anchors, num_classes, ...)``."""
+        if logits.shape[1] % self.num_anchors:
+            raise ValueError(f'{logits.shape[1]} channels are not of {self.num_anchors} anchors')
+        by_anchor = logits.unflatten(1, (self.num_anchors, -1))
+        return by_anchor if self.num_classes is None else by_anchor[:, :, -self.num_classes :]
+
+
+@MODELS.register_module()
+class HintLoss(nn.Module):
+    """Hint-based transfer: features are to be the teacher's, seen through a linear regressor.
+
+    Half the mean squared difference. With ``in_channels`` and ``out_channels`` there is a
+    regressor, a 1x1 convolution (of vectors, a linear layer) that is trained with the student;
+    FitNets train it in a stage before. A teacher's map of another size is brought to the student's.
+
+    Source: Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, Eq. 3.
+
+    Args:
+        in_channels: of the student's features; None: no regressor.
+        out_channels: of the teacher's.
+        loss_weight: of the loss.
+    """
+
+    def __init__(
+        self,
+        in_channels: int | None = None,
+        out_channels: int | None = None,
+        loss_weight: float = 1.0,
+    ):
+        super().__init__()
+        if (in_channels is None) != (out_channels is None):
+            raise ValueError('a regressor needs in_channels and out_channels, both or none')
+        self.loss_weight = loss_weight
+        self.regressor = None if in_channels is None else Regressor(in_channels, out_channels)
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Features ``(N, C)`` or ``(N, C, H, W)``.
+
+        Raises:
+            ValueError: if channels are not what the regressor is for, or not the same without one.
+        """
+        found = student.shape[1], teacher.shape[1]
+        made_for = found[:1] * 2 if self.regressor is None else self.regressor.channels
+        if found != made_for:
+            raise ValueError(
+                f'the student has {found[0]} channels and the teacher {found[1]}; set '
+                f'in_channels={found[0]}, out_channels={found[1]}'
+            )
+        if self.regressor is not None:
+            student = self.regressor(student)
+        teacher = _resized(teacher, student)
+        return self.loss_weight * 0.5 * F.mse_loss(student, teacher)
+
+
+class Regressor(nn.Module):
+    """A linear map over channels.
+
+    No convolution by class, so that nothing takes it for a layer of the network: not an expansion,
+    and not an ``init_cfg``.
+
+    Args:
+        in_channels: of the input.
+        out_channels: of the output.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.channels = in_channels, out_channels
+        bound = 1 / math.sqrt(in_channels)  # As nn.Linear starts.
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features ``(N, in_channels, ...)``."""
+        return F.linear(x.movedim(1, -1), self.weight, self.bias).movedim(-1, 1)
+
+
+@MODELS.register_module()
+class PKTLoss(nn.Module):
+    """Probabilistic knowledge transfer: images are to be as near to each other as for the teacher.
+
+    The cosine similarities of a batch's images, scaled to [0, 1], are made probabilities by row;
+    the Kullback-Leibler divergence of the student's from the teacher's is averaged over rows.
+    Features of any sizes can be compared. (The authors' code averages over all pairs, which is the
+    same divided by the size of the batch.)
+
+    Source: Passalis and Tefas, "Learning Deep Representations with Probabilistic Knowledge
+    Transfer", ECCV 2018, Sec. 3.
+
+    Args:
+        loss_weight: of the loss.
+    """
+
+    def __init__(self, loss_weight: float = 1.0):
+        super().__init__()
+        self.loss_weight = loss_weight
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Features ``(N, ...)`` of at least two images.
+
+        Raises:
+            ValueError: of a single image, which has no neighbours.
+        """
+        if len(student) < 2:
+            raise ValueError('PKT compares the images of a batch, and this one has one image')
+        p, q = _neighbours(teacher), _neighbours(student)
+        divergence = (p * ((p + EPS) / (q + EPS)).log()).sum(1)
+        return self.loss_weight * divergence.mean()
+
+
+def _neighbours(features: Tensor) -> Tensor:
+    """By image, the probability that each of the batch is its neighbour."""
+    unit = F.normalize(features.flatten(1), eps=EPS)
+    similarity = (unit @ unit.T + 1) / 2
+    return similarity / similarity.sum(1, keepdim=True)
+
+
+def _resized(teacher: Tensor, student: Tensor) -> Tensor:
+    """A teacher's map at the size of the student's."""
+    if teacher.dim() != student.dim():
+        raise ValueError(
+            f'the student gives {tuple(student.shape)} and the teacher {tuple(teacher.shape)}: '
+            'name modules that both give vectors, or both maps'
+        )
+    if teacher.shape[2:] == student.shape[2:]:
+        return teacher
+    return F.interpolate(teacher, student.shape[2:], mode='bilinear', align_corners=False)
