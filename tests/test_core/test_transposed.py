@@ -240,7 +240,7 @@ def test_the_memory_format_is_the_layers(groups, last):
     assert unit(x).stride() == conv(x).stride()
     if groups == 1:  # Else the weight is of both formats.
         assert unit.forward_layerwise(x).stride() == conv(x).stride()
-    assert unit.to_conv().weight.stride() == conv.weight.stride()
+        assert unit.to_conv().weight.stride() == conv.weight.stride()
 
 
 @pytest.mark.parametrize('groups', [1, 3])

@@ -13,6 +13,7 @@ NETWORKS = [
     ('mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py', 'cl'),
     ('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', 'cl'),
     ('mmdet::ssd/ssdlite_mobilenetv2-scratch_8xb24-600e_coco.py', 'cl'),
+    ('mmdet::centernet/centernet_r18_8xb16-crop512-140e_coco.py', 'cl'),
     ('mmseg::segformer/segformer_mit-b0_8xb1-160k_cityscapes-1024x1024.py', 'cl+fc'),
     ('mmseg::bisenetv2/bisenetv2_fcn_4xb4-160k_cityscapes-1024x1024.py', 'auto'),
 ]
