@@ -4,6 +4,7 @@ import pytest
 import torch
 from mmengine.hub import get_config
 from mmengine.model import revert_sync_batchnorm
+from torch import nn
 
 import mmexpand
 from mmexpand import ExpandConfig
@@ -39,8 +40,11 @@ def test_expands_and_contracts_exactly(name, method):
     model = revert_sync_batchnorm(build_compact_model(cfg)).double()
     keys = list(model.state_dict())
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    transposed = {n for n, m in model.named_modules() if isinstance(m, nn.ConvTranspose2d)}
     plan = mmexpand.expand_(model, ExpandConfig(method, 1.5))
     assert len(plan) > 30
+    assert transposed <= {layer.name for layer in plan}
+    assert bool(transposed) == ('centernet' in name)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.01 * torch.randn_like(parameter)
