@@ -19,6 +19,7 @@ from mmexpand.core.leaf import FoldedLeaf
 from mmexpand.core.site import Site
 from mmexpand.mm.warm_start import pulled_back
 from mmexpand.surgery.checkpoint import contract_state_dict, is_expanded_state_dict
+from mmexpand.surgery.verify import IN_MODEL, ON_RANDOM, VerificationError
 
 CHAINS = [dict(method='cl'), dict(method='ck')]
 GEOMETRIES = [
@@ -271,3 +272,39 @@ class OwnForward(nn.ConvTranspose2d):
 def test_what_cannot_be_expanded_is_refused(layer, how, error, words):
     with pytest.raises(error, match=words):
         ExpandedConvTranspose2d.from_conv(layer, **how)
+
+
+class Hourglass(nn.Module):
+    """Down, and up again to the size that there was."""
+
+    def __init__(self):
+        super().__init__()
+        self.down = nn.Conv2d(3, 4, 3, 2, padding=1)
+        self.up = nn.ConvTranspose2d(4, 3, 3, 2, padding=1)
+
+    def forward(self, x):
+        return self.up(self.down(x).relu(), output_size=x.shape[2:])
+
+
+@pytest.mark.parametrize('forward', ['auto', 'layerwise'])
+def test_a_trained_network_is_verified(forward):
+    net, x = Hourglass().double(), torch.randn(2, 3, 12, 15, dtype=torch.float64)
+    mmexpand.expand_(net, ExpandConfig(rate=2, forward=forward))
+    before = mmexpand.contract(net)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        (net(x) - x).square().mean().backward()
+        optimizer.step()
+    compact = mmexpand.contract(net)
+    assert relative_error(compact(x), before(x)) > 0.01
+    result = mmexpand.verify(net, compact, lambda model: model(x), tolerance=1e-10)
+    assert set(result.layers) == {'down', 'up'}
+    assert set(result.how.values()) == {IN_MODEL}
+    assert result.max_error > 0
+    compact.up.weight.data[0, 0, 0, 0] += 1e-3
+    with pytest.raises(VerificationError, match=r'1 of 2 layers .* up '):
+        mmexpand.verify(net, compact, lambda model: model(x))
+    random = mmexpand.verify(net, mmexpand.contract(net), lambda model: model.down(x))
+    assert random.how['up'] == ON_RANDOM
+    assert 0 < random.layers['up'] < 1e-10
