@@ -1,6 +1,7 @@
 """The expanded layers: a convolution and a fully-connected layer (Sec. 3.1, 3.2)."""
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,8 @@ from .expression import Chain, Probe, Shape, geometry, leaves, output_size
 from .factorise import INITS
 from .order import FORWARDS
 from .site import Site, check_choice, check_rate, pads_apart
+
+ConvUnit = TypeVar('ConvUnit', bound='ExpandedConv2d')
 
 
 class ExpandedConv2d(ExpandedLayer):
@@ -31,14 +34,14 @@ class ExpandedConv2d(ExpandedLayer):
 
     @classmethod
     def from_conv(
-        cls,
+        cls: type[ConvUnit],
         conv: nn.Conv2d | nn.ConvTranspose2d,
         rate: float = 4,
         method: str = 'cl',
         init: str = 'default',
         forward: str = 'auto',
         shortcut: bool = False,
-    ) -> 'ExpandedConv2d':
+    ) -> ConvUnit:
         """Expand a convolution; device, dtype, mode and ``requires_grad`` carry over.
 
         Args:
@@ -141,7 +144,7 @@ class ExpandedConv2d(ExpandedLayer):
         affine = self.fold(probe=Probe(self._pad(x), self.site))
         return self._apply_kernel(x, *self.kernel_for_forward(affine))
 
-    def to_conv(self) -> nn.Conv2d | nn.ConvTranspose2d:
+    def to_conv(self) -> nn.Conv2d:
         """The exact convolution it came from, its weight the product of the factors.
 
         Multiplied in float64; the dtype, device, memory format, mode and ``requires_grad`` are
@@ -211,6 +214,10 @@ class ExpandedConvTranspose2d(ExpandedConv2d):
         layer = self._layer[0]
         axes = layer.stride, layer.padding, layer.kernel_size, 2, layer.dilation
         self._output_padding = tuple(layer._output_padding(x, output_size, *axes))
+
+    def to_conv(self) -> nn.ConvTranspose2d:
+        """The exact transposed convolution it came from; see ``ExpandedConv2d.to_conv``."""
+        return super().to_conv()
 
     @property
     def _borders(self) -> tuple[int, int, int, int]:
