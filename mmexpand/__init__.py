@@ -6,7 +6,7 @@ mmengine is installed; the rest needs torch alone.
 
 from importlib.util import find_spec
 
-from .core import ExpandedConv2d, ExpandedLinear
+from .core import ExpandedConv2d, ExpandedConvTranspose2d, ExpandedLinear
 from .stack import check_stack
 from .surgery import (
     ExpandConfig,
@@ -28,6 +28,7 @@ if find_spec('mmengine'):
 __all__ = [
     'ExpandConfig',
     'ExpandedConv2d',
+    'ExpandedConvTranspose2d',
     'ExpandedLinear',
     'LayerPlan',
     'Plan',

@@ -5,7 +5,14 @@ from torch import nn
 from typing_extensions import assert_type
 
 import mmexpand
-from mmexpand import ExpandConfig, ExpandedConv2d, ExpandedLinear, LayerPlan, Plan
+from mmexpand import (
+    ExpandConfig,
+    ExpandedConv2d,
+    ExpandedConvTranspose2d,
+    ExpandedLinear,
+    LayerPlan,
+    Plan,
+)
 from mmexpand.mm import (
     ContractHook,
     CorruptLabels,
@@ -36,11 +43,14 @@ def whole_models(model: nn.Module, images: torch.Tensor) -> None:
     assert_type(report.worst_layer, str)
 
 
-def single_layers(conv: nn.Conv2d, linear: nn.Linear) -> None:
+def single_layers(conv: nn.Conv2d, up: nn.ConvTranspose2d, linear: nn.Linear) -> None:
     unit = ExpandedConv2d.from_conv(conv, method='ck', rate=4, init='preserve')
     assert_type(unit, ExpandedConv2d)
     assert_type(unit.weight, torch.Tensor)
     assert_type(unit.to_conv(), nn.Conv2d)
+    transposed = ExpandedConvTranspose2d.from_conv(up, rate=2)
+    assert_type(transposed, ExpandedConvTranspose2d)
+    assert_type(transposed.to_conv(), nn.ConvTranspose2d)
     assert_type(ExpandedLinear.from_linear(linear, rate=2).to_linear(), nn.Linear)
 
 

@@ -1,5 +1,5 @@
-"""Tensors and single layers: the algebra of ExpandNets and its two units. Imports torch alone."""
+"""Tensors and single layers: the algebra of ExpandNets and its units. Imports torch alone."""
 
-from .units import ExpandedConv2d, ExpandedLinear
+from .units import ExpandedConv2d, ExpandedConvTranspose2d, ExpandedLinear
 
-__all__ = ['ExpandedConv2d', 'ExpandedLinear']
+__all__ = ['ExpandedConv2d', 'ExpandedConvTranspose2d', 'ExpandedLinear']

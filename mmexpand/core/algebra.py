@@ -69,6 +69,19 @@ def _taps_as_columns(kernel: Tensor) -> Tensor:
     return kernel.permute(0, 2, 3, 1).flatten(1) if has_taps(kernel) else kernel.flatten(1)
 
 
+def transpose(kernel: Tensor, groups: int) -> Tensor:
+    """The transposed convolution's kernel that does what a convolution's does, and back.
+
+    Args:
+        kernel: ``(n, m / groups, kh, kw)``, of an image with zeros put in between its pixels.
+        groups: the number of groups.
+
+    Returns:
+        The kernel ``(m, n / groups, kh, kw)`` for ``torch.nn.ConvTranspose2d``.
+    """
+    return kernel.flip(2, 3).unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+
+
 def has_taps(kernel: Tensor) -> bool:
     """Whether a kernel is larger than 1x1."""
     return kernel.shape[2:] != (1, 1)

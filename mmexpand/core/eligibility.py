@@ -6,8 +6,8 @@ from .expanded_layer import ExpandedLayer
 
 EXPANDED_ALREADY = 'it is expanded already'
 
-PLAIN_LAYERS: set[type] = {nn.Conv2d, nn.Linear}
-"""Classes known to compute what ``nn.Conv2d`` or ``nn.Linear`` do, besides the subclasses that
+PLAIN_LAYERS: set[type] = {nn.Conv2d, nn.ConvTranspose2d, nn.Linear}
+"""Classes known to compute what these layers of torch do, besides the subclasses that
 have no forward of their own. A framework's thin wrappers are added by the layer that knows it."""
 
 
@@ -16,7 +16,7 @@ def refusal(layer: nn.Module, kind: type) -> str:
 
     Args:
         layer: any module.
-        kind: ``nn.Conv2d`` or ``nn.Linear``.
+        kind: ``nn.Conv2d``, ``nn.ConvTranspose2d`` or ``nn.Linear``.
     """
     name = type(layer).__name__
     if isinstance(layer, ExpandedLayer):

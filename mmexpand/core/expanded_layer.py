@@ -83,7 +83,7 @@ class ExpandedLayer(nn.Module):
         groups: the number of groups.
         forward_order: 'layerwise', 'folded' or 'auto'.
         factors: of 'cl', 'ck' and 'fc': the chain, the one applied first in front. The expression
-            of any other block is an attribute of the block's name.
+            of any other block, or of a transposed convolution, is an attribute of the block's name.
         leaf: what the network sees of the kernel where compact-size gradients are on, else None.
         product_decay: weight decay of the folded kernel, added to its gradient.
     """
@@ -96,8 +96,10 @@ class ExpandedLayer(nn.Module):
         self.forward_order = forward
         expression = BLOCKS[block].build(site)
         self.has_kernel = not isinstance(expression, NonlinearChain)
-        self._is_chain = isinstance(expression, Chain) and self.has_kernel
-        self._root = FACTORS if isinstance(expression, Chain) else block
+        # A state dict is to say that a layer is transposed, and its chain is never run in parts.
+        chain = isinstance(expression, Chain) and site.upsampling is None
+        self._is_chain = chain and self.has_kernel
+        self._root = FACTORS if chain else block
         self.add_module(self._root, expression)
         if self._root != FACTORS:
             # A state dict alone is to say what it is the expression of.
@@ -136,7 +138,7 @@ class ExpandedLayer(nn.Module):
         if self.training and not self.is_linear and self.forward_order == 'folded':
             return self._apply_measured(x)
         if self.training and (self.forward_order == 'layerwise' or not self.is_linear):
-            return self.forward_layerwise(x)
+            return self._apply_layerwise(x)
         folded = self.forward_order == 'folded' or self.leaf is not None or self.product_decay
         if not self.training or folded:
             return self._apply_folded(x)
@@ -147,7 +149,7 @@ class ExpandedLayer(nn.Module):
         if len(segments) == 1:
             return self._apply_folded(x)
         if not self._is_chain:
-            return self.forward_layerwise(x)
+            return self._apply_layerwise(x)
         if segments[0] == (0, 1) and not has_taps(as_kernel(self.factors[0].weight)):
             # The first 1x1 costs next to nothing beside the others, and its output is r times
             # larger than its input: kept is the input, from which backward applies it again.
@@ -166,9 +168,12 @@ class ExpandedLayer(nn.Module):
         """Apply one factor after another, in any mode: the paper's chain."""
         if self._offered is not None:
             self.take_offered()
+        return self._apply_layerwise(input)
+
+    def _apply_layerwise(self, x: Tensor) -> Tensor:
         if self._is_chain:
-            return self._apply_segments(input, self._layerwise)
-        return self._apply_branches(input)
+            return self._apply_segments(x, self._layerwise)
+        return self._apply_branches(x)
 
     def segments(self, input_shape: Sequence[int]) -> Segments:
         """The cheapest order of association for an input of this shape."""
@@ -202,12 +207,11 @@ class ExpandedLayer(nn.Module):
         if self._is_chain:
             pixels = self.output_pixels(input_shape)
             return count_macs(self.factor_shapes, pixels, self.groups, segments, with_folding)
-        batch, size = self._padded_size(input_shape)
-        whole, _ = apply_macs(self.expression, size)
         if len(segments) > 1:
-            return batch * whole
+            batch, size = self._padded_size(input_shape)
+            return batch * apply_macs(self.expression, size)[0]
         out, inside, height, width = self.expression.shape
-        applied = batch * self._layer_pixels(size) * out * inside * height * width
+        applied = self._layer_pixels(input_shape) * out * inside * height * width
         return applied + with_folding * fold_macs(self.expression)
 
     def output_pixels(self, input_shape: Sequence[int]) -> tuple[int, ...]:
@@ -218,8 +222,8 @@ class ExpandedLayer(nn.Module):
         """The batch, and the image as the expression gets it."""
         raise NotImplementedError
 
-    def _layer_pixels(self, size: tuple[int, int]) -> int:
-        """Output pixels of the layer for an image of this size."""
+    def _layer_pixels(self, input_shape: Sequence[int]) -> int:
+        """Pixels at which the layer applies its whole kernel, batch included."""
         raise NotImplementedError
 
     def _apply_folded(self, x: Tensor) -> Tensor:
@@ -305,7 +309,12 @@ class ExpandedLayer(nn.Module):
                 affine = nodes.fold(wide, probe)
             else:
                 affine = fold([fold_node(node, wide) for node in nodes], self.groups)
-        return _cast(affine, like.dtype)
+        weight, bias = _cast(affine, like.dtype)
+        return self._turn(weight), bias
+
+    def _turn(self, kernel: Tensor) -> Tensor:
+        """The layer's kernel for what the expression folds to, and back."""
+        return kernel
 
     def factor_state(self) -> tuple:
         """Equal as long as no factor was trained, changed in place, loaded, replaced or moved."""
@@ -396,22 +405,21 @@ class ExpandedLayer(nn.Module):
         reason = kernel_refusal(self.expression)
         if reason:
             raise ValueError(reason)
-        self.expression.set_kernel(
-            as_kernel(weight.to(self.like.device)).double(), None if bias is None else bias.double()
-        )
+        kernel = self._turn(as_kernel(weight.to(self.like.device)).double())
+        self.expression.set_kernel(kernel, None if bias is None else bias.double())
 
     def _contract(self) -> nn.Module:
         self.take_offered()
         with torch.no_grad():
             weight, bias = self.expression.fold(torch.float64)
         dtype = self.like.dtype
-        weight = self._as_layer_weight(weight).to(dtype).contiguous()
+        weight = self._as_layer_weight(self._turn(weight)).to(dtype).contiguous()
         return self._as_layer(weight, None if bias is None else bias.to(dtype))
 
     def stand_in(self) -> nn.Module:
         """The layer it came from, its parameters of no value: to be looked at, not to be run."""
         shape = self._layer_weight_shape
-        bias = self.like.new_empty(shape[0]) if self._has_bias else None
+        bias = self.like.new_empty(self.site.out_channels) if self._has_bias else None
         return self._as_layer(self.like.new_empty(shape), bias)
 
     def _as_layer(self, weight: Tensor, bias: Tensor | None) -> nn.Module:

@@ -6,6 +6,7 @@ folds (``fold``), how it is applied layer by layer (``forward``), what that cost
 ``nn.Conv2d`` and ``nn.Linear``, so that a framework's initialisation and its options reach them.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import chain, product
 
@@ -48,7 +49,10 @@ class Probe:
     def __init__(self, x: Tensor, site: Site):
         size = output_size(x.shape[2:], site.kernel_size, site.stride, site.padding, site.dilation)
         pixels = len(x) * size[0] * size[1]
-        self._step = next((s for s in STEPS if pixels >= SAMPLES * s * s), 1)
+        # Of a transposed convolution they are to be of every kind: on pixels, and between them.
+        zeros = math.prod(site.upsampling or (1,))
+        steps = (s for s in STEPS if pixels >= SAMPLES * s * s and math.gcd(s, zeros) == 1)
+        self._step = next(steps, 1)
         strides = [self._step * stride for stride in site.stride]
         taps = x.new_zeros(
             x.shape[1], *site.kernel_size, len(x), *(-(-n // self._step) for n in size)

@@ -60,6 +60,9 @@ class Site:
         padding: with zeros, on both sides of an axis; what else a layer pads, the unit does
             before.
         dilation: of the layer.
+        upsampling: of a transposed convolution its stride; None: of another layer. Its factors
+            see the image with zeros put in between the pixels, which the unit does before, and
+            have no stride.
         linear: whether factors are linear layers.
         like: a tensor of the factors' device and dtype.
     """
@@ -73,15 +76,21 @@ class Site:
     stride: Pair = (1, 1)
     padding: Pair = (0, 0)
     dilation: Pair = (1, 1)
+    upsampling: Pair | None = None
     linear: bool = False
     like: torch.Tensor = torch.empty(0)  # noqa: RUF009  (never changed)
 
     @classmethod
-    def of(cls, layer: nn.Conv2d | nn.Linear, rate: float, device: str | None = None) -> 'Site':
+    def of(
+        cls,
+        layer: nn.Conv2d | nn.ConvTranspose2d | nn.Linear,
+        rate: float,
+        device: str | None = None,
+    ) -> 'Site':
         """The place of a layer.
 
         Args:
-            layer: a convolution or a linear layer.
+            layer: a convolution, a transposed one or a linear layer.
             rate: the expansion rate r.
             device: of the factors; None: the layer's.
         """
@@ -97,9 +106,10 @@ class Site:
             rate,
             layer.groups,
             bias,
-            layer.stride,
+            (1, 1) if layer.transposed else layer.stride,
             (0, 0) if pads_apart(layer) else layer.padding,
             layer.dilation,
+            layer.stride if layer.transposed else None,
             like=like,
         )
 
@@ -107,14 +117,23 @@ class Site:
         """What a kernel's expression is built from again, as integers for a state dict."""
         rate = Fraction(self.rate)
         sizes = self.in_channels, self.out_channels, *self.kernel_size, self.groups, int(self.bias)
-        return torch.tensor((*sizes, rate.numerator, rate.denominator))
+        upsampling = self.upsampling or ()
+        return torch.tensor((*sizes, rate.numerator, rate.denominator, *upsampling))
 
     @classmethod
     def from_record(cls, record: torch.Tensor, like: torch.Tensor) -> 'Site':
         """The place that ``record`` was made of, but for stride, padding and dilation."""
-        m, n, height, width, groups, bias, numerator, denominator = record.tolist()
-        rate = numerator / denominator
-        return cls(m, n, (height, width), rate, groups, bool(bias), like=like.new_empty(0))
+        m, n, height, width, groups, bias, numerator, denominator, *upsampling = record.tolist()
+        return cls(
+            m,
+            n,
+            (height, width),
+            numerator / denominator,
+            groups,
+            bool(bias),
+            upsampling=tuple(upsampling) or None,
+            like=like.new_empty(0),
+        )
 
     def widen_inputs(self) -> int:
         """Of the first factor, p = rm, in every group."""
@@ -189,6 +208,6 @@ class Site:
         return ''
 
 
-def pads_apart(conv: nn.Conv2d) -> bool:
+def pads_apart(conv: nn.Conv2d | nn.ConvTranspose2d) -> bool:
     """Whether a convolution pads as no factor can: once, before the first one."""
-    return conv.padding_mode != 'zeros' or isinstance(conv.padding, str)
+    return conv.transposed or conv.padding_mode != 'zeros' or isinstance(conv.padding, str)

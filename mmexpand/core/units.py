@@ -1,12 +1,13 @@
 """The expanded layers: a convolution and a fully-connected layer (Sec. 3.1, 3.2)."""
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .algebra import Affine
+from .algebra import Affine, transpose
 from .blocks import choose_block
 from .eligibility import refusal
 from .expanded_layer import ExpandedLayer
@@ -14,6 +15,8 @@ from .expression import Chain, Probe, Shape, geometry, leaves, output_size
 from .factorise import INITS
 from .order import FORWARDS
 from .site import Site, check_choice, check_rate, pads_apart
+
+ConvUnit = TypeVar('ConvUnit', bound='ExpandedConv2d')
 
 
 class ExpandedConv2d(ExpandedLayer):
@@ -26,21 +29,24 @@ class ExpandedConv2d(ExpandedLayer):
         bias: the folded bias ``(n,)`` or None, differentiable.
     """
 
+    KIND: type = nn.Conv2d
+    """What it stands for: this class, or one that computes the same."""
+
     @classmethod
     def from_conv(
-        cls,
-        conv: nn.Conv2d,
+        cls: type[ConvUnit],
+        conv: nn.Conv2d | nn.ConvTranspose2d,
         rate: float = 4,
         method: str = 'cl',
         init: str = 'default',
         forward: str = 'auto',
         shortcut: bool = False,
         nonlinear: str | None = None,
-    ) -> 'ExpandedConv2d':
+    ) -> ConvUnit:
         """Expand a convolution; device, dtype, mode and ``requires_grad`` carry over.
 
         Args:
-            conv: the layer; it is not changed.
+            conv: the layer, of class ``KIND``; it is not changed.
             rate: the expansion rate r > 0.
             method: as in ``ExpandConfig``; 'auto': 'ck' where an odd square kernel > 3 allows it.
             init: 'default' or 'preserve'.
@@ -49,16 +55,16 @@ class ExpandedConv2d(ExpandedLayer):
             nonlinear: 'relu' between the factors, as in ``ExpandConfig``.
 
         Raises:
-            TypeError: if it is not a plain convolution.
+            TypeError: if it is not a plain layer of this kind.
             ValueError: for an unknown or unfit method, rate, init or forward.
         """
-        _check(conv, nn.Conv2d, rate, init, forward)
+        _check(conv, cls.KIND, rate, init, forward)
         site = Site.of(conv, rate)
         unit = cls(conv, choose_block(method, shortcut, site, nonlinear), site, forward)
         _carry_over(unit, conv, init)
         return unit
 
-    def __init__(self, layer: nn.Conv2d, *args):
+    def __init__(self, layer: nn.Conv2d | nn.ConvTranspose2d, *args):
         super().__init__(layer, *args)
         # What ConvModule and its like read from a convolution.
         for name in [
@@ -92,11 +98,12 @@ class ExpandedConv2d(ExpandedLayer):
             height, width = height + top + bottom, width + left + right
         return batch[0] if batch else 1, (height, width)
 
-    def _layer_pixels(self, size: tuple[int, int]) -> int:
+    def _layer_pixels(self, input_shape: Sequence[int]) -> int:
+        batch, size = self._padded_size(input_shape)
         layer = self._layer[0]
         padding = (0, 0) if pads_apart(layer) else layer.padding
         height, width = output_size(size, layer.kernel_size, layer.stride, padding, layer.dilation)
-        return height * width
+        return batch * height * width
 
     def kernel_for_forward(self, affine: Affine) -> Affine:
         """A product in the memory format that the network runs in.
@@ -175,6 +182,83 @@ class ExpandedConv2d(ExpandedLayer):
         self._lay_out_factors()
         self._forget_products()
         return self
+
+
+class ExpandedConvTranspose2d(ExpandedConv2d):
+    """A transposed convolution as a block, in the place of the convolution that it amounts to.
+
+    It is a convolution, its kernel turned round, of the image with zeros put in between its pixels
+    and around them. The block stands for that one, so that all blocks fit; layer by layer it is
+    applied to that image. Folded, it is one transposed convolution.
+
+    Attributes:
+        weight: the folded kernel ``(m, n / groups, kh, kw)``, differentiable.
+    """
+
+    KIND = nn.ConvTranspose2d
+    _conv_forward = None  # nn.ConvTranspose2d has none.
+
+    def __init__(self, layer: nn.ConvTranspose2d, *args):
+        super().__init__(layer, *args)
+        self._output_padding = tuple(layer.output_padding)  # Of the present call.
+
+    def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+        """Apply the layer as ``ExpandedLayer.forward`` does; to an output of a given size."""
+        self._choose_output_padding(input, output_size)
+        return super().forward(input)
+
+    def forward_layerwise(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+        """Apply one factor after another, in any mode."""
+        self._choose_output_padding(input, output_size)
+        return super().forward_layerwise(input)
+
+    def _choose_output_padding(self, x: Tensor, output_size: Sequence[int] | None) -> None:
+        layer = self._layer[0]
+        axes = layer.stride, layer.padding, layer.kernel_size, 2, layer.dilation
+        self._output_padding = tuple(layer._output_padding(x, output_size, *axes))
+
+    def to_conv(self) -> nn.ConvTranspose2d:
+        """The exact transposed convolution it came from; see ``ExpandedConv2d.to_conv``."""
+        return super().to_conv()
+
+    @property
+    def _borders(self) -> tuple[int, int, int, int]:
+        """What is put around the image: left, right, top, bottom; below 0: taken off."""
+        layer = self._layer[0]
+        before = [
+            d * (k - 1) - p
+            for d, k, p in zip(layer.dilation, layer.kernel_size, layer.padding, strict=True)
+        ]
+        (top, left), (rows, columns) = before, self._output_padding
+        return left, left + columns, top, top + rows
+
+    def _padded_size(self, input_shape: Sequence[int]) -> tuple[int, tuple[int, int]]:
+        *batch, _, height, width = input_shape
+        (down, right), (before, after, above, below) = self._layer[0].stride, self._borders
+        size = (height - 1) * down + 1 + above + below, (width - 1) * right + 1 + before + after
+        return batch[0] if batch else 1, size
+
+    def _layer_pixels(self, input_shape: Sequence[int]) -> int:
+        return torch.Size(input_shape).numel() // self.in_channels
+
+    def _pad(self, x: Tensor) -> Tensor:
+        down, right = self._layer[0].stride
+        height, width = x.shape[-2:]
+        spread = x.new_zeros(*x.shape[:-2], (height - 1) * down + 1, (width - 1) * right + 1)
+        spread[..., ::down, ::right] = x
+        return F.pad(spread, self._borders)
+
+    def _apply_kernel(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        layer = self._layer[0]
+        how = layer.stride, layer.padding, self._output_padding, self.groups, layer.dilation
+        return F.conv_transpose2d(x, weight, bias, *how)
+
+    @property
+    def _layer_weight_shape(self) -> Shape:
+        return (self.in_channels, self.out_channels // self.groups, *self.kernel_size)
+
+    def _turn(self, kernel: Tensor) -> Tensor:
+        return transpose(kernel, self.groups)
 
 
 class ExpandedLinear(ExpandedLayer):

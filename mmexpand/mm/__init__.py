@@ -18,13 +18,13 @@ from .optim import ExpandOptimWrapperConstructor
 from .runtime import allow_mmengine_checkpoints
 
 if find_spec('mmcv'):
-    from mmcv.cnn.bricks.wrappers import Conv2d, Linear
+    from mmcv.cnn.bricks.wrappers import Conv2d, ConvTranspose2d, Linear
 
     from ..core.eligibility import PLAIN_LAYERS
 
-    # What conv_cfg=None and mmcv.cnn.Linear build: nn's own forward but for empty batches on old
-    # torch versions.
-    PLAIN_LAYERS.update((Conv2d, Linear))
+    # What conv_cfg=None, 'deconv' and mmcv.cnn.Linear build: nn's own forward but for empty batches
+    # on old torch versions.
+    PLAIN_LAYERS.update((Conv2d, ConvTranspose2d, Linear))
 
 # Where mmengine finds ``_base_ = 'mmexpand::...'``.
 MODULE2PACKAGE.setdefault('mmexpand', 'mmexpand')

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.algebra import fold
+from ..core.algebra import fold, transpose
 from ..core.blocks import BLOCKS
 from ..core.expanded_layer import FACTORS, SITE_KEY
 from ..core.expression import as_kernel
@@ -241,7 +241,9 @@ def _contract_chain(state_dict: Mapping[str, Tensor], _: str) -> tuple[Tensor, T
 @torch.no_grad()
 def _contract_block(state_dict: Mapping[str, Tensor], block: str) -> tuple[Tensor, Tensor | None]:
     like = next(value for value in state_dict.values() if value.is_floating_point())
-    expression = BLOCKS[block].build(Site.from_record(state_dict[SITE_KEY], like))
+    site = Site.from_record(state_dict[SITE_KEY], like)
+    expression = BLOCKS[block].build(site)
     expression.load_state_dict({k: v for k, v in state_dict.items() if k != SITE_KEY})
     weight, bias = expression.fold(torch.float64)
+    weight = transpose(weight, site.groups) if site.upsampling else weight
     return weight.to(like.dtype).contiguous(), None if bias is None else bias.to(like.dtype)

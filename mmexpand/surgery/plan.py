@@ -197,10 +197,11 @@ def _unchosen(aliases: list[str], chosen: set[str], excluded: set[str]) -> str:
 
 
 def _refuse(layer: nn.Module, owners: Counter, held: dict[int, str], cfg: ExpandConfig) -> str:
-    kind = nn.Linear if isinstance(layer, nn.Linear) else nn.Conv2d
-    if isinstance(layer, (nn.modules.conv._ConvTransposeNd, nn.Conv1d, nn.Conv3d)):
-        return f'{type(layer).__name__} is not supported; nn.Conv2d and nn.Linear are'
-    reason = refusal(layer, kind)
+    kinds = nn.Linear, nn.ConvTranspose2d, nn.Conv2d
+    if isinstance(layer, nn.modules.conv._ConvNd) and not isinstance(layer, kinds):
+        supported = 'nn.Conv2d, nn.ConvTranspose2d and nn.Linear'
+        return f'{type(layer).__name__} is not supported; {supported} are'
+    reason = refusal(layer, next((k for k in kinds if isinstance(layer, k)), nn.Conv2d))
     if reason:
         return reason
     if any(owners[id(parameter)] > 1 for parameter in layer.parameters()):

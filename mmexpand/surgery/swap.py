@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from ..core.units import ExpandedConv2d, ExpandedLinear
+from ..core.units import ExpandedConv2d, ExpandedConvTranspose2d, ExpandedLinear
 from .config import ExpandConfig
 from .copying import copy_model
 from .holders import swap_held
@@ -38,7 +38,8 @@ def expand_(model: nn.Module, cfg: ExpandConfig | None = None) -> Plan:
     if any(not layer.name for layer in done):
         raise ValueError(
             'the model is a single layer, which has no place to be replaced in; make a unit of it '
-            'with ExpandedConv2d.from_conv or ExpandedLinear.from_linear'
+            'with from_conv of ExpandedConv2d or ExpandedConvTranspose2d, or '
+            'ExpandedLinear.from_linear'
         )
     swapped = {}
     for layer in done:
@@ -68,7 +69,9 @@ def _expand_layer(layer: nn.Module, cfg: ExpandConfig) -> Unit:
     )
     if isinstance(layer, nn.Linear):
         return ExpandedLinear.from_linear(layer, **how)
-    return ExpandedConv2d.from_conv(layer, shortcut=cfg.shortcut, **how)
+    transposed = isinstance(layer, nn.ConvTranspose2d)
+    unit = ExpandedConvTranspose2d if transposed else ExpandedConv2d
+    return unit.from_conv(layer, shortcut=cfg.shortcut, **how)
 
 
 def contract_(model: nn.Module) -> nn.Module:

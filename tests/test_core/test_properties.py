@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import mmexpand
-from mmexpand import ExpandConfig, ExpandedConv2d, ExpandedLinear
+from mmexpand import ExpandConfig, ExpandedConv2d, ExpandedConvTranspose2d, ExpandedLinear
 from mmexpand.core.blocks import METHODS
 from mmexpand.surgery.checkpoint import contract_state_dict
 
@@ -47,6 +47,32 @@ def convolutions(draw):
     )
 
 
+@st.composite
+def transposed_convolutions(draw):
+    groups = draw(st.integers(1, 3))
+    pair = lambda numbers: st.tuples(numbers, numbers)  # noqa: E731
+    stride, dilation = draw(pair(st.integers(1, 3))), draw(pair(st.integers(1, 2)))
+    largest = (max(both) - 1 for both in zip(stride, dilation, strict=True))
+    return nn.ConvTranspose2d(
+        groups * draw(SIZE),
+        groups * draw(SIZE),
+        draw(st.one_of(st.sampled_from([(1, 1), (3, 3), (5, 5), (7, 7)]), pair(SIZE))),
+        stride,
+        draw(pair(st.integers(0, 3))),
+        draw(st.tuples(*(st.integers(0, most) for most in largest))),
+        groups,
+        draw(st.booleans()),
+        dilation,
+    )
+
+
+LAYERS = st.one_of(convolutions(), transposed_convolutions())
+
+
+def unit_of(layer):
+    return ExpandedConvTranspose2d if layer.transposed else ExpandedConv2d
+
+
 def trained(module):
     """As training leaves it: nothing at its start, statistics of norms included."""
     for parameter in module.parameters():
@@ -77,7 +103,7 @@ def error(result, reference):
 
 @pytest.mark.filterwarnings('ignore:Using padding=')
 @given(
-    conv=convolutions(),
+    conv=LAYERS,
     method=METHOD,
     shortcut=st.booleans(),
     rate=RATE,
@@ -93,7 +119,7 @@ def test_layer(conv, method, shortcut, rate, dtype, size, seed):
     assume(_torch_can(conv, x))
     before = copy.deepcopy(conv.state_dict())
     try:
-        unit = ExpandedConv2d.from_conv(conv, rate, method, shortcut=shortcut)
+        unit = unit_of(conv).from_conv(conv, rate, method, shortcut=shortcut)
     except ValueError as refusal:
         note(refusal)
         assert len(str(refusal)) > 20
@@ -102,7 +128,7 @@ def test_layer(conv, method, shortcut, rate, dtype, size, seed):
     trained(unit).eval()
     reference = unit.forward_layerwise(x)
     compact = unit.to_conv()
-    assert type(compact) is nn.Conv2d
+    assert type(compact) is type(conv)
     assert compact.state_dict().keys() == before.keys()
     assert str(compact) == str(conv)
     assert not torch.equal(compact.weight, conv.weight)
@@ -125,13 +151,13 @@ def test_linear_layer(inputs, outputs, bias, rate, dtype, seed):
     assert error(unit.to_linear()(x), unit.forward_layerwise(x)) <= BOUNDS[dtype]
 
 
-@given(conv=convolutions(), method=METHOD, shortcut=st.booleans(), seed=st.integers(0, 2**31))
+@given(conv=LAYERS, method=METHOD, shortcut=st.booleans(), seed=st.integers(0, 2**31))
 def test_preserve(conv, method, shortcut, seed):
     """The product is the layer's weight, then and after the compact weights are loaded."""
     torch.manual_seed(seed)
     trained(conv.double())
     try:
-        unit = ExpandedConv2d.from_conv(conv, 4, method, init='preserve', shortcut=shortcut)
+        unit = unit_of(conv).from_conv(conv, 4, method, init='preserve', shortcut=shortcut)
     except ValueError as refusal:
         note(refusal)
         assume(False)

@@ -13,10 +13,11 @@ from mmengine.registry import MODELS
 from mmengine.runner import FlexibleRunner, Runner
 from mmseg.apis import init_model
 from mmseg.models.backbones import UNet
+from torch import nn
 from torch.nn.init import trunc_normal_
 
 import mmexpand
-from mmexpand import ExpandedConv2d
+from mmexpand import ExpandedConv2d, ExpandedConvTranspose2d
 from mmexpand.mm import builders
 from mmexpand.mm.checkpoints import match_checkpoint
 from mmexpand.mm.hooks import ExpandHook
@@ -79,6 +80,26 @@ def test_train_contract_and_load_in_stock_mmseg(seg_cfg):
     assert report['metrics_compact'] == report['metrics_expanded']
     assert last['meta']['dataset_meta']['classes'][13] == 'car'
     _load_in_stock_mmseg(work_dir)
+
+
+@pytest.mark.parametrize('expand', [{}, dict(method='do', forward='folded', init='preserve')])
+def test_transposed_convolutions_of_a_decoder(seg_cfg, expand):
+    cfg = seg_cfg(custom_hooks=hooks(include='backbone.decoder', **expand))
+    cfg.model.backbone.upsample_cfg = dict(type='DeconvModule')
+    cfg.train_cfg.max_iters = 2
+    cfg.default_hooks.checkpoint.interval = 1
+    runner = train(cfg)
+    name, work_dir = 'backbone.decoder.0.upsample.deconv_upsamping.0', Path(cfg.work_dir)
+    assert isinstance(runner.model.get_submodule(name), ExpandedConvTranspose2d)
+    first, second = (weights(work_dir / f'iter_{count}.pth') for count in (1, 2))
+    last = weights(work_dir / 'compact_last.pth')
+    assert not torch.equal(contract_state_dict(first)[f'{name}.weight'], last[f'{name}.weight'])
+    assert torch.equal(contract_state_dict(second)[f'{name}.weight'], last[f'{name}.weight'])
+    stock = init_model(work_dir / 'compact_config.py', str(work_dir / 'compact_last.pth'), 'cpu')
+    stock.load_state_dict(last, strict=True)
+    assert type(stock.get_submodule(name)) is nn.ConvTranspose2d
+    x = torch.randn(2, 3, 32, 48)
+    torch.testing.assert_close(stock(x), runner.model.eval()(x), rtol=1e-4, atol=1e-5)
 
 
 def _load_in_stock_mmseg(work_dir):

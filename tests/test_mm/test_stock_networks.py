@@ -4,6 +4,7 @@ import pytest
 import torch
 from mmengine.hub import get_config
 from mmengine.model import revert_sync_batchnorm
+from torch import nn
 
 import mmexpand
 from mmexpand import ExpandConfig
@@ -13,6 +14,7 @@ NETWORKS = [
     ('mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py', 'cl'),
     ('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', 'cl'),
     ('mmdet::ssd/ssdlite_mobilenetv2-scratch_8xb24-600e_coco.py', 'cl'),
+    ('mmdet::centernet/centernet_r18_8xb16-crop512-140e_coco.py', 'cl'),
     ('mmseg::segformer/segformer_mit-b0_8xb1-160k_cityscapes-1024x1024.py', 'cl+fc'),
     ('mmseg::bisenetv2/bisenetv2_fcn_4xb4-160k_cityscapes-1024x1024.py', 'auto'),
 ]
@@ -38,8 +40,11 @@ def test_expands_and_contracts_exactly(name, method):
     model = revert_sync_batchnorm(build_compact_model(cfg)).double()
     keys = list(model.state_dict())
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    transposed = {n for n, m in model.named_modules() if isinstance(m, nn.ConvTranspose2d)}
     plan = mmexpand.expand_(model, ExpandConfig(method, 1.5))
     assert len(plan) > 30
+    assert transposed <= {layer.name for layer in plan}
+    assert bool(transposed) == ('centernet' in name)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.01 * torch.randn_like(parameter)

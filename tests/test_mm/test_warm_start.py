@@ -25,9 +25,10 @@ class Net(nn.Module):
         self.conv1 = nn.Conv2d(3, 6, 3, padding=1)
         self.norm = nn.BatchNorm2d(6)
         self.conv2 = nn.Conv2d(6, 4, 3, padding=1, groups=2)
+        self.up = nn.ConvTranspose2d(4, 4, 3, padding=1, groups=2)
 
     def forward(self, x):
-        return self.conv2(self.norm(self.conv1(x)).relu())
+        return self.up(self.conv2(self.norm(self.conv1(x)).relu()))
 
 
 def steps(model, optimizer, count, generator):

@@ -24,13 +24,15 @@ ROWS = 8
 class Net(nn.Module):
     """A shared layer, one with groups, one that not every step uses, one that is read only."""
 
-    def __init__(self, attends: bool):
+    def __init__(self, case: str):
         super().__init__()
+        kind = nn.ConvTranspose2d if case == 'transposed' else nn.Conv2d
         self.stem = nn.Conv2d(3, 8, 3, padding=1)
-        self.shared = nn.Conv2d(8, 8, 3, padding=1, groups=2, bias=False)
-        self.sometimes = nn.Conv2d(8, 8, 3, padding=1)
+        self.shared = kind(8, 8, 3, padding=1, groups=2, bias=False)
+        self.sometimes = kind(8, 8, 3, padding=1)
         self.neck = nn.Conv2d(8, 4, 5)
         self.head = nn.Linear(64, 5)
+        attends = case == 'attention'
         self.attention = nn.MultiheadAttention(4, 2, batch_first=True) if attends else None
         self.use_sometimes = True
 
@@ -49,7 +51,7 @@ class Net(nn.Module):
 
 def expanded_net(case: str) -> nn.Module:
     torch.manual_seed(0)
-    net = Net(attends=case == 'attention').double()
+    net = Net(case).double()
     if case == 'frozen':
         net.stem.requires_grad_(False)
     include = ['stem', 'shared', 'sometimes', 'neck']

@@ -30,6 +30,7 @@ def net():
         nn.Conv2d(8, 8, 5, groups=4, bias=False),
         nn.Conv2d(8, 4, 7, dilation=2),
         nn.Linear(4, 3),
+        nn.ConvTranspose2d(4, 8, 5, 2, groups=2),
     ).double()
 
 

@@ -17,7 +17,7 @@ from mmexpand.surgery.distributed import can_reduce_compact
 WORKER = Path(__file__).with_name('ddp_worker.py')
 
 
-BLOCKS = ['shortcut', 'orepa', 'do', 'rep', 'ac']
+BLOCKS = ['shortcut', 'orepa', 'do', 'rep', 'ac', 'transposed']
 CASES = {
     2: ['simple', 'clip', 'sum', 'unused', 'frozen', 'static', 'views', 'attention', *BLOCKS],
     4: ['simple'],

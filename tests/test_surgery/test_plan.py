@@ -34,6 +34,7 @@ def net():
             'tied': tied,
             'tied_too': tied_too,
             'conv3d': nn.Conv3d(4, 4, 3),
+            'up1d': nn.ConvTranspose1d(4, 4, 2),
             'quantised': torch.ao.nn.quantized.Conv2d(4, 4, 3),
         }
     )
@@ -41,17 +42,17 @@ def net():
 
 def test_every_layer_is_planned_or_skipped_with_its_reason():
     plan = mmexpand.plan(net(), ExpandConfig())
-    assert [layer.name for layer in plan] == ['backbone.conv1', 'backbone.conv2']
+    assert [layer.name for layer in plan] == ['backbone.conv1', 'backbone.conv2', 'up']
     reasons = {layer.name: layer.reason for layer in plan.skipped}
     for name, words in {
         'backbone.fc': 'convolutions only',
-        'up': 'ConvTranspose2d',
         'deform': 'DeformConv2d',
         'lazy': 'first forward',
         'odd': 'forward of its own',
         'tied': 'shares',
         'tied_too': 'shares',
-        'conv3d': 'Conv3d',
+        'conv3d': 'Conv3d is not supported',
+        'up1d': 'ConvTranspose1d is not supported',
         'quantised': 'quantised',
     }.items():
         assert words in reasons.pop(name)

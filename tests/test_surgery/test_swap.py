@@ -108,7 +108,7 @@ def test_nothing_is_changed_when_a_check_fails(net):
 def test_one_log_line_for_every_layer(net, caplog):
     with caplog.at_level(logging.INFO, 'mmexpand'):
         plan = mmexpand.expand_(net)
-    assert len(caplog.records) == len(plan) == 3
+    assert len(caplog.records) == len(plan) == 4
 
 
 def test_hooks_on_a_layer_carry_over(net):

@@ -91,6 +91,8 @@ def choose_block(method: str, shortcut: bool, site: Site, nonlinear: str | None 
         ValueError: if there is none; the message is the reason.
     """
     check_method(method, shortcut, nonlinear)
+    if nonlinear and site.upsampling:
+        raise ValueError(f'nonlinear={nonlinear!r} is not for transposed convolutions')
     suffix = f'_{nonlinear}' if nonlinear else '_shortcut' if shortcut else ''
     if site.linear:
         if 'fc' not in method.split('+'):
