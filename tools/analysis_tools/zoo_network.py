@@ -34,9 +34,27 @@ from mmexpand.mm.models import build_compact_model, features, input_channels, te
 from mmexpand.surgery.copying import copy_model
 from mmexpand.surgery.modes import eval_mode
 
-SMALL_FIRST = (
-    'nano tiny slim -b0 b0_ mobilenet r18 hr18 w18 stdc1 -t_ -t- _t_ -s_ _s_ s12 400MF r50 vit-s'
-).split()
+SMALL_FIRST = [
+    'nano',
+    'tiny',
+    'slim',
+    '-b0',
+    'b0_',
+    'mobilenet',
+    'r18',
+    'hr18',
+    'w18',
+    'stdc1',
+    '-t_',
+    '-t-',
+    '_t_',
+    '-s_',
+    '_s_',
+    's12',
+    '400MF',
+    'r50',
+    'vit-s',
+]
 """What small networks have in their names, the smallest first."""
 
 TYPICAL = {
