@@ -1,4 +1,4 @@
-"""SmallNet's configs: kernels, methods and rates as their names say, and each trains and contracts."""
+"""SmallNet's configs: what their names say, and that each trains and contracts."""
 
 import re
 from pathlib import Path

@@ -33,7 +33,7 @@ def parse_args() -> argparse.Namespace:
         '--out-dir', type=Path, default=Path('work_dirs/zoo'), help='where the JSON files are'
     )
     parser.add_argument('--page', type=Path, help='write a Markdown page here')
-    parser.add_argument('--limit', type=count, default=300, help='seconds that each may take')
+    parser.add_argument('--limit', type=count, default=600, help='seconds that each may take')
     add_debug_argument(parser)
     return parser.parse_args()
 

@@ -10,7 +10,9 @@ import sys
 import time
 import traceback
 from collections import Counter
+from collections.abc import Iterator
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -104,16 +106,15 @@ def _letters(name: str) -> str:
     return ''.join(character for character in name.lower() if character.isalnum())
 
 
-def find_config(family: str) -> tuple[str, Config]:
-    """The first candidate that has a model, by its name and as a config without downloads."""
+def usable_configs(family: str) -> Iterator[tuple[str, Config]]:
+    """The candidates that have a model, by name, without downloads."""
     package, _, folder = family.partition('/')
     for name in candidates(family):
         cfg = get_config(f'{package}::{folder}/{name}')
         if 'model' in cfg:
             _drop_downloads(cfg)
             _keep_few(cfg)
-            return f'{package}::{folder}/{name}', cfg
-    raise StockError('no config of this folder has a model')
+            yield f'{package}::{folder}/{name}', cfg
 
 
 def _drop_downloads(cfg: Config) -> None:
@@ -182,7 +183,7 @@ def smallest_batch(stock: nn.Module, cfg: Config) -> tuple[int, dict]:
                 last = error
                 continue
             if not all(output.isfinite().all() for output in tensors_in(outputs)):
-                raise StockError('its outputs are not finite with random weights')
+                raise FloatingPointError('the outputs are not finite with random weights')
             return side, batch
     raise last
 
@@ -190,17 +191,19 @@ def smallest_batch(stock: nn.Module, cfg: Config) -> tuple[int, dict]:
 def stock_network(family: str) -> tuple[str, nn.Module, int, dict]:
     """The config of a family, its network, and the side of a batch it runs on.
 
+    Of three configs the first that works.
+
     Raises:
-        StockError: in the words of whatever was raised.
+        StockError: in the words of whatever the first config raised.
     """
-    try:
-        name, cfg = find_config(family)
-        stock = build_stock(cfg)
-        return name, stock, *smallest_batch(stock, cfg)
-    except StockError:
-        raise
-    except Exception as error:
-        raise StockError(first_words(error)) from error
+    errors = []
+    for name, cfg in islice(usable_configs(family), 3):
+        try:
+            stock = build_stock(cfg)
+            return name, stock, *smallest_batch(stock, cfg)
+        except Exception as error:  # The network's own: of any kind.
+            errors.append(f'{name}: {first_words(error)}')
+    raise StockError(errors[0] if errors else 'no config of this folder has a model')
 
 
 def first_words(error: Exception) -> str:
