@@ -8,6 +8,7 @@ from .smallnet import SmallNet
 __all__ = ['CIFARDataPreprocessor', 'SmallNet', 'TopAccuracy', 'ZippedImages']
 
 if find_spec('mmdet'):
+    from . import ssd  # noqa: F401
     from .yolo_lite import YOLOLite
     from .yolov2_head import YOLOV2Head
 

@@ -5,23 +5,20 @@ Each in a process of its own, one JSON a family: what is there is not run again.
 
 import argparse
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 import time
+from multiprocessing import get_context
 from pathlib import Path
 
+import torch
+import zoo_network
 from rich.progress import track
-from zoo_network import families
 from zoo_page import page
 
 from mmexpand.files import written_whole
 from mmexpand.mm.contraction import check_writable
 from mmexpand.mm.launch import add_debug_argument, count, tool
-
-NETWORK = Path(__file__).with_name('zoo_network.py')
 
 
 def parse_args() -> argparse.Namespace:
@@ -41,38 +38,39 @@ def parse_args() -> argparse.Namespace:
 def run_family(family: str, path: Path, limit: int) -> None:
     """Let a process write the JSON of a family; where it cannot, say how it ended."""
     start = time.perf_counter()
-    command = [sys.executable, str(NETWORK), family, str(path.absolute())]
-    env = dict(os.environ, OMP_NUM_THREADS='1')  # More threads wait for each other on busy cores.
-    log = path.with_suffix('.log')
-    with log.open('w') as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=env)
-        try:
-            code = process.wait(limit)
-            end = f'ended by {signal.Signals(-code).name}' if code < 0 else f'exit status {code}'
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            end = f'took more than {limit} s'
+    # Forked, with everything imported already, which takes longer than many a network.
+    process = get_context('fork').Process(target=zoo_network.main, args=(family, path.absolute()))
+    process.start()
+    process.join(limit)
+    if process.is_alive():
+        process.kill()
+        process.join()
+        end = f'took more than {limit} s'
+    elif process.exitcode < 0:
+        end = f'ended by {signal.Signals(-process.exitcode).name}'
+    else:
+        end = f'exit status {process.exitcode}'
     if not path.exists():
-        stage = (re.findall(r'^stage: (.*)$', log.read_text(), re.MULTILINE) or ['start'])[-1]
+        log = zoo_network.log_of(path)
+        stage = re.findall(r'^stage: (.*)$', log.read_text(errors='replace'), re.MULTILINE)[-1]
+        status = 'stock' if stage == zoo_network.BUILDING else 'failed'
         seconds = round(time.perf_counter() - start, 1)
-        status = 'stock' if stage in ('start', 'building stock') else 'failed'
-        result = dict(
-            family=family, status=status, error=f'{end} (after: {stage})', seconds=seconds
-        )
+        words = f'{end} (stage: {stage})'
+        result = dict(family=family, status=status, error=words, seconds=seconds)
         with written_whole(path) as temporary:
             temporary.write_text(json.dumps(result, indent=2))
 
 
 @tool(parse_args)
 def main(args: argparse.Namespace) -> None:
-    known = families()
+    known = zoo_network.families()
     chosen = args.families or known
     unknown = [family for family in chosen if family not in known]
     if unknown:
         raise ValueError(f'there is no family {unknown[0]}; there are {", ".join(known)}')
     check_writable(args.out_dir, '--out-dir')
     paths = {family: args.out_dir / f'{family.replace("/", "_")}.json' for family in chosen}
+    torch.set_num_threads(1)  # More wait for each other where cores are busy.
     for family, path in track(paths.items(), description='families'):
         if not path.exists():
             run_family(family, path, args.limit)

@@ -1,12 +1,11 @@
 """The smallest network of one family of mmdet's or mmseg's configs: expanded, contracted, compared.
 
-A process of its own for zoo.py: `python zoo_network.py mmdet/atss result.json`.
+What zoo.py does in a process of its own.
 """
 
 import copy
 import json
 import os
-import sys
 import time
 import traceback
 from collections import Counter
@@ -65,6 +64,9 @@ TYPICAL = {
     'mmdet/gcnet': 'mask-rcnn_r50-gcb-r4-c3-c5_fpn_1x_coco.py',
 }
 """Where no config has the family's name in its own."""
+
+BUILDING = 'building and running stock'
+"""The stage in which whatever goes wrong is the stock network's doing."""
 
 SIDES = 64, 128, 256, 512
 """Heights and widths to try a stock network on; some need large ones."""
@@ -216,11 +218,10 @@ def try_network(stock: nn.Module, batch: dict) -> dict[str, Any]:
     """Expand everything eligible, compare with stock, contract, compare with the expanded one."""
     expanded = copy_model(stock)
     plan = mmexpand.expand_(expanded, ExpandConfig('cl', rate=1, init='preserve'))
-    say('expanded')
+    say('comparing with stock')
     preserved, _ = verify_on_batch(expanded, stock, batch)
-    say('equal to stock')
+    say('contracting')
     result = contract_and_verify(expanded, batch)
-    say('contracted')
     found = result.verification
     weights = result.compact.state_dict()
     changed = max(relative(value, weights[name]) for name, value in stock.state_dict().items())
@@ -249,15 +250,23 @@ def say(stage: str) -> None:
     print(f'stage: {stage}', flush=True)
 
 
+def log_of(path: Path) -> Path:
+    """Where the process that writes a JSON has its output."""
+    return path.with_suffix('.log')
+
+
 def main(family: str, path: Path) -> None:
     """Write what becomes of a family's network."""
+    with log_of(path).open('w') as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
     os.chdir(configs_of(family.partition('/')[0]).parent)  # Configs name others from there.
     start = time.perf_counter()
     result = dict(family=family)
-    say('building stock')
+    say(BUILDING)
     try:
         name, stock, side, batch = stock_network(family)
-        say('stock runs')
+        say('expanding')
         result.update(config=name, side=side, **try_network(stock, batch), status='exact')
     except StockError as error:
         result.update(status='stock', error=str(error))
@@ -267,7 +276,3 @@ def main(family: str, path: Path) -> None:
     result['seconds'] = round(time.perf_counter() - start, 1)
     with written_whole(path) as temporary:
         temporary.write_text(json.dumps(result, indent=2))
-
-
-if __name__ == '__main__':
-    main(sys.argv[1], Path(sys.argv[2]))
