@@ -10,10 +10,10 @@ from mmengine.hub import get_config
 from mmexpand.mm.models import build_expanded_model
 from mmexpand.mm.trial import try_training
 from mmexpand.surgery import named_units
+from tests.test_models.test_yolo_lite_configs import write_voc
 
 sys.path.insert(0, str(Path(__file__).parents[2] / 'tools/demo'))
 from draw_cityscapes import draw_cityscapes
-from draw_voc import draw_voc
 
 ROOT = Path(__file__).parents[2]
 
@@ -67,14 +67,15 @@ def unscoped(node):
 
 
 def test_ssdlite_trains_and_contracts(tmp_path):
-    draw_voc(tmp_path / 'VOCdevkit', num_train=4, num_test=2, size=(160, 120))
+    boxes = [(10, 10, 60, 50), (30, 20, 90, 70), (80, 5, 119, 79)]
+    write_voc(tmp_path, dict.fromkeys('abcd', boxes), ('cat', 'dog', 'person'))
     cfg = Config.fromfile(SSDLITE)
     train = cfg.train_dataloader
     for part in train.dataset.dataset.datasets:
         part.ann_file = 'VOC2007/ImageSets/Main/trainval.txt'
         part.data_prefix.sub_data_root = 'VOC2007/'
     for dataset in (*train.dataset.dataset.datasets, cfg.val_dataloader.dataset):
-        dataset.data_root = f'{tmp_path}/VOCdevkit/'
+        dataset.data_root = f'{tmp_path}/'
     assert 0 < try_training(quick(cfg)).loss < 100
 
 

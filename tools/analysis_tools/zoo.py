@@ -27,9 +27,12 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--families', nargs='+', help='such as mmdet/atss; all without it')
     parser.add_argument(
-        '--out-dir', type=Path, default=Path('work_dirs/zoo'), help='where the JSON files are'
+        '--out-dir', type=Path, default=Path('resources/zoo'), help='where the JSON files are'
     )
-    parser.add_argument('--page', type=Path, help='write a Markdown page here')
+    parser.add_argument(
+        '--page', type=Path, default=Path('docs/supported_networks.md'), help='the page'
+    )
+    parser.add_argument('--page-only', action='store_true', help='write the page of what is there')
     parser.add_argument('--limit', type=count, default=600, help='seconds that each may take')
     add_debug_argument(parser)
     return parser.parse_args()
@@ -69,17 +72,16 @@ def main(args: argparse.Namespace) -> None:
     if unknown:
         raise ValueError(f'there is no family {unknown[0]}; there are {", ".join(known)}')
     check_writable(args.out_dir, '--out-dir')
-    paths = {family: args.out_dir / f'{family.replace("/", "_")}.json' for family in chosen}
+    paths = {family: args.out_dir / f'{family.replace("/", "_")}.json' for family in known}
     torch.set_num_threads(1)  # More wait for each other where cores are busy.
-    for family, path in track(paths.items(), description='families'):
-        if not path.exists():
-            run_family(family, path, args.limit)
-    text = page([json.loads(path.read_text()) for path in paths.values()])
-    if args.page:
-        with written_whole(args.page) as temporary:
-            temporary.write_text(text)
-    else:
-        print(text)
+    if not args.page_only:
+        for family in track(chosen, description='families'):
+            if not paths[family].exists():
+                run_family(family, paths[family], args.limit)
+    done = [json.loads(path.read_text()) for path in paths.values() if path.exists()]
+    missing = [family for family, path in paths.items() if not path.exists()]
+    with written_whole(args.page) as temporary:
+        temporary.write_text(page(done, missing))
 
 
 if __name__ == '__main__':

@@ -175,6 +175,7 @@ def _segmentation_batch(channels: int, side: int) -> dict:
 @torch.no_grad()
 def smallest_batch(stock: nn.Module, cfg: Config) -> tuple[int, dict]:
     """The smallest batch that the stock network runs on: its tensor mode, or else its features."""
+    errors = []
     for run in (tensor_outputs, features):
         for side in SIDES:
             batch = drawn_batch(stock, cfg, side)
@@ -182,12 +183,12 @@ def smallest_batch(stock: nn.Module, cfg: Config) -> tuple[int, dict]:
                 with eval_mode(stock):
                     outputs = run(stock, stock.data_preprocessor(copy.deepcopy(batch), False))
             except Exception as error:  # The network's own: of any kind.
-                last = error
+                errors.append(error)
                 continue
             if not all(output.isfinite().all() for output in tensors_in(outputs)):
                 raise FloatingPointError('the outputs are not finite with random weights')
             return side, batch
-    raise last
+    raise errors[len(SIDES) - 1]  # Of the whole network on large images.
 
 
 def stock_network(family: str) -> tuple[str, nn.Module, int, dict]:
