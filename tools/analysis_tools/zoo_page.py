@@ -12,17 +12,18 @@ PACKAGES = (
 INTRO = """\
 # Supported networks
 
-A network of every family of mmdet's and mmsegmentation's own configs, with random weights: everything that `cl`
-takes is expanded at rate 1 with `init='preserve'`, compared with the stock network, contracted, compared again,
-and loaded into the stock network strictly. All comparisons are layer by layer and end to end, on two drawn images
-(of a two-stage detector the features, whose proposals rounding may turn). `python` and `PyPI` versions: {versions},
-on a CPU.
+A network of every family of mmdet's and mmsegmentation's own configs, with random weights:
+everything that `cl` takes is expanded at rate 1 with `init='preserve'`, compared with the stock
+network, contracted, compared again, and loaded into the stock network strictly. Everything is
+compared layer by layer and end to end, on two drawn images; a two-stage detector's end are its
+features, since rounding may turn the choice of proposals.
 
 ```text
-python tools/analysis_tools/zoo.py --page docs/supported_networks.md
+python tools/analysis_tools/zoo.py
 ```
 
-goes on with what is missing in `resources/zoo/`, and writes this page.
+goes on with what is missing in `resources/zoo/`, and writes this page. On a CPU, with
+{versions}.
 
 {counts}
 """
