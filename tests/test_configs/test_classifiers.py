@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 from mmengine.config import Config
+from torch import nn
 
 from mmexpand.mm.models import build_expanded_model
 from mmexpand.mm.trial import try_training
@@ -45,13 +46,10 @@ def test_shufflenet_is_expanded_at_all_3x3():
     units = named_units(model)
     # The stem, one in each of 16 blocks, and one more where a block reduces the size.
     assert len(units) == 1 + 16 + 3
-    assert not any(getattr(module, 'kernel_size', 0) == (3, 3) for module in plain_convs(model))
+    inside = {module for unit in units.values() for module in unit.modules()}
+    left = {m.kernel_size for m in model.modules() if isinstance(m, nn.Conv2d) and m not in inside}
+    assert left == {(1, 1)}
     assert model.backbone.layers[0][0].branch2[0].conv.out_channels == 24  # 48 of 116 at 1x.
-
-
-def plain_convs(model):
-    inside = {m for unit in named_units(model).values() for m in unit.modules()}
-    return [module for module in model.modules() if module not in inside]
 
 
 @needs_mmpretrain
@@ -75,9 +73,8 @@ def test_it_trains_and_contracts(path, tmp_path):
             cv2.imwrite(str(tmp_path / name / f'{index}.png'), image)
     cfg = Config.fromfile(path)
     pipeline = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
-    dataset = dict(type='CustomDataset', data_root=str(tmp_path), pipeline=pipeline)
     for split in ('train', 'val', 'test'):
-        cfg[f'{split}_dataloader'].update(
-            batch_size=4, num_workers=0, persistent_workers=False, dataset=dataset
-        )
+        loader = cfg[f'{split}_dataloader']
+        loader.update(batch_size=4, num_workers=0, persistent_workers=False)
+        loader.dataset = dict(type='CustomDataset', data_root=str(tmp_path), pipeline=pipeline)
     assert 0 < try_training(cfg).loss < 100
