@@ -68,7 +68,7 @@ TYPICAL = {
 BUILDING = 'building and running stock'
 """The stage in which whatever goes wrong is the stock network's doing."""
 
-SIDES = 64, 128, 256, 512
+SIDES = 64, 128, 256, 512, 640
 """Heights and widths to try a stock network on; some need large ones."""
 
 
