@@ -1,4 +1,4 @@
-"""The paper's classifiers on ImageNet, with mmpretrain's backbones; skipped without mmpretrain."""
+"""The paper's classifiers on ImageNet; skipped without mmpretrain and timm."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,16 +9,19 @@ import pytest
 from mmengine.config import Config
 from torch import nn
 
-from mmexpand.mm.models import build_expanded_model
+from mmexpand.mm.models import build_compact_model, build_expanded_model
 from mmexpand.mm.trial import try_training
 from mmexpand.surgery import named_units
 from tests.tools_in_process import run
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
+MOBILENET_V1 = CONFIGS / 'mobilenet_v1/mobilenet-v1_expand-cl-r4_8xb32-90e_in1k.py'
 MOBILENET = CONFIGS / 'mobilenet_v2/mobilenet-v2_expand-cl-r4_8xb32-90e_in1k.py'
 SHUFFLENET = CONFIGS / 'shufflenet_v2/shufflenet-v2-0.5x_expand-cl-r4_16xb64_in1k.py'
-EXPANDED = [MOBILENET, SHUFFLENET]
-needs_mmpretrain = pytest.mark.skipif(not find_spec('mmpretrain'), reason='needs mmpretrain')
+EXPANDED = [MOBILENET_V1, MOBILENET, SHUFFLENET]
+needs_mmpretrain = pytest.mark.skipif(
+    not (find_spec('mmpretrain') and find_spec('timm')), reason='needs mmpretrain and timm'
+)
 
 
 @pytest.mark.skipif(bool(find_spec('mmpretrain')), reason='mmpretrain is there')
@@ -30,7 +33,18 @@ def test_without_mmpretrain_it_is_asked_for(path):
 
 
 @needs_mmpretrain
-def test_mobilenet_is_expanded_outside_residual_blocks():
+def test_mobilenet_v1_is_expanded_at_all_3x3():
+    cfg = Config.fromfile(MOBILENET_V1)
+    # The authors' 4.2 million.
+    assert sum(p.numel() for p in build_compact_model(cfg).parameters()) == 4_231_976
+    stem, *depthwise = named_units(build_expanded_model(cfg)).values()
+    assert (stem.groups, stem.kernel_size) == (1, (3, 3))
+    assert len(depthwise) == 13
+    assert all(unit.groups == unit.in_channels > 1 for unit in depthwise)
+
+
+@needs_mmpretrain
+def test_mobilenet_v2_is_expanded_outside_residual_blocks():
     units = named_units(build_expanded_model(Config.fromfile(MOBILENET)))
     # The stem, and the first block of every one of seven stages; the others are residual.
     assert [name.split('.')[1:3] for name in units] == [
