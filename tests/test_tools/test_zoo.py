@@ -6,6 +6,8 @@ import signal
 import time
 from pathlib import Path
 
+import mmdet
+import mmseg
 import pytest
 
 from tests.tools_in_process import load
@@ -106,6 +108,10 @@ def test_the_page_says_what_was_found(zoo):
     assert text.endswith('## Not tried yet\n\nmmdet/z\n')
 
 
+@pytest.mark.skipif(
+    (mmdet.__version__, mmseg.__version__) != ('3.3.0', '1.2.2'),
+    reason='the page is of the families of mmdet 3.3.0 and mmsegmentation 1.2.2',
+)
 def test_the_committed_page_is_of_the_committed_results(zoo):
     found = results()
     done = {result['family'] for result in found}
