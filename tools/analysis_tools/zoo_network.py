@@ -151,12 +151,12 @@ def drawn_batch(model: nn.Module, cfg: Config, side: int) -> dict:
     """Two drawn images with everything that a loss may ask for."""
     if cfg.default_scope == 'mmseg':
         return _segmentation_batch(input_channels(model), side)
-    classes = min(node['num_classes'] for node in dicts(cfg.model) if 'num_classes' in node)
+    found = [node['num_classes'] for node in dicts(cfg.model) if 'num_classes' in node]
     shapes = [(input_channels(model), side, side)] * 2
     if 'Track' in str(cfg.model.get('data_preprocessor')):
         return demo_track_inputs(1, image_shapes=shapes[:1], with_mask=True)
     return demo_mm_inputs(
-        2, shapes, num_classes=max(classes, 2), with_mask=True, with_semantic=True
+        2, shapes, num_classes=max(min(found, default=2), 2), with_mask=True, with_semantic=True
     )
 
 
