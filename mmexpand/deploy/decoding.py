@@ -27,8 +27,6 @@ class Boxes(nn.Module):
     def __init__(self, model: nn.Module, inputs: Tensor):
         super().__init__()
         self.head = model.bbox_head
-        if not hasattr(self.head, 'loss_cls'):
-            self.head.loss_cls = None  # mmdet 3.3.0 cannot predict with SSDHead, which has none.
         self.structure = tree_flatten(model(inputs, mode='tensor'))[1]
         self.cfg = self.head.test_cfg.copy()
         suppression = self.cfg.get('nms') or {}

@@ -98,7 +98,7 @@ def contract_and_verify(expanded: nn.Module, batch: Any) -> Contraction:
         _check_finite(expanded)
         compact = contract_(copy_model(expanded))
         compact._modules.pop(AIDS, None)
-    verification, compared = on_main(lambda: _verify(expanded, compact, batch))
+    verification, compared = on_main(lambda: verify_on_batch(expanded, compact, batch))
     return Contraction(compact, describe_units(expanded), verification, compared)
 
 
@@ -111,7 +111,22 @@ def _check_finite(model: nn.Module) -> None:
         )
 
 
-def _verify(expanded: nn.Module, compact: nn.Module, batch: Any) -> tuple[Verification, str]:
+def verify_on_batch(
+    expanded: nn.Module, compact: nn.Module, batch: Any
+) -> tuple[Verification, str]:
+    """Compare an expanded model with one that should compute the same, on a batch.
+
+    Args:
+        expanded: an OpenMMLab model with units.
+        compact: its contraction, or what it was expanded from with 'preserve'.
+        batch: of a data loader.
+
+    Returns:
+        The errors by layer and end to end, and what was compared: 'outputs' or 'features'.
+
+    Raises:
+        VerificationError: if they compute something else.
+    """
     data = expanded.data_preprocessor(copy.deepcopy(batch), False)
     steps = [_attempt(mode, data) for mode in ('predict', 'loss')]
 

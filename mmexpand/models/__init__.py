@@ -22,6 +22,7 @@ if find_spec('torchvision'):
     __all__ += ['ResNet18']
 
 if find_spec('mmdet'):
+    from . import ssd  # noqa: F401
     from .yolo_lite import YOLOLite
     from .yolov2_head import YOLOV2Head
 

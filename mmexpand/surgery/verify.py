@@ -1,5 +1,6 @@
 """Proof that two models compute the same: layer by layer and end to end, on real input."""
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -93,7 +94,7 @@ def verify(
         raise ValueError('the model has no expanded layer: there is nothing to verify')
     if tolerance is None:
         tolerance = TOLERANCES[next(iter(units.values())).like.dtype]
-    layers = _Layers(units, compact)
+    layers = _Layers(units, compact, tolerance)
     with ExitStack() as stack:
         for context in (
             eval_mode(expanded),
@@ -149,6 +150,7 @@ class _Layers:
 
     units: dict[str, Unit]
     compact: nn.Module
+    tolerance: float
     errors: dict[str, float] = field(default_factory=dict)
     how: dict[str, str] = field(default_factory=dict)
     diverged: list[str] = field(default_factory=list)
@@ -182,9 +184,21 @@ class _Layers:
         if output.numel():
             if not output.isfinite().all() and name not in self.diverged:
                 self.diverged.append(name)
-            error = _error(output, self.compact.get_submodule(name)(*args, **kwargs))
+            layer = self.compact.get_submodule(name)
+            error = _error(output, layer(*args, **kwargs))
+            if error > self.tolerance:
+                error = min(error, _error_in_double(self.units[name], layer, *args, **kwargs))
             self.errors[name] = max(error, self.errors.get(name, 0.0))
             self.how[name] = how
+
+
+def _error_in_double(unit: Unit, layer: nn.Module, *args: Any, **kwargs: Any) -> float:
+    # Where the kernel is next to nothing, as of a layer that starts at zero, what is left of the
+    # chain in single precision is its rounding.
+    unit, layer = copy.deepcopy(unit).double(), copy.deepcopy(layer).double()
+    args = [arg.double() for arg in args]
+    kwargs = {name: arg.double() for name, arg in kwargs.items()}
+    return _error(unit.forward_layerwise(*args, **kwargs), layer(*args, **kwargs))
 
 
 def _random_input(unit: Unit) -> Tensor:

@@ -57,7 +57,7 @@ arms = dict(
 def write_study(tmp_path, monkeypatch):
     """Writes STUDY, with lines added, its config and its images, and loads it."""
     monkeypatch.chdir(tmp_path)
-    _write_images(tmp_path / 'images.zip')
+    write_images(tmp_path / 'images.zip')
     (tmp_path / 'net.py').write_text(CONFIG.replace('{root!r}', repr(str(tmp_path))))
 
     def write(more=''):
@@ -67,7 +67,7 @@ def write_study(tmp_path, monkeypatch):
     return write
 
 
-def _write_images(path):
+def write_images(path):
     rng = np.random.default_rng(0)
     with zipfile.ZipFile(path, 'w') as archive:
         for split, count in (('train', 16), ('test', 8)):

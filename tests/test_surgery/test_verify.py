@@ -198,3 +198,30 @@ def test_a_units_own_forward_is_put_back(models):
     expanded[0].forward = own
     mmexpand.verify(expanded, compact, forward)
     assert vars(expanded[0])['forward'] is own
+
+
+class Offsets(nn.Module):
+    """As of a deformable convolution: a layer that starts at zero, and adds to what there is."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(16, 16, 3, padding=1)
+        nn.init.zeros_(self.conv.weight)
+        nn.init.zeros_(self.conv.bias)
+
+    def forward(self, x):
+        return x + self.conv(x)
+
+
+def test_a_layer_that_starts_at_zero_is_compared_beyond_rounding():
+    torch.manual_seed(0)
+    model = Offsets()
+    mmexpand.expand_(model, mmexpand.ExpandConfig(rate=4, init='preserve'))
+    compact = mmexpand.contract(model)
+    images = torch.randn(2, 16, 12, 12)
+    result = mmexpand.verify(model, compact, lambda m: m(images))
+    assert 0 < result.layers['conv'] < 1e-6
+    with torch.no_grad():
+        compact.conv.weight *= 1.1
+    with pytest.raises(VerificationError, match=r'worst layer conv 0\.1 '):
+        mmexpand.verify(model, compact, lambda m: m(images))

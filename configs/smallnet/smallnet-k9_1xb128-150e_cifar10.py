@@ -1,0 +1,2 @@
+_base_ = 'smallnet-k7_1xb128-150e_cifar10.py'
+model = dict(kernel_size=9)

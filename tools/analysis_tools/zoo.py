@@ -1,0 +1,88 @@
+"""Expand and contract a network of every family of mmdet's and mmseg's configs; write the page.
+
+Each in a process of its own, one JSON a family: what is there is not run again.
+"""
+
+import argparse
+import json
+import re
+import signal
+import time
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+import zoo_network
+from rich.progress import track
+from zoo_page import page
+
+from mmexpand.files import written_whole
+from mmexpand.mm.contraction import check_writable
+from mmexpand.mm.launch import add_debug_argument, count, tool
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--families', nargs='+', help='such as mmdet/atss; all without it')
+    parser.add_argument(
+        '--out-dir', type=Path, default=Path('resources/zoo'), help='where the JSON files are'
+    )
+    parser.add_argument(
+        '--page', type=Path, default=Path('docs/supported_networks.md'), help='the page'
+    )
+    parser.add_argument('--page-only', action='store_true', help='write the page of what is there')
+    parser.add_argument('--limit', type=count, default=600, help='seconds that each may take')
+    add_debug_argument(parser)
+    return parser.parse_args()
+
+
+def run_family(family: str, path: Path, limit: int) -> None:
+    """Let a process write the JSON of a family; where it cannot, say how it ended."""
+    start = time.perf_counter()
+    # Forked, with everything imported already, which takes longer than many a network.
+    process = get_context('fork').Process(target=zoo_network.main, args=(family, path.absolute()))
+    process.start()
+    process.join(limit)
+    if process.is_alive():
+        process.kill()
+        process.join()
+        end = f'took more than {limit} s'
+    elif process.exitcode < 0:
+        end = f'ended by {signal.Signals(-process.exitcode).name}'
+    else:
+        end = f'exit status {process.exitcode}'
+    if not path.exists():
+        log = zoo_network.log_of(path)
+        stage = re.findall(r'^stage: (.*)$', log.read_text(errors='replace'), re.MULTILINE)[-1]
+        status = 'stock' if stage == zoo_network.BUILDING else 'failed'
+        seconds = round(time.perf_counter() - start, 1)
+        words = f'{end} (stage: {stage})'
+        result = dict(family=family, status=status, error=words, seconds=seconds)
+        with written_whole(path) as temporary:
+            temporary.write_text(json.dumps(result, indent=2))
+
+
+@tool(parse_args)
+def main(args: argparse.Namespace) -> None:
+    known = zoo_network.families()
+    chosen = args.families or known
+    unknown = [family for family in chosen if family not in known]
+    if unknown:
+        raise ValueError(f'there is no family {unknown[0]}; there are {", ".join(known)}')
+    check_writable(args.out_dir, '--out-dir')
+    paths = {family: args.out_dir / f'{family.replace("/", "_")}.json' for family in known}
+    torch.set_num_threads(1)  # More wait for each other where cores are busy.
+    if not args.page_only:
+        for family in track(chosen, description='families'):
+            if not paths[family].exists():
+                run_family(family, paths[family], args.limit)
+    done = [json.loads(path.read_text()) for path in paths.values() if path.exists()]
+    missing = [family for family, path in paths.items() if not path.exists()]
+    with written_whole(args.page) as temporary:
+        temporary.write_text(page(done, missing))
+
+
+if __name__ == '__main__':
+    main()

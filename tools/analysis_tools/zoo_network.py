@@ -1,0 +1,279 @@
+"""The smallest network of one family of mmdet's or mmseg's configs: expanded, contracted, compared.
+
+What zoo.py does in a process of its own.
+"""
+
+import copy
+import json
+import os
+import time
+import traceback
+from collections import Counter
+from collections.abc import Iterator
+from importlib import import_module
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmdet.testing import demo_mm_inputs, demo_track_inputs
+from mmengine.config import Config
+from mmengine.hub import get_config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.structures import PixelData
+from mmseg.structures import SegDataSample
+from torch import Tensor, nn
+
+import mmexpand
+from mmexpand import ExpandConfig
+from mmexpand.analysis.footprint import tensors_in
+from mmexpand.files import written_whole
+from mmexpand.mm.compact_config import dicts
+from mmexpand.mm.contraction import contract_and_verify, verify_on_batch
+from mmexpand.mm.models import build_compact_model, features, input_channels, tensor_outputs
+from mmexpand.surgery.copying import copy_model
+from mmexpand.surgery.modes import eval_mode
+
+SMALL_FIRST = [
+    'nano',
+    'tiny',
+    'slim',
+    '-b0',
+    'b0_',
+    'mobilenet',
+    'r18',
+    'hr18',
+    'w18',
+    'stdc1',
+    '-t_',
+    '-t-',
+    '_t_',
+    '-s_',
+    '_s_',
+    's12',
+    '400MF',
+    'r50',
+    'vit-s',
+]
+"""What small networks have in their names, the smallest first."""
+
+TYPICAL = {
+    'mmdet/dcn': 'faster-rcnn_r50-dconv-c3-c5_fpn_1x_coco.py',
+    'mmdet/dcnv2': 'faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py',
+    'mmdet/gcnet': 'mask-rcnn_r50-gcb-r4-c3-c5_fpn_1x_coco.py',
+}
+"""Where no config has the family's name in its own."""
+
+BUILDING = 'building and running stock'
+"""The stage in which whatever goes wrong is the stock network's doing."""
+
+SIDES = 64, 128, 256, 512, 640
+"""Heights and widths to try a stock network on; some need large ones."""
+
+
+class StockError(Exception):
+    """The stock network cannot be built or run here."""
+
+
+def families() -> list[str]:
+    """All folders of configs of both packages: 'mmdet/atss', ..."""
+    return [
+        f'{package}/{folder.name}'
+        for package in ('mmdet', 'mmseg')
+        for folder in sorted(configs_of(package).iterdir())
+        if folder.name != '_base_' and any(folder.glob('*.py'))
+    ]
+
+
+def configs_of(package: str) -> Path:
+    """The folder of configs that an installed package carries."""
+    return Path(import_module(package).__file__).parent / '.mim' / 'configs'
+
+
+def candidates(family: str) -> list[str]:
+    """A family's configs: first those of its name, the smallest before others."""
+    package, _, name = family.partition('/')
+    found = [path.name for path in (configs_of(package) / name).glob('*.py')]
+
+    def rank(config: str) -> tuple:
+        sizes = [i for i, word in enumerate(SMALL_FIRST) if word in config]
+        named = _letters(name) in _letters(config)
+        return config != TYPICAL.get(family), not named, min(sizes, default=99), len(config), config
+
+    return sorted(found, key=rank)
+
+
+def _letters(name: str) -> str:
+    return ''.join(character for character in name.lower() if character.isalnum())
+
+
+def usable_configs(family: str) -> Iterator[tuple[str, Config]]:
+    """The candidates that have a model, by name, without downloads."""
+    package, _, folder = family.partition('/')
+    for name in candidates(family):
+        cfg = get_config(f'{package}::{folder}/{name}')
+        if 'model' in cfg:
+            _drop_downloads(cfg)
+            _keep_few(cfg)
+            yield f'{package}::{folder}/{name}', cfg
+
+
+def _drop_downloads(cfg: Config) -> None:
+    for node in dicts(cfg._cfg_dict):
+        if 'Pretrained' in str(node.get('init_cfg')):
+            node['init_cfg'] = None
+        for key in ('pretrained', 'teacher_ckpt'):
+            if node.get(key):
+                node[key] = False if node[key] is True else None  # timm's is a flag.
+
+
+def _keep_few(cfg: Config) -> None:
+    # A thousand proposals of random weights take minutes, and show no more.
+    for node in dicts(cfg.model):
+        if 'max_per_img' in node:
+            node['max_per_img'] = 20
+
+
+def build_stock(cfg: Config) -> nn.Module:
+    """The network with random weights none of which is zero, or leaves others without effect."""
+    torch.manual_seed(0)
+    np.random.seed(0)
+    model = revert_sync_batchnorm(build_compact_model(cfg))
+    model.init_weights()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.02 * torch.randn_like(parameter)
+    return model
+
+
+def drawn_batch(model: nn.Module, cfg: Config, side: int) -> dict:
+    """Two drawn images with everything that a loss may ask for."""
+    if cfg.default_scope == 'mmseg':
+        return _segmentation_batch(input_channels(model), side)
+    found = [node['num_classes'] for node in dicts(cfg.model) if 'num_classes' in node]
+    shapes = [(input_channels(model), side, side)] * 2
+    if 'Track' in str(cfg.model.get('data_preprocessor')):
+        return demo_track_inputs(1, image_shapes=shapes[:1], with_mask=True)
+    return demo_mm_inputs(
+        2, shapes, num_classes=max(min(found, default=2), 2), with_mask=True, with_semantic=True
+    )
+
+
+def _segmentation_batch(channels: int, side: int) -> dict:
+    shape = dict(img_shape=(side, side), ori_shape=(side, side), pad_shape=(side, side))
+    samples = []
+    for _ in range(2):
+        labels = PixelData(data=torch.randint(0, 2, (1, side, side)))
+        sample = SegDataSample(metainfo=shape, gt_sem_seg=labels)
+        sample.gt_edge_map = PixelData(data=torch.randint(0, 2, (1, side, side)))
+        samples.append(sample)
+    images = torch.randint(0, 256, (2, channels, side, side), dtype=torch.uint8)
+    return dict(inputs=list(images), data_samples=samples)
+
+
+@torch.no_grad()
+def smallest_batch(stock: nn.Module, cfg: Config) -> tuple[int, dict]:
+    """The smallest batch that the stock network runs on: its tensor mode, or else its features."""
+    errors = []
+    for run in (tensor_outputs, features):
+        for side in SIDES:
+            batch = drawn_batch(stock, cfg, side)
+            try:
+                with eval_mode(stock):
+                    outputs = run(stock, stock.data_preprocessor(copy.deepcopy(batch), False))
+            except Exception as error:  # The network's own: of any kind.
+                errors.append(error)
+                continue
+            if not all(output.isfinite().all() for output in tensors_in(outputs)):
+                raise FloatingPointError('the outputs are not finite with random weights')
+            return side, batch
+    raise errors[len(SIDES) - 1]  # Of the whole network on large images.
+
+
+def stock_network(family: str) -> tuple[str, nn.Module, int, dict]:
+    """The config of a family, its network, and the side of a batch it runs on.
+
+    Of three configs the first that works.
+
+    Raises:
+        StockError: in the words of whatever the first config raised.
+    """
+    errors = []
+    for name, cfg in islice(usable_configs(family), 3):
+        try:
+            stock = build_stock(cfg)
+            return name, stock, *smallest_batch(stock, cfg)
+        except Exception as error:  # The network's own: of any kind.
+            errors.append(f'{name}: {first_words(error)}')
+    raise StockError(errors[0] if errors else 'no config of this folder has a model')
+
+
+def first_words(error: Exception) -> str:
+    """The kind of an error and the beginning of what it says."""
+    words = f'{type(error).__name__}: {" ".join(str(error).split())}'
+    return words if len(words) <= 160 else words[:157] + '...'
+
+
+def try_network(stock: nn.Module, batch: dict) -> dict[str, Any]:
+    """Expand everything eligible, compare with stock, contract, compare with the expanded one."""
+    expanded = copy_model(stock)
+    plan = mmexpand.expand_(expanded, ExpandConfig('cl', rate=1, init='preserve'))
+    say('comparing with stock')
+    preserved, _ = verify_on_batch(expanded, stock, batch)
+    say('contracting')
+    result = contract_and_verify(expanded, batch)
+    found = result.verification
+    weights = result.compact.state_dict()
+    changed = max(relative(value, weights[name]) for name, value in stock.state_dict().items())
+    stock.load_state_dict(weights)
+    return dict(
+        layers=len(plan),
+        params_before=plan.params_before,
+        params_after=plan.params_after,
+        skipped=Counter(layer.reason for layer in plan.skipped),
+        compared=result.compared,
+        error_expanded=preserved.max_error,
+        error_contracted=found.max_error,
+        error_weights=changed,
+        verified_on=Counter(found.how.values()),
+    )
+
+
+def relative(reference: Tensor, value: Tensor) -> float:
+    """The largest difference of two tensors, relative to the largest magnitude."""
+    difference = (reference.double() - value.double()).abs().max()
+    return float(difference / reference.double().abs().max().clamp_min(1e-12))
+
+
+def say(stage: str) -> None:
+    """Tell how far this has come, for whoever stops it."""
+    print(f'stage: {stage}', flush=True)
+
+
+def log_of(path: Path) -> Path:
+    """Where the process that writes a JSON has its output."""
+    return path.with_suffix('.log')
+
+
+def main(family: str, path: Path) -> None:
+    """Write what becomes of a family's network."""
+    with log_of(path).open('w') as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    os.chdir(configs_of(family.partition('/')[0]).parent)  # Configs name others from there.
+    start = time.perf_counter()
+    result = dict(family=family)
+    say(BUILDING)
+    try:
+        name, stock, side, batch = stock_network(family)
+        say('expanding')
+        result.update(config=name, side=side, **try_network(stock, batch), status='exact')
+    except StockError as error:
+        result.update(status='stock', error=str(error))
+    except Exception as error:
+        result.update(config=name, side=side, status='failed', error=first_words(error))
+        traceback.print_exc()
+    result['seconds'] = round(time.perf_counter() - start, 1)
+    with written_whole(path) as temporary:
+        temporary.write_text(json.dumps(result, indent=2))

@@ -1,0 +1,124 @@
+"""The page of zoo.py."""
+
+from collections import Counter
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+
+PACKAGES = (
+    *('torch', 'mmengine', 'mmcv', 'mmdet', 'mmsegmentation', 'mmpretrain'),
+    *('timm', 'scikit-image', 'lap'),
+)
+
+INTRO = """\
+# Supported networks
+
+A network of every family of mmdet's and mmsegmentation's own configs, with random weights:
+everything that `cl` takes is expanded at rate 1 with `init='preserve'`, compared with the stock
+network, contracted, compared again, and loaded into the stock network strictly. Everything is
+compared layer by layer and end to end, on two drawn images; a two-stage detector's end are its
+features, since rounding may turn the choice of proposals.
+
+```text
+python tools/analysis_tools/zoo.py
+```
+
+goes on with what is missing in `resources/zoo/`, and writes this page. On a CPU, with
+{versions}.
+
+{counts}
+"""
+
+
+def page(results: list[dict], missing: list[str]) -> str:
+    """The page, as Markdown.
+
+    Args:
+        results: what zoo_network.py has written, a family each.
+        missing: families that were not run yet.
+    """
+    by_status = {
+        status: [result for result in results if result['status'] == status]
+        for status in ('exact', 'failed', 'stock')
+    }
+    counts = (
+        f'Of {len(results) + len(missing)} families {len(by_status["exact"])} are exact, '
+        f'{len(by_status["failed"])} fail, {len(by_status["stock"])} do not run stock on this '
+        f'machine, {len(missing)} have not been tried.'
+    )
+    parts = [
+        INTRO.format(versions=versions(), counts=counts),
+        _exact(by_status['exact']),
+        _reasons(by_status['exact']),
+        _words('Fail', 'What goes wrong here.', by_status['failed']),
+        _words('Not run stock', "The stock network's own words.", by_status['stock']),
+    ]
+    if missing:
+        parts.append(f'## Not tried yet\n\n{", ".join(missing)}\n')
+    return '\n'.join(part for part in parts if part)
+
+
+def versions() -> str:
+    """What is installed of the packages that matter."""
+    found = []
+    for package in PACKAGES:
+        try:
+            found.append(f'{package} {version(package)}')
+        except PackageNotFoundError:
+            found.append(f'no {package}')
+    return ', '.join(found)
+
+
+def table(header: Iterable[str], rows: Iterable[Iterable]) -> str:
+    """A table in Markdown."""
+    lines = [list(header)]
+    lines += [['---'] * len(lines[0]), *([str(cell) for cell in row] for row in rows)]
+    escaped = ([cell.replace('|', '\\|') for cell in line] for line in lines)
+    return ''.join(f'| {" | ".join(line)} |\n' for line in escaped)
+
+
+def _exact(results: list[dict]) -> str:
+    if not results:
+        return ''
+    header = ('config', 'input', 'layers', 'left out', 'parameters', 'expanded')
+    header += ('against stock', 'contracted', 'compared', 'layers verified')
+    rows = [
+        (
+            f'`{result["config"]}`',
+            result['side'],
+            result['layers'],
+            sum(result['skipped'].values()),
+            f'{result["params_before"]:,}',
+            f'{result["params_after"]:,}',
+            f'{result["error_expanded"]:.1e}',
+            f'{result["error_contracted"]:.1e}',
+            result['compared'],
+            ', '.join(f'{count} {how}' for how, count in result['verified_on'].items()),
+        )
+        for result in results
+    ]
+    worst = max(max(r['error_expanded'], r['error_contracted']) for r in results)
+    weights = max(result['error_weights'] for result in results)
+    return (
+        f'## Exact\n\nLargest relative errors, in float32: of the expanded network against stock, '
+        f'and of the contracted one against the expanded one. The largest of all is {worst:.1e}; '
+        f'no weight that comes back differs from the one that was expanded by more than '
+        f'{weights:.1e} of the largest in its tensor.\n\n{table(header, rows)}'
+    )
+
+
+def _reasons(results: list[dict]) -> str:
+    layers, families = Counter(), Counter()
+    for result in results:
+        layers.update(result['skipped'])
+        families.update(result['skipped'].keys())
+    if not layers:
+        return ''
+    rows = ((reason, families[reason], count) for reason, count in layers.most_common())
+    return f'## What is left out, and why\n\n{table(("reason", "families", "layers"), rows)}'
+
+
+def _words(title: str, intro: str, results: list[dict]) -> str:
+    if not results:
+        return ''
+    rows = ((result['family'], result['error']) for result in results)
+    return f'## {title}\n\n{intro}\n\n{table(("family", "error"), rows)}'
