@@ -196,9 +196,14 @@ def _error_in_double(unit: Unit, layer: nn.Module, *args: Any, **kwargs: Any) ->
     # Where the kernel is next to nothing, as of a layer that starts at zero, what is left of the
     # chain in single precision is its rounding.
     unit, layer = copy.deepcopy(unit).double(), copy.deepcopy(layer).double()
-    args = [arg.double() for arg in args]
-    kwargs = {name: arg.double() for name, arg in kwargs.items()}
+    args = [_in_double(arg) for arg in args]
+    kwargs = {name: _in_double(arg) for name, arg in kwargs.items()}
     return _error(unit.forward_layerwise(*args, **kwargs), layer(*args, **kwargs))
+
+
+def _in_double(argument: Any) -> Any:
+    # A transposed convolution may be given the size of its output.
+    return argument.double() if isinstance(argument, Tensor) else argument
 
 
 def _random_input(unit: Unit) -> Tensor:
