@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.model import BaseAveragedModel
 from mmengine.registry import DATASETS, HOOKS, MODELS
+from mmengine.utils import is_installed
 
 from .. import models  # noqa: F401
 from ..surgery.holders import CACHES
@@ -28,6 +29,9 @@ if find_spec('mmcv'):
 
 # Where mmengine finds ``_base_ = 'mmexpand::...'``.
 MODULE2PACKAGE.setdefault('mmexpand', 'mmexpand')
+if is_installed('onedl-mmsegmentation'):
+    # OneDL's mmengine looks for 'mmseg::...' in a package of the upstream name.
+    MODULE2PACKAGE['mmseg'] = 'onedl-mmsegmentation'
 CACHES[BaseAveragedModel] = refresh_average
 MODELS.register_module(name='ExpandBackbone', module=ExpandBackbone)
 MODELS.register_module(name='ExpandModel', module=ExpandModel)

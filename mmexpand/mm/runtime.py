@@ -10,6 +10,7 @@ from mmengine.config import Config
 from mmengine.device import is_cuda_available
 from mmengine.logging import HistoryBuffer
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
+from mmengine.runner import checkpoint
 
 from .compact_config import CPU_WRAPPER, type_name
 
@@ -70,8 +71,11 @@ def allow_mmengine_checkpoints() -> None:
     From torch 2.6 on that is the default, and stops resuming and loading: a HistoryBuffer and
     OneCycleLR pickle methods through ``getattr``, and numbers are numpy's. Stand-ins for what
     they need are allowed, and nothing else: ``getattr`` of these methods only, arrays of numbers
-    only.
+    only. They also replace the list of OneDL's mmengine, which allows ``getattr`` of anything, and
+    takes back what is in it after each load.
     """
+    if hasattr(checkpoint, 'get_torch_safe_globals'):
+        checkpoint.get_torch_safe_globals = list
     torch.serialization.add_safe_globals(
         [
             *METHODS,

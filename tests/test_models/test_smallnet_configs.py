@@ -14,7 +14,12 @@ from mmexpand.mm.models import build_compact_model, build_expanded_model
 from mmexpand.surgery import named_units
 from tests.test_study.conftest import write_images
 
-CONFIGS = sorted((Path(__file__).parents[2] / 'configs/smallnet').glob('*.py'))
+NAME = re.compile(r'smallnet-k(\d)(?:_expand-([a-z-]+)-r(\d))?_1xb128-150e_cifar10')
+CONFIGS = [  # Those with a teacher, or a start of their own, are tested elsewhere.
+    path
+    for path in sorted((Path(__file__).parents[2] / 'configs/smallnet').glob('*.py'))
+    if NAME.fullmatch(path.stem)
+]
 EXPANDED = [path for path in CONFIGS if 'expand' in path.name]
 SHORT = {
     'model.channels': (4, 6),
@@ -28,9 +33,7 @@ SHORT = {
 
 def named(path):
     """Kernel size, method and rate that a config's name promises; the last two may be missing."""
-    kernel, method, rate = re.match(
-        r'smallnet-k(\d)(?:_expand-([a-z-]+)-r(\d))?_', path.name
-    ).groups()
+    kernel, method, rate = NAME.fullmatch(path.stem).groups()
     return int(kernel), method and method.replace('-', '+'), rate and int(rate)
 
 
