@@ -444,10 +444,10 @@ def test_builder_loads_pretrained_compact_weights(seg_cfg, tmp_path):
 
 def test_the_compact_computation_validates(seg_cfg, monkeypatch):
     calls = []
-    layerwise = ExpandedConv2d.forward_layerwise
+    layerwise = ExpandedConv2d._apply_layerwise
     monkeypatch.setattr(
         ExpandedConv2d,
-        'forward_layerwise',
+        '_apply_layerwise',
         lambda self, x: calls.append(self.training) or layerwise(self, x),
     )
     cfg = seg_cfg(custom_hooks=hooks(forward='layerwise')[:1])
