@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import mmdet
 import mmseg
 import pytest
 
-from tests.tools_in_process import load
+from tests.tools_in_process import TOOLS, load
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,8 +22,28 @@ def zoo():
     return load('analysis_tools/zoo.py')
 
 
-def run(zoo, family, path, limit=300):
-    zoo.run_family(family, path, limit)
+RUN = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import zoo, zoo_network
+{before}
+zoo.run_family(sys.argv[2], Path(sys.argv[3]), 300)
+"""
+WRONG = """
+expand = zoo_network.mmexpand.expand_
+def wrong(model, config):
+    plan = expand(model, config)
+    model.backbone.stem.conv.conv.factors[1].weight.data *= 1.1
+    return plan
+zoo_network.mmexpand.expand_ = wrong
+"""
+
+
+def run(family, path, before=''):
+    """In a process that has run nothing yet: torch's threads do not outlive the fork."""
+    command = [sys.executable, '-W', 'ignore', '-c', RUN.format(before=before)]
+    subprocess.run([*command, TOOLS / 'analysis_tools', family, path], check=True)
     return json.loads(path.read_text())
 
 
@@ -35,8 +57,8 @@ def test_families_and_their_smallest_configs(zoo):
     ]
 
 
-def test_a_network_is_exact(zoo, tmp_path):
-    result = run(zoo, 'mmdet/yolox', tmp_path / 'x.json')
+def test_a_network_is_exact(tmp_path):
+    result = run('mmdet/yolox', tmp_path / 'x.json')
     assert result['status'] == 'exact', result
     assert result['config'] == 'mmdet::yolox/yolox_nano_8xb8-300e_coco.py'
     assert result['layers'] == sum(result['verified_on'].values()) > 100
@@ -46,22 +68,14 @@ def test_a_network_is_exact(zoo, tmp_path):
     assert 0 < result['error_weights'] < 1e-5
 
 
-def test_a_network_that_is_not_preserved_fails(zoo, tmp_path, monkeypatch):
-    expand = zoo.zoo_network.mmexpand.expand_
-
-    def wrong(model, config):
-        plan = expand(model, config)
-        model.backbone.stem.conv.conv.factors[1].weight.data *= 1.1
-        return plan
-
-    monkeypatch.setattr(zoo.zoo_network.mmexpand, 'expand_', wrong)
-    result = run(zoo, 'mmdet/yolox', tmp_path / 'x.json')
+def test_a_network_that_is_not_preserved_fails(tmp_path):
+    result = run('mmdet/yolox', tmp_path / 'x.json', WRONG)
     assert result['status'] == 'failed'
     assert 'VerificationError' in result['error']
 
 
-def test_a_folder_without_a_model(zoo, tmp_path):
-    result = run(zoo, 'mmdet/common', tmp_path / 'x.json')
+def test_a_folder_without_a_model(tmp_path):
+    result = run('mmdet/common', tmp_path / 'x.json')
     assert (result['status'], result['error']) == (
         'stock',
         'no config of this folder has a model',
@@ -86,7 +100,8 @@ def test_a_crash_and_a_hang_cost_one_line(zoo, tmp_path, monkeypatch, stage, sta
     ):
         monkeypatch.setattr(zoo.zoo_network, 'main', broken(end))
         path = tmp_path / f'{words}.json'
-        result = run(zoo, 'mmdet/yolox', path, limit=1)
+        zoo.run_family('mmdet/yolox', path, limit=1)
+        result = json.loads(path.read_text())
         assert (result['status'], result['error']) == (status, f'{words} (stage: {stage})')
 
 
