@@ -21,7 +21,7 @@ def check_stack() -> None:
         ImportError: naming the package, and what to do.
     """
     for names, oldest in OLDEST.items():
-        found = {name: installed for name in names if (installed := _version(name))}
+        found = {name: installed for name in names if (installed := installed_version(name))}
         if len(found) > 1:
             raise ImportError(
                 f'{" and ".join(found)} are both installed, and overwrite each other: uninstall '
@@ -54,7 +54,8 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r'\d+', text)[:3])
 
 
-def _version(name: str) -> str | None:
+def installed_version(name: str) -> str | None:
+    """The version of a package; None where it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:

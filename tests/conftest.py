@@ -9,14 +9,15 @@ import pytest
 from hypothesis import settings
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
-from mmengine.utils import is_installed
 from PIL import Image
+
+from mmexpand.stack import installed_version
 
 os.environ.setdefault('CUDA_VISIBLE_DEVICES', '-1')
 settings.register_profile('few', max_examples=40, deadline=None, derandomize=True)
 settings.register_profile('soak', max_examples=2000, deadline=None)
 settings.load_profile('few')
-ONEDL = is_installed('onedl-mmengine')
+ONEDL = installed_version('onedl-mmengine') is not None
 """Whether the stack is the maintained forks."""
 _runs = itertools.count()
 

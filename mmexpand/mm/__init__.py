@@ -5,9 +5,9 @@ from importlib.util import find_spec
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.model import BaseAveragedModel
 from mmengine.registry import DATASETS, HOOKS, MODELS
-from mmengine.utils import is_installed
 
 from .. import models  # noqa: F401
+from ..stack import installed_version
 from ..surgery.holders import CACHES
 from .builders import ExpandBackbone, ExpandModel
 from .corrupt_labels import CorruptLabels
@@ -29,7 +29,7 @@ if find_spec('mmcv'):
 
 # Where mmengine finds ``_base_ = 'mmexpand::...'``.
 MODULE2PACKAGE.setdefault('mmexpand', 'mmexpand')
-if is_installed('onedl-mmsegmentation'):
+if installed_version('onedl-mmsegmentation'):
     # OneDL's mmengine looks for 'mmseg::...' in a package of the upstream name.
     MODULE2PACKAGE['mmseg'] = 'onedl-mmsegmentation'
 CACHES[BaseAveragedModel] = refresh_average
