@@ -56,7 +56,7 @@ def test_no_other_package_changes(newcomer):
     added = [line for line in after if line not in before]
     assert [line.partition('==')[0] for line in added] == ['mmexpand']
     assert [line for line in before if line not in after] == []
-    assert any(line.startswith('mmdet==') for line in before)
+    assert any(line.startswith(('mmdet==', 'onedl-mmdetection==')) for line in before)
 
 
 @pytest.mark.parametrize(
