@@ -115,15 +115,13 @@ def print_scores(
     pixels: Pixels | None,
     reports: dict[str, OnnxReport],
 ) -> None:
-    """Evaluate PyTorch and every file, in every runtime that is installed."""
-    runtimes = {'ONNX Runtime': onnxruntime_run}
+    """Evaluate PyTorch and every file in ONNX Runtime."""
     models, sizes = {'PyTorch': model}, {'PyTorch': Path(args.checkpoint).stat().st_size}
     for kind, report in reports.items():
         size = None if args.dynamic_size else report.input_shape[-2:]
-        for runtime, run in runtimes.items():
-            name, names = f'{runtime}, {kind}', tuple(report.output_shapes)
-            models[name] = FileModel(model, run(report.path), names, size, pixels)
-            sizes[name] = report.path.stat().st_size
+        name, run = f'ONNX Runtime, {kind}', onnxruntime_run(report.path)
+        models[name] = FileModel(model, run, tuple(report.output_shapes), size, pixels)
+        sizes[name] = report.path.stat().st_size
     print(table(score(cfg, models), sizes))
 
 

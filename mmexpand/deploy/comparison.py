@@ -1,5 +1,7 @@
 """What an exported file has to compute: what PyTorch does, and what the framework predicts."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -73,6 +75,25 @@ def compare_file(
     if raw:
         return max(reference.raw_error(run(batch.numpy()), batch) for batch in images)
     return min(reference.agreement(run(batch.numpy()), batch) for batch in images)
+
+
+def check_error(names: str, error: float, tolerance: float, out: Path) -> None:
+    """Refuse a file whose raw outputs are not those of PyTorch.
+
+    Args:
+        names: of the two that were compared.
+        error: the largest, relative to the largest output.
+        tolerance: the largest allowed.
+        out: the file, for the message.
+
+    Raises:
+        RuntimeError: if the error is larger, or is not a number.
+    """
+    if not error <= tolerance:
+        raise RuntimeError(
+            f'{names} differ by {error:.3g} of the largest output, allowed {tolerance:.3g}; {out} '
+            'was not written'
+        )
 
 
 def detections(predicted: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..files import written_whole
 from ..stack import check_installed
 from ..surgery.modes import eval_mode
-from .comparison import Reference
+from .comparison import Reference, check_error
 from .decoding import check_exportable
 from .errors import ExportError
 from .graph import first_line
@@ -62,11 +62,7 @@ def export_ncnn(
         images = inputs if pixels is None else pixels.invert(inputs)
         _convert(reference.network, images, *files)
         error = reference.raw_error(_run(*files, images), images)
-        if not error <= tolerance:
-            raise RuntimeError(
-                f'ncnn and PyTorch differ by {error:.3g} of the largest output, allowed '
-                f'{tolerance:.3g}; {out} was not written'
-            )
+        check_error('ncnn and PyTorch', error, tolerance, out)
     return error
 
 

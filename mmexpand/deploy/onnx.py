@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..files import written_whole
 from ..stack import check_installed
 from ..surgery.modes import eval_mode
-from .comparison import Reference, batches, compare_file
+from .comparison import Reference, batches, check_error, compare_file
 from .decoding import Boxes, Classes, check_exportable, decoder_of
 from .errors import ExportError
 from .graph import attach, first_line, open_axes, trace
@@ -98,11 +98,7 @@ def export_onnx(
         network = _trace_network(reference, images, dynamic_size)
         onnx.save(network, str(temporary))
         error = _raw_error(reference, temporary, batches(images, dynamic_size))
-        if not error <= tolerance:
-            raise RuntimeError(
-                f'ONNX Runtime and PyTorch differ by {error:.3g} of the largest output, allowed '
-                f'{tolerance:.3g}; {out} was not written'
-            )
+        check_error('ONNX Runtime and PyTorch', error, tolerance, out)
         if calibration:
             given = calibration if pixels is None else [pixels.invert(i) for i in calibration]
             network = quantise(network, given)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..files import written_whole
 from ..surgery.modes import eval_mode
-from .comparison import Reference, batches
+from .comparison import Reference, batches, check_error
 from .decoding import check_exportable
 from .errors import ExportError
 from .graph import first_line
@@ -64,9 +64,5 @@ def export_program(
             ) from error
         run = torch.export.load(temporary).module()
         error = max(reference.raw_error([o.numpy() for o in run(b)], b) for b in given)
-        if not error <= tolerance:
-            raise RuntimeError(
-                f'the program and the model differ by {error:.3g} of the largest output, allowed '
-                f'{tolerance:.3g}; {out} was not written'
-            )
+        check_error('the program and the model', error, tolerance, out)
     return error

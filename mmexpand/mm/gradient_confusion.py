@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from mmengine.hooks import Hook
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from ..analysis.confusion import FACTORS, FOLDED, cosine_similarity, density, draw, gradients
-from ..files import written_whole
+from ..files import save_figure, written_whole
 from ..stack import check_installed
 from ..surgery import contract, is_expanded, named_units
 from ..surgery.copying import copy_model
@@ -23,9 +23,6 @@ from .checkpoints import unwrap
 from .dry_run import random_state_kept
 from .logs import log
 from .ranks import on_main
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 FILE, PICTURE = 'gradient_confusion.json', 'gradient_confusion.png'
 
@@ -103,7 +100,7 @@ class GradientConfusionHook(Hook):
         }
         on_main(lambda: self._write(density=densities))
         path = Path(runner.work_dir) / PICTURE
-        on_main(lambda: save(draw({'': [self.measured]}), path))
+        on_main(lambda: save_figure(draw({'': [self.measured]}), path))
         log(f'GradientConfusionHook: {self._path}, {path}')
 
     def _measure(self, runner: Runner, step: int) -> None:
@@ -179,9 +176,3 @@ def random_batches(loader: DataLoader) -> Iterator[Any]:
 def _gradients(network: nn.Module, data: dict) -> list[Tensor]:
     loss, _ = network.parse_losses(network(**data, mode='loss'))
     return gradients(network, loss)
-
-
-def save(figure: 'Figure', path: Path) -> None:
-    """Write a picture whole or not at all."""
-    with written_whole(path) as temporary:
-        figure.savefig(temporary, dpi=120)

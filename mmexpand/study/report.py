@@ -8,7 +8,7 @@ from statistics import fmean, stdev
 
 from matplotlib.figure import Figure
 
-from ..files import written_whole
+from ..files import save_figure, written_whole
 from ..report import check_report
 from .run import arm_problem, write_json
 from .spec import Study
@@ -164,7 +164,7 @@ def _plot_curves(study: Study, arms: list[ArmSummary], path: Path) -> None:
     axes.set(xlabel='iteration', ylabel=f'{study.metric} (validation)', title=study.name)
     if axes.lines:
         axes.legend(fontsize='small')
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _plot_differences(study: Study, found: dict[str, Difference | None], path: Path) -> None:
@@ -181,7 +181,7 @@ def _plot_differences(study: Study, found: dict[str, Difference | None], path: P
     axes.set_yticks(range(len(shown)), list(shown))
     label = f'{study.metric} (test) minus that of {study.baseline}, seed by seed; mean, 95 %'
     axes.set(xlabel=label, title=study.name)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _write_page(
@@ -210,11 +210,6 @@ def _write_page(
         tuning={arm.arm.name: arm.tuning for arm in arms if arm.tuning},
     )
     write_page(html, path)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    with written_whole(path) as temporary:
-        figure.savefig(temporary, dpi=120)
 
 
 def _write_text(text: str, path: Path) -> None:

@@ -22,11 +22,10 @@ from torch import nn
 from mmexpand.analysis.landscape import draw, losses_at, random_direction
 from mmexpand.deploy import load_compact_model
 from mmexpand.deploy.model import innermost
-from mmexpand.files import written_whole
+from mmexpand.files import save_figure, written_whole
 from mmexpand.mm.compact_config import type_name
 from mmexpand.mm.contraction import check_writable
 from mmexpand.mm.datasets import check_datasets, guard_pipelines
-from mmexpand.mm.gradient_confusion import save
 from mmexpand.mm.launch import ConfigError, add_config_arguments, count, read_config, tool
 from mmexpand.surgery.checkpoint import load_checkpoint
 
@@ -131,7 +130,7 @@ def main(args: argparse.Namespace) -> None:
     out_dir = Path(args.out_dir)
     with written_whole(out_dir / 'landscape.json') as temporary:
         temporary.write_text(json.dumps(found))
-    save(draw([found, *others]), out_dir / 'landscape.png')
+    save_figure(draw([found, *others]), out_dir / 'landscape.png')
     print(
         f'\nloss {found["line"][args.steps]:.4g} at the centre; landscape.json and .png are in '
         f'{args.out_dir}'

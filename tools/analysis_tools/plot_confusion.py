@@ -8,12 +8,13 @@ import argparse
 import json
 from pathlib import Path
 
-from plot_curves import figure_types
+from plot_curves import parse_runs
 
 from mmexpand.analysis.confusion import draw
+from mmexpand.files import save_figure
 from mmexpand.mm.contraction import check_writable
-from mmexpand.mm.gradient_confusion import FILE, save
-from mmexpand.mm.launch import add_debug_argument, tool
+from mmexpand.mm.gradient_confusion import FILE
+from mmexpand.mm.launch import tool
 from mmexpand.stack import check_installed
 
 
@@ -21,16 +22,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('runs', nargs='+', help='work dirs of trainings with GradientConfusionHook')
     parser.add_argument('--legend', nargs='+', help='names of the networks, one a run')
-    parser.add_argument('--out', required=True, help='the picture')
-    add_debug_argument(parser)
-    args = parser.parse_args()
-    kinds = figure_types()
-    if Path(args.out).suffix[1:].lower() not in kinds:
-        parser.error(f'--out must be a picture, one of {", ".join(kinds)}; got {args.out}')
-    args.legend = args.legend or [Path(run).name for run in args.runs]
-    if len(args.legend) != len(args.runs):
-        parser.error(f'--legend has {len(args.legend)} names for {len(args.runs)} runs')
-    return args
+    return parse_runs(parser)
 
 
 def read(run: str) -> list[dict]:
@@ -52,7 +44,7 @@ def main(args: argparse.Namespace) -> None:
     runs: dict[str, list] = {}
     for name, run in zip(args.legend, args.runs, strict=True):
         runs.setdefault(name, []).append(read(run))
-    save(draw(runs), Path(args.out))
+    save_figure(draw(runs), Path(args.out))
     print(f'wrote {args.out}')
 
 

@@ -20,20 +20,21 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('runs', nargs='+', help='work dirs, or scalars.json files')
     parser.add_argument('--keys', nargs='+', help='scalars to draw, each in a plot of its own')
     parser.add_argument('--legend', nargs='+', help='names of the runs')
+    return parse_runs(parser)
+
+
+def parse_runs(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Parse, with the picture, ``runs`` and a name for each in ``legend``."""
     parser.add_argument('--out', required=True, help='the picture')
     add_debug_argument(parser)
     args = parser.parse_args()
-    kinds = figure_types()
+    kinds = sorted(FigureCanvasAgg.get_supported_filetypes())
     if Path(args.out).suffix[1:].lower() not in kinds:
         parser.error(f'--out must be a picture, one of {", ".join(kinds)}; got {args.out}')
     args.legend = args.legend or [Path(run).name for run in args.runs]
     if len(args.legend) != len(args.runs):
         parser.error(f'--legend has {len(args.legend)} names for {len(args.runs)} runs')
     return args
-
-
-def figure_types() -> list[str]:
-    return sorted(FigureCanvasAgg.get_supported_filetypes())
 
 
 def plot_curves(
