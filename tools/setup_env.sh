@@ -66,8 +66,9 @@ if compgen -G "$wheels/*mmcv-*.whl" >/dev/null; then
 else
   say "2/4 mmcv: compiling it against this torch (about 15 minutes on 2 cores; kept in $wheels)"
   building=$(mktemp -d)
-  # MMCV_WITH_OPS is mmcv's default, stated because an environment may say otherwise.
-  (cd "$building" && PATH="$venv/bin:$PATH" MMCV_WITH_OPS=1 "$venv/bin/python" -m pip \
+  # MMCV_WITH_OPS is mmcv's default, stated because an environment may say otherwise. Without debug
+  # symbols, which a Python may ask for, the compiler takes less than half the time.
+  (cd "$building" && PATH="$venv/bin:$PATH" MMCV_WITH_OPS=1 CFLAGS="${CFLAGS:-} -g0" "$venv/bin/python" -m pip \
     --disable-pip-version-check wheel --no-build-isolation --no-deps --no-cache-dir \
     --wheel-dir "$building" "$mmcv" >"$building/build.log" 2>&1) &
   build=$!
