@@ -1,5 +1,7 @@
 """A small segmentation run that every test of the framework layer starts from."""
 
+import functools
+import gc
 import itertools
 import os
 from pathlib import Path
@@ -7,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hypothesis import settings
-from mmengine.config import Config
+from mmengine.config import Config, config
 from mmengine.registry import DefaultScope
 from PIL import Image
 
@@ -20,6 +22,16 @@ settings.load_profile('few')
 ONEDL = installed_version('onedl-mmengine') is not None
 """Whether the stack is the maintained forks."""
 _runs = itertools.count()
+_format_code = config.FormatCode
+
+
+@functools.lru_cache(maxsize=32)
+def _format_once(text: str, style: tuple) -> tuple[str, bool]:
+    return _format_code(text, style_config=dict(style))
+
+
+# A short run formats its config ten times, which takes longer than all the rest of it.
+config.FormatCode = lambda text, style_config, **_: _format_once(text, tuple(style_config.items()))
 
 SEGMENTOR = dict(
     type='EncoderDecoder',
@@ -51,6 +63,12 @@ SEGMENTOR = dict(
     ),
     test_cfg=dict(mode='whole'),
 )
+
+
+def pytest_collection_finish():
+    """Keep what is imported out of the garbage collections that every data set asks for."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
