@@ -84,6 +84,7 @@ def test_fcn_trains_and_contracts(tmp_path):
     cfg = without_download(Config.fromfile(FCN))
     cfg.model.data_preprocessor.size = (64, 64)
     cfg.train_dataloader.dataset.pipeline[2:4] = [dict(type='Resize', scale=(64, 64))]
+    cfg.val_dataloader.dataset.pipeline[1].scale = (64, 64)
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
         loader.dataset.data_root = str(tmp_path / 'cityscapes')
     assert 0 < try_training(quick(cfg)).loss < 100
