@@ -9,7 +9,7 @@ env:
 	@STACK=$(STACK) tools/setup_env.sh $(VENV)
 
 test: env lint
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The core's tests, which need no OpenMMLab, on another torch: `make core TORCH=2.5.0`.
 core:
@@ -26,7 +26,7 @@ lint: env
 
 # Lint, the docs, and all tests with the lines that none of them runs.
 quality: lint docs
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile --cov --cov-report=term
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term
 
 demo: env
 	$(VENV)/bin/python tools/demo/run_demo.py

@@ -65,6 +65,14 @@ SEGMENTOR = dict(
 )
 
 
+LONGEST = ('test_docs', 'test_tools', 'test_weight_sets', 'test_packaging', 'test_soak')
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first: one that is begun last is waited for by all other processes."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
+
+
 def pytest_collection_finish():
     """Keep what is imported out of the garbage collections that every data set asks for."""
     gc.collect()

@@ -1,12 +1,14 @@
 """The documentation builds without a warning, and every code block of it runs."""
 
-import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.tools_in_process import run_apart
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / 'docs').glob('*.md'))
@@ -27,18 +29,19 @@ def checkout(tmp_path):
 )
 def test_code_runs(page, checkout):
     """Blocks that begin with a file's name are that file; all others run, in their order."""
-    env = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1')
-    env['PATH'] = f'{Path(sys.executable).parent}{os.pathsep}{env["PATH"]}'
     for language, code in BLOCK.findall(page.read_text()):
         named = FILE.match(code)
+        (checkout / (named[1] if named else 'block.py')).write_text(code)
         if named:
-            (checkout / named[1]).write_text(code)
             continue
-        command = ['bash', '-e'] if language == 'bash' else [sys.executable]
-        done = subprocess.run(
-            command, input=code, cwd=checkout, env=env, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, f'{code}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}'
+        commands = ['python block.py']
+        if language == 'bash':
+            commands = code.replace('\\\n', ' ').splitlines()
+        for command in commands:
+            python, *arguments = shlex.split(command)
+            assert python == 'python'
+            done = run_apart(*arguments, cwd=checkout)
+            assert done.returncode == 0, f'{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}'
 
 
 def test_it_builds_without_a_warning(tmp_path):

@@ -1,9 +1,14 @@
-"""The tools' ``main()`` in this process: what a user sees of them, without starting Python anew."""
+"""The tools, in this process or one of their own, without importing the stack anew."""
 
 import importlib.util
+import multiprocessing
+import os
+import runpy
 import sys
+import tempfile
 from functools import cache
 from pathlib import Path
+from subprocess import CompletedProcess
 from unittest import mock
 
 TOOLS = Path(__file__).parents[1] / 'tools'
@@ -24,7 +29,7 @@ def load(tool: str):
 
 
 def run(tool: str, *arguments) -> tuple[int, str]:
-    """Exit status and what the exit says on stderr, beside what the tool prints itself.
+    """A tool's ``main()`` in this process: exit status, and what the exit says on stderr.
 
     An exception goes through: that is the traceback a user would see.
     """
@@ -37,3 +42,39 @@ def run(tool: str, *arguments) -> tuple[int, str]:
                 return 1, exit_.code
             return exit_.code or 0, ''
     return 0, ''
+
+
+TIMEOUT = 900
+"""Seconds after which a process is taken to hang."""
+_context = multiprocessing.get_context('forkserver')
+_context.set_forkserver_preload(['mmexpand', 'mmdet.apis', 'mmseg.apis'])
+
+
+def run_apart(path: str | Path, *arguments: object, cwd: Path | None = None) -> CompletedProcess:
+    """A script in a process of its own, which another one that has imported the stack becomes.
+
+    Python starts in no time so; all else is as a user's shell has it.
+    """
+    command = [str(part) for part in (path, *arguments)]
+    with tempfile.TemporaryDirectory() as folder:
+        files = Path(folder, 'stdout'), Path(folder, 'stderr')
+        given = command, files, cwd or Path.cwd(), dict(os.environ)
+        process = _context.Process(target=_become, args=given)
+        process.start()
+        process.join(TIMEOUT)
+        if process.is_alive():
+            process.kill()
+            process.join()
+        return CompletedProcess(command, process.exitcode, *(file.read_text() for file in files))
+
+
+def _become(command: list[str], files: tuple[Path, Path], cwd: Path, environment: dict) -> None:
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(environment)
+    for file, stream in zip(files, (sys.stdout, sys.stderr), strict=True):
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT)
+        os.dup2(descriptor, stream.fileno())
+    sys.argv = command
+    sys.path.insert(0, str(Path(command[0]).parent))
+    runpy.run_path(command[0], run_name='__main__')

@@ -51,8 +51,10 @@ def transposed(outputs=4, kernel=3, **options):
 @pytest.mark.parametrize('how', [*CHAINS, *ALL], ids=name)
 @pytest.mark.parametrize(
     ('part', 'groups', 'outputs', 'bias'),
-    [(0, 1, 4, True), (1, 2, 4, True), (2, 4, 4, True)]
-    + [(3, 1, 8, False), (4, 2, 8, False), (5, 4, 8, False)],
+    [
+        (part, groups, *rest)
+        for part, (rest, groups) in enumerate(product([(4, True), (8, False)], (1, 2, 4)))
+    ],
 )
 def test_folded_is_layerwise_is_contracted(how, part, groups, outputs, bias):
     """Each block meets every geometry and every kernel with one of the six combinations."""

@@ -1,6 +1,4 @@
 import copy
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +21,7 @@ from mmexpand.deploy.network import RawOutputs
 from mmexpand.mm.models import build_compact_model, build_expanded_model
 from mmexpand.surgery.checkpoint import CheckpointError
 from tests.test_deploy.networks import randomise
+from tests.tools_in_process import run_apart
 
 ROOT = Path(__file__).parents[2]
 YOLO = ROOT / 'configs/yolo_lite/yolo-lite_expand-cl-r4_1xb64-600k_voc0712-224x224.py'
@@ -206,20 +205,8 @@ def test_tool(trained, picture, tmp_path):
     cfg, _, checkpoint = trained
     cfg.dump(tmp_path / 'config.py')
     out = tmp_path / 'model.onnx'
-    result = subprocess.run(
-        [
-            sys.executable,
-            ROOT / 'tools/export_onnx.py',
-            tmp_path / 'config.py',
-            checkpoint,
-            '--out',
-            out,
-            '--image',
-            picture,
-        ],
-        capture_output=True,
-        text=True,
-    )
+    arguments = [tmp_path / 'config.py', checkpoint, '--out', out, '--image', picture]
+    result = run_apart(ROOT / 'tools/export_onnx.py', *arguments)
     assert result.returncode == 0, result.stderr
     assert 'largest error against PyTorch: ' in result.stdout
     assert out.is_file()

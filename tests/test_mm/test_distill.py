@@ -462,7 +462,7 @@ def test_two_processes_train_as_one(street, teacher, tmp_path):
     command += [str(street), str(tmp_path), json.dumps(teacher)]
     env = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=os.pathsep.join(sys.path))
     done = subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=300, env=env
+        command, capture_output=True, text=True, check=False, timeout=900, env=env
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     ranks = [torch.load(tmp_path / f'rank_{rank}.pth') for rank in (0, 1)]

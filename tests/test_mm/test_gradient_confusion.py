@@ -248,7 +248,7 @@ def test_two_processes_measure_the_same_as_one(seg_cfg, tmp_path):
     env = dict(os.environ, OMP_NUM_THREADS='1', PORT=str(get_free_port()))
     env['PATH'] = f'{Path(sys.executable).parent}{os.pathsep}{env["PATH"]}'
     command = ['bash', str(ROOT / 'tools/dist_train.sh'), str(tmp_path / 'two.py'), '2']
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     first, last = read(cfg)['measured']
     assert first['folded']['similarities'] == pytest.approx(

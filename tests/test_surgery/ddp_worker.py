@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 import mmexpand
 from mmexpand.surgery.distributed import reduce_compact
 
-STEPS = 50
+STEPS = 20
 ROWS = 8
 
 

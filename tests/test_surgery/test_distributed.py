@@ -37,7 +37,7 @@ def run(cases: list[str], processes: int) -> dict:
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=900,
         env=dict(os.environ, OMP_NUM_THREADS='1'),
     )
     assert done.returncode == 0, done.stderr[-3000:]

@@ -326,7 +326,7 @@ def call(command: list[str]) -> subprocess.CompletedProcess:
     environment = dict(os.environ, OMP_NUM_THREADS='1')
     argv = [sys.executable, TOOLS / command[0], *command[1:]]
     return subprocess.run(
-        list(map(str, argv)), capture_output=True, text=True, env=environment, timeout=300
+        list(map(str, argv)), capture_output=True, text=True, env=environment, timeout=900
     )
 
 

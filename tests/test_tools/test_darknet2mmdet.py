@@ -1,7 +1,5 @@
 import re
 import struct
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +9,8 @@ import torch
 pytest.importorskip('mmdet')
 from mmdet.apis import inference_detector, init_detector
 
+from tests.tools_in_process import run_apart
+
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / 'configs/yolo_lite/yolo-lite_1xb64-600k_voc0712-224x224.py'
 PUBLISHED = ROOT.parent / 'shared/data/yolo-lite'
@@ -18,12 +18,7 @@ NUM_FLOATS = 572_317
 
 
 def run_tool(*args):
-    return subprocess.run(
-        [sys.executable, ROOT / 'tools/model_converters/darknet2mmdet.py', *map(str, args)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    return run_apart(ROOT / 'tools/model_converters/darknet2mmdet.py', *args)
 
 
 @pytest.fixture(scope='module')

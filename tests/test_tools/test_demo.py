@@ -18,6 +18,7 @@ import mmexpand
 from mmexpand.mm.compact_config import make_compact_config
 from mmexpand.mm.models import build_expanded_model
 from mmexpand.mm.runtime import prepare_cpu
+from tests.tools_in_process import run_apart
 
 sys.path.insert(0, str(Path(__file__).parents[2] / 'tools/demo'))
 import run_demo
@@ -96,7 +97,7 @@ def test_stock_evaluation_takes_nothing_of_ours(trained, tmp_path, config, check
 def test_pictures_of_results(trained, tmp_path):
     out = tmp_path / 'pictures'
     args = [trained / 'config.py', trained / 'expanded.pth', '--out-dir', out, '--num', '2']
-    result = tool('tools/analysis_tools/browse_results.py', *args)
+    result = run_apart(ROOT / 'tools/analysis_tools/browse_results.py', *args)
     assert result.returncode == 0, result.stderr
     pictures = sorted(out.iterdir())
     assert [p.name for p in pictures] == [
@@ -120,13 +121,16 @@ def write_log(work_dir, losses, metric):
 def test_curves(tmp_path):
     write_log(tmp_path / 'one', [3.0, 2.0, 1.0], 40.0)
     write_log(tmp_path / 'two', [2.0, 1.5, 1.0], 50.0)
+    plot = ROOT / 'tools/analysis_tools/plot_curves.py'
     args = [tmp_path / 'one', tmp_path / 'two', '--out', tmp_path / 'curves.png']
-    result = tool('tools/analysis_tools/plot_curves.py', *args)
+    result = run_apart(plot, *args)
     assert result.returncode == 0, result.stderr
     assert cv2.imread(str(tmp_path / 'curves.png')).std() > 1
-    result = tool('tools/analysis_tools/plot_curves.py', *args, '--keys', 'losses')
+    result = run_apart(plot, *args, '--keys', 'losses')
     assert "one has no 'losses'; it logged loss, lr, mIoU, step, time" in result.stderr
-    result = tool('tools/analysis_tools/plot_curves.py', tmp_path, '--out', tmp_path / 'no.png')
+    result = run_apart(
+        ROOT / 'tools/analysis_tools/plot_curves.py', tmp_path, '--out', tmp_path / 'no.png'
+    )
     assert 'was it trained?' in result.stderr
     assert not (tmp_path / 'no.png').exists()
     assert run_demo.steps_a_second(tmp_path / 'one') == 2

@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch.distributed.elastic.utils.distributed import get_free_port
 
+from tests.tools_in_process import run_apart
+
 TOOLS = Path(__file__).parents[2] / 'tools'
 ENV = dict(
     os.environ,
@@ -22,10 +24,11 @@ ENV = dict(
 def call(*command, fails=False) -> str:
     command = list(map(str, command))
     if command[0].endswith('.py'):
-        command = [sys.executable, *command]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env=ENV, timeout=300
-    )
+        done = run_apart(*command)
+    else:
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, env=ENV, timeout=900
+        )
     assert (done.returncode != 0) == fails, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout + done.stderr
 

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,7 +10,7 @@ import mmdet
 import mmseg
 import pytest
 
-from tests.tools_in_process import TOOLS, load
+from tests.tools_in_process import TOOLS, load, run_apart
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,8 +40,10 @@ zoo_network.mmexpand.expand_ = wrong
 
 def run(family, path, before=''):
     """In a process that has run nothing yet: torch's threads do not outlive the fork."""
-    command = [sys.executable, '-W', 'ignore', '-c', RUN.format(before=before)]
-    subprocess.run([*command, TOOLS / 'analysis_tools', family, path], check=True)
+    script = path.with_name('run.py')
+    script.write_text(RUN.format(before=before))
+    done = run_apart(script, TOOLS / 'analysis_tools', family, path)
+    assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(path.read_text())
 
 
