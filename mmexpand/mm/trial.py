@@ -65,6 +65,9 @@ def try_training(cfg: Config, expand: dict | None = None) -> Trial:
         torch.cuda.reset_peak_memory_stats()
     with tempfile.TemporaryDirectory() as folder:
         cfg.work_dir = folder
+        if isinstance(cfg.get('visualizer'), dict):
+            # Runners share a visualizer by its name, and this one's folder will be gone.
+            cfg.visualizer.name = folder
         runner = build_runner(cfg, ('train', 'val'))
         runner.train()
         loss = runner.message_hub.get_scalar('train/loss').current()

@@ -11,6 +11,7 @@ from mmcv.transforms import BaseTransform
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
+from mmengine.visualization import Visualizer
 from mmseg.datasets import CityscapesDataset
 from mmseg.evaluation import IoUMetric
 from mmseg.models import EncoderDecoder
@@ -19,6 +20,7 @@ from mmseg.registry import DATASETS, METRICS, MODELS, TRANSFORMS
 from mmexpand import ExpandedConv2d
 from mmexpand.mm import dry_run as dry_run_module
 from mmexpand.mm.dry_run import DryRunError
+from mmexpand.mm.trial import try_training
 from mmexpand.surgery.checkpoint import load_checkpoint
 
 EXPAND = dict(type='ExpandHook', include='backbone.encoder', rate=2)
@@ -245,3 +247,15 @@ def test_the_expanded_model_is_evaluated_on_request_only(seg_cfg, monkeypatch):
         assert ('metrics_expanded' in report) == wanted
         if wanted:
             assert report['metrics_expanded'] == report['metrics_compact']
+
+
+def test_a_trial_leaves_no_visualizer_behind(seg_cfg):
+    """Runners share one by its name, and this one wrote into a folder that is gone."""
+    backends = [dict(type='LocalVisBackend')]
+    visualizer = dict(type='SegLocalVisualizer', name='of_a_trial', vis_backends=backends)
+    cfg = seg_cfg(visualizer=visualizer)
+    try_training(cfg)
+    assert cfg.visualizer.name == 'of_a_trial'
+    assert not Visualizer.check_instance_created('of_a_trial')
+    Runner.from_cfg(cfg).train()
+    assert list(Path(cfg.work_dir).glob('*/vis_data/scalars.json'))

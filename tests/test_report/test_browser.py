@@ -185,17 +185,17 @@ def test_filtering_leaves_the_pixels_of_the_class(browser, tmp_path):
     write_page(render_run(report), tmp_path / 'masks.html')
     browser.get((tmp_path / 'masks.html').as_uri())
     assert shown(browser) == {'a.png': 'error 0.67'}
-    assert visible_colors(browser) == [{(255, 0, 0): 64, (0, 0, 255): 64}, {(255, 0, 0): 192}]
+    wait_for_colors(browser, {(255, 0, 0): 64, (0, 0, 255): 64}, {(255, 0, 0): 192})
     choose(browser, 'class', 'cat')
     wait_for_colors(browser, {(255, 0, 0): 64}, {(255, 0, 0): 192})
     choose(browser, 'class', 'dog')
     wait_for_colors(browser, {(0, 0, 255): 64}, {})
     choose(browser, 'class', 'all')
-    assert visible_colors(browser)[0] == {(255, 0, 0): 64, (0, 0, 255): 64}
+    wait_for_colors(browser, {(255, 0, 0): 64, (0, 0, 255): 64}, {(255, 0, 0): 192})
 
 
 def wait_for_colors(browser, *expected):
-    WebDriverWait(browser, 5).until(lambda driver: visible_colors(driver) == list(expected))
+    WebDriverWait(browser, 60).until(lambda driver: visible_colors(driver) == list(expected))
 
 
 def visible_colors(browser):
@@ -244,7 +244,7 @@ def test_a_name_in_the_legend_hides_its_curve(opened):
     opened.execute_script('arguments[0].scrollIntoView({block: "center"})', toggle)
     webdriver.ActionChains(opened).move_to_element(toggle).click().perform()
     trace = 'return document.querySelector("#curves .js-plotly-plot").data[0].visible'
-    WebDriverWait(opened, 5).until(lambda driver: driver.execute_script(trace) == 'legendonly')
+    WebDriverWait(opened, 60).until(lambda driver: driver.execute_script(trace) == 'legendonly')
 
 
 def test_nothing_comes_from_elsewhere_and_nothing_fails(opened):

@@ -93,14 +93,14 @@ def test_a_crash_and_a_hang_cost_one_line(zoo, tmp_path, monkeypatch, stage, sta
 
         return main
 
-    for end, words in (
-        (lambda: os.kill(os.getpid(), signal.SIGKILL), 'ended by SIGKILL'),
-        (lambda: time.sleep(60), 'took more than 1 s'),
-        (lambda: os._exit(3), 'exit status 3'),
+    for end, limit, words in (
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), 60, 'ended by SIGKILL'),
+        (lambda: time.sleep(60), 1, 'took more than 1 s'),
+        (lambda: os._exit(3), 60, 'exit status 3'),
     ):
         monkeypatch.setattr(zoo.zoo_network, 'main', broken(end))
         path = tmp_path / f'{words}.json'
-        zoo.run_family('mmdet/yolox', path, limit=1)
+        zoo.run_family('mmdet/yolox', path, limit)
         result = json.loads(path.read_text())
         assert (result['status'], result['error']) == (status, f'{words} (stage: {stage})')
 
