@@ -132,7 +132,8 @@ def die():
 
 def test_peak_memory():
     size = 2**27
-    assert size <= peak_memory(hold, size, threads=1) < 1.2 * size
+    # The kernel counts resident pages by the batch: a few may be missing.
+    assert 0.99 * size <= peak_memory(hold, size, threads=1) < 1.2 * size
     with pytest.raises(OutOfMemoryError, match='memory'):
         peak_memory(die, threads=1)
 
