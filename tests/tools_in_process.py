@@ -53,11 +53,13 @@ _context.set_forkserver_preload(['mmexpand', 'mmdet.apis', 'mmseg.apis'])
 def run_apart(path: str | Path, *arguments: object, cwd: Path | None = None) -> CompletedProcess:
     """A script in a process of its own, which another one that has imported the stack becomes.
 
-    Python starts in no time so; all else is as a user's shell has it.
+    So nothing is imported anew; all else is as in a user's shell.
     """
     command = [str(part) for part in (path, *arguments)]
     with tempfile.TemporaryDirectory() as folder:
         files = Path(folder, 'stdout'), Path(folder, 'stderr')
+        for file in files:
+            file.touch()
         given = command, files, cwd or Path.cwd(), dict(os.environ)
         process = _context.Process(target=_become, args=given)
         process.start()
@@ -73,7 +75,7 @@ def _become(command: list[str], files: tuple[Path, Path], cwd: Path, environment
     os.environ.clear()
     os.environ.update(environment)
     for file, stream in zip(files, (sys.stdout, sys.stderr), strict=True):
-        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT)
+        descriptor = os.open(file, os.O_WRONLY)
         os.dup2(descriptor, stream.fileno())
     sys.argv = command
     sys.path.insert(0, str(Path(command[0]).parent))
