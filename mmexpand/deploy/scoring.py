@@ -1,7 +1,6 @@
 """PyTorch and files side by side, by the config's own evaluator."""
 
 from collections.abc import Mapping
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from torch import nn
 
 from ..mm.compact_config import make_compact_config
 from ..mm.evaluation import evaluate
-from ..mm.launch import build_runner
+from ..mm.launch import build_runner, temporary_work_dir
 from .comparison import detections
 from .network import Pixels
 from .runtimes import Run
@@ -80,7 +79,7 @@ def score(cfg: Config, models: Mapping[str, nn.Module]) -> dict[str, dict[str, A
             cfg.pop(f'{split}_{key}', None)
     for key in ('optim_wrapper', 'param_scheduler', 'auto_scale_lr'):
         cfg.pop(key, None)
-    with TemporaryDirectory() as cfg.work_dir:
+    with temporary_work_dir(cfg):
         runner = build_runner(cfg, ('val',))
         return {name: evaluate(model, runner) for name, model in models.items()}
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from pickle import UnpicklingError
+from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any
 
@@ -160,6 +161,16 @@ def load_config(args: Namespace) -> Config:
     elif cfg.get('work_dir') is None:
         cfg.work_dir = os.path.join('work_dirs', Path(args.config).stem)
     return cfg
+
+
+@contextmanager
+def temporary_work_dir(cfg: Config) -> Iterator[None]:
+    """Give a config a work dir that is gone afterwards, and with it all that a Runner writes."""
+    with TemporaryDirectory() as cfg.work_dir:
+        if isinstance(cfg.get('visualizer'), dict):
+            # Runners of a process share a visualizer by its name; a later one would write here.
+            cfg.visualizer.name = cfg.work_dir
+        yield
 
 
 def build_runner(cfg: Config, splits: tuple[str, ...]) -> Runner:

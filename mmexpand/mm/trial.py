@@ -2,7 +2,6 @@
 
 import copy
 import resource
-import tempfile
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +11,7 @@ from mmengine.runner import Runner
 
 from .compact_config import hook_configs, type_name
 from .hooks import ContractHook
-from .launch import build_runner
+from .launch import build_runner, temporary_work_dir
 
 
 @HOOKS.register_module()
@@ -63,11 +62,7 @@ def try_training(cfg: Config, expand: dict | None = None) -> Trial:
     cfg.log_level = 'WARNING'
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    with tempfile.TemporaryDirectory() as folder:
-        cfg.work_dir = folder
-        if isinstance(cfg.get('visualizer'), dict):
-            # Runners share a visualizer by its name, and this one's folder will be gone.
-            cfg.visualizer.name = folder
+    with temporary_work_dir(cfg):
         runner = build_runner(cfg, ('train', 'val'))
         runner.train()
         loss = runner.message_hub.get_scalar('train/loss').current()
