@@ -5,11 +5,14 @@
 STACK ?= openmmlab
 VENV = $(if $(filter onedl,$(STACK)),.venv-onedl,.venv)
 
+# A file's tests in one process, the files in the order that tests/conftest.py gives them.
+PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 env:
 	@STACK=$(STACK) tools/setup_env.sh $(VENV)
 
 test: env lint
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST)
 
 # The core's tests, which need no OpenMMLab, on another torch: `make core TORCH=2.5.0`.
 core:
@@ -26,7 +29,7 @@ lint: env
 
 # Lint, the docs, and all tests with the lines that none of them runs.
 quality: lint docs
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term
+	$(PYTEST) --cov --cov-report=term
 
 demo: env
 	$(VENV)/bin/python tools/demo/run_demo.py
