@@ -121,7 +121,7 @@ def usable_configs(family: str) -> Iterator[tuple[str, Config]]:
 
 def _drop_downloads(cfg: Config) -> None:
     for node in dicts(cfg._cfg_dict):
-        if 'Pretrained' in str(node.get('init_cfg')):
+        if 'checkpoint' in str(node.get('init_cfg')):
             node['init_cfg'] = None
         for key in ('pretrained', 'teacher_ckpt'):
             if node.get(key):
