@@ -1,6 +1,6 @@
-# Twice the iterations of bccd_yolo-lite.py, after which the compact network does not get better, at
-# the learning rates that were chosen there.
+# Twice the iterations of bccd_yolo-lite.py, after which the compact network does not get better.
 _base_ = 'bccd_yolo-lite.py'
+lrs = [0.001, 0.0014, 0.005, 0.01]
 results_dir = '../../resources/studies/bccd_yolo-lite_4000iters'
 longer = {
     'train_cfg.max_iters': 4000,
@@ -11,10 +11,9 @@ longer = {
 }
 arms = dict(
     _delete_=True,
-    compact=dict(config=_base_.config, cfg_options=dict(_base_.data, **longer), lr=0.001),
+    compact=dict(config=_base_.config, cfg_options=dict(_base_.data, **longer)),
     repvgg_folded=dict(
         config=_base_.config,
         cfg_options=dict(_base_.arms.repvgg_folded.cfg_options, **longer),
-        lr=0.005,
     ),
 )
