@@ -46,7 +46,8 @@ class ExpandHook(CheckpointGuardHook):
             compact network's size, and not the factors'; where a unit's ``forward`` is
             'layerwise' it can't.
         warm_start: whether a compact training that is resumed (``--resume`` its checkpoint) goes
-            on expanded, the weights preserved, with its schedule and momentum.
+            on expanded, the weights preserved, with its schedule and SGD's momentum; what other
+            optimizers keep of expanded layers begins anew.
         **expand: fields of ``ExpandConfig``; patterns are relative to the whole model.
 
     Raises:

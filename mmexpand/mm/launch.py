@@ -100,27 +100,48 @@ def read_config(args: Namespace, *needed: str) -> Config:
     """Read the config of a command line and apply ``--cfg-options``.
 
     Args:
-        args: with ``config``, a path or a name like ``mmdet::yolox/yolox_tiny_8xb8-300e_coco.py``,
-            and ``cfg_options``.
+        args: with ``config`` and ``cfg_options``; see ``open_config``.
         *needed: keys that it must have.
 
     Raises:
         ConfigError: if the file is missing or wrong, or lacks one of the keys.
     """
-    packaged = '::' in str(args.config)
-    if not packaged and not os.path.isfile(args.config):
-        raise ConfigError(f'{args.config}: no such config file')
-    try:
-        cfg = get_config(args.config) if packaged else Config.fromfile(args.config)
-        _drop_scope(cfg)
-    except Exception as error:  # A config is Python: it can raise anything.
-        raise ConfigError(f'{args.config} cannot be read: {_foreign(error)}') from error
-    try:
-        cfg.merge_from_dict(args.cfg_options or {})
-    except Exception as error:  # mmengine asserts, and looks up keys and indexes.
-        raise ConfigError(f'--cfg-options does not fit {args.config}: {_foreign(error)}') from error
+    cfg = open_config(args.config, args.cfg_options, option='--cfg-options')
     check_keys(cfg, *needed)
     return cfg
+
+
+def open_config(
+    config: str | os.PathLike, cfg_options: dict | None = None, option: str = 'cfg_options'
+) -> Config:
+    """Read a config and override what is named.
+
+    Args:
+        config: a path, or a name like ``mmdet::yolox/yolox_tiny_8xb8-300e_coco.py``.
+        cfg_options: what is overridden, by dotted key.
+        option: what the user knows them as.
+
+    Raises:
+        ConfigError: if the file is missing or wrong, or the overrides do not fit it.
+    """
+    config = os.fspath(config)
+    if not is_packaged(config) and not os.path.isfile(config):
+        raise ConfigError(f'{config}: no such config file')
+    try:
+        cfg = get_config(config) if is_packaged(config) else Config.fromfile(config)
+        _drop_scope(cfg)
+    except Exception as error:  # A config is Python: it can raise anything.
+        raise ConfigError(f'{config} cannot be read: {_foreign(error)}') from error
+    try:
+        cfg.merge_from_dict(cfg_options or {})
+    except Exception as error:  # mmengine asserts, and looks up keys and indexes.
+        raise ConfigError(f'{option} does not fit {config}: {_foreign(error)}') from error
+    return cfg
+
+
+def is_packaged(config: str) -> bool:
+    """Whether a config is named as one that a package carries: ``mmdet::...``."""
+    return '::' in config
 
 
 def _drop_scope(cfg: Config) -> None:

@@ -1,5 +1,6 @@
 """Warm start: a compact training goes on expanded, with its schedule and its momentum."""
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -52,7 +53,8 @@ class CompactOptimizer:
 
         A folded kernel W has moved by momentum M; a factor F gets (dW / dF)^T M: what it would
         have gathered, had it been there. Where the other factors stay as 'preserve' leaves them,
-        the kernel goes on exactly as the compact one would.
+        the kernel goes on exactly as the compact one would. Of other optimizers than SGD, what is
+        kept of expanded layers begins anew.
 
         Args:
             runner: with the weights loaded.
@@ -76,8 +78,15 @@ class CompactOptimizer:
                 _set(optimizer, parts[0].parameter, kept[name])
         for group in optimizer.param_groups:
             group['lr'] = group.get('initial_lr', group['lr']) * ratio_of[id(group['params'][0])]
-        _carry_momentum(model, optimizer, kept)
-        log('Warm start: the compact training goes on expanded, with its momentum')
+        if _carry_momentum(model, optimizer, kept):
+            log('Warm start: the compact training goes on expanded, with its momentum')
+        else:
+            log(
+                f'Warm start: the compact training goes on expanded; what '
+                f'{type(optimizer).__name__} keeps of expanded layers begins anew, since only '
+                "SGD's momentum has a counterpart in their factors",
+                logging.WARNING,
+            )
 
 
 def _schedulers(states: Any) -> Iterator[dict]:
@@ -93,12 +102,17 @@ def _arguments(optim_wrapper: dict) -> dict:
 
 def _carry_momentum(
     model: nn.Module, optimizer: torch.optim.Optimizer, kept: dict[str, dict]
-) -> None:
+) -> bool:
+    """Whether all that there was of expanded layers is momentum."""
+    whole = True
     for name, unit in model.named_modules():
         if isinstance(unit, ExpandedLayer):
-            momenta = [kept.get(f'{name}.{kind}', {}).get(MOMENTUM) for kind in ('weight', 'bias')]
+            states = [kept.get(f'{name}.{kind}', {}) for kind in ('weight', 'bias')]
+            whole = whole and all(state.keys() <= {MOMENTUM} for state in states)
+            momenta = [state.get(MOMENTUM) for state in states]
             for parameter, momentum in pulled_back(unit, *momenta).items():
                 _set(optimizer, parameter, {MOMENTUM: momentum})
+    return whole
 
 
 def pulled_back(

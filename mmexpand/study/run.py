@@ -16,7 +16,7 @@ from mmengine.utils import import_modules_from_strings
 
 from ..files import written_whole
 from ..mm.datasets import check_datasets
-from ..mm.launch import build_runner
+from ..mm.launch import build_runner, open_config
 from ..version import __version__
 from .spec import Arm, Run, Study, StudyError, load_study
 
@@ -26,6 +26,11 @@ LOSS_POINTS = 50
 
 class Diverged(RuntimeError):
     """The loss is not finite."""
+
+
+def clock() -> float:
+    """Seconds: of the processor, which other processes cannot take from; of the wall with a GPU."""
+    return time.perf_counter() if torch.cuda.is_available() else time.process_time()
 
 
 class RecordHook(Hook):
@@ -50,7 +55,7 @@ class RecordHook(Hook):
 
     def before_train_iter(self, *_: object, **__: object) -> None:
         """Look at the clock."""
-        self._start = time.process_time()
+        self._start = clock()
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: object = None, outputs: object = None
@@ -61,8 +66,8 @@ class RecordHook(Hook):
             Diverged: where the loss is not finite.
         """
         record, step = self.record, runner.iter + 1
-        record['seconds'] += time.process_time() - self._start
-        loss = outputs['loss'].item()
+        loss = outputs['loss'].item()  # Waits for the GPU.
+        record['seconds'] += clock() - self._start
         if not math.isfinite(loss):
             raise Diverged(f'the loss is {loss} at iteration {step}')
         record['sum'] += loss
@@ -93,12 +98,10 @@ def run_config(study: Study, run: Run) -> Config:
     """The config of a run: the arm's, with its learning rate, seed and work dir.
 
     Raises:
-        StudyError: if there is no such config, or it has no learning rate to set.
+        ConfigError: if there is no such config, or the arm's ``cfg_options`` do not fit it.
+        StudyError: if it has no learning rate to set.
     """
-    if not run.arm.config.is_file():
-        raise StudyError(f'config not found; looked for {run.arm.config.resolve()}')
-    cfg = Config.fromfile(run.arm.config)
-    cfg.merge_from_dict(run.arm.cfg_options)
+    cfg = open_config(run.arm.config, run.arm.cfg_options)
     # Those of the file are imported while it is read; the arm's own come later.
     if cfg.get('custom_imports'):
         import_modules_from_strings(**cfg.custom_imports)
@@ -128,6 +131,11 @@ def arm_problem(study: Study, arm: Arm) -> str | None:
     except Exception as error:
         return f'{arm.name} cannot run: {error}'
     return None
+
+
+def shares_images(cfg: Config) -> bool:
+    """Whether what is reported is measured on the images that learning rates are chosen by."""
+    return cfg.val_dataloader.get('dataset') == cfg.test_dataloader.get('dataset')
 
 
 def train(study: Study, run: Run) -> dict:
@@ -163,6 +171,7 @@ def train(study: Study, run: Run) -> dict:
         seconds=round(hook.record['seconds'], 2),
         steps=runner.iter,
         parameters=sum(p.numel() for p in runner.model.parameters()),
+        test_is_val=shares_images(runner.cfg),
         versions=dict(torch=torch.__version__, mmengine=mmengine.__version__, mmexpand=__version__),
     )
 

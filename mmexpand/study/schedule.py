@@ -9,8 +9,10 @@ import threading
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from queue import SimpleQueue
 from statistics import fmean
 
+import torch
 from mmengine.logging import print_log
 
 from .run import arm_problem, write_json
@@ -103,9 +105,10 @@ def _run_all(study: Study, runs: Iterable[Run], what: str) -> None:
     _log(f'{study.name}, {what}: {len(wanted)} runs to do, {study.jobs} at a time')
     started = time.monotonic()
     children = _Children()
+    devices = _devices(study.jobs)
     pool = ThreadPoolExecutor(study.jobs)
     try:
-        futures = {pool.submit(_run, study, run, children): run for run in wanted}
+        futures = {pool.submit(_run, study, run, children, devices): run for run in wanted}
         for done, future in enumerate(as_completed(futures), 1):
             left = (time.monotonic() - started) / done * (len(wanted) - done)
             said = _said(study, future.result())
@@ -146,15 +149,29 @@ class _Children:
                 process.terminate()
 
 
-def _run(study: Study, run: Run, children: _Children) -> dict | None:
+def _devices(jobs: int) -> SimpleQueue[dict[str, str]]:
+    """Variables for so many processes at a time, which share the GPUs there are."""
+    visible = os.environ.get('CUDA_VISIBLE_DEVICES', '').split(',')
+    gpus = visible if visible != [''] else [str(i) for i in range(torch.cuda.device_count())]
+    queue: SimpleQueue[dict[str, str]] = SimpleQueue()
+    for job in range(jobs):
+        queue.put(dict(CUDA_VISIBLE_DEVICES=gpus[job % len(gpus)]) if gpus else {})
+    return queue
+
+
+def _run(
+    study: Study, run: Run, children: _Children, devices: SimpleQueue[dict[str, str]]
+) -> dict | None:
     folder = study.work_dir / run.arm.name / run.name
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, '-m', 'mmexpand.study', str(study.path), run.arm.name]
     command += [repr(run.lr), str(run.seed)]
     threads = str(study.threads)
-    env = {**os.environ, 'OMP_NUM_THREADS': threads, 'MKL_NUM_THREADS': threads}
+    device = devices.get()
+    env = {**os.environ, 'OMP_NUM_THREADS': threads, 'MKL_NUM_THREADS': threads, **device}
     with open(folder / 'output.txt', 'w') as output:
         status = children.run(command, stdout=output, stderr=subprocess.STDOUT, env=env)
+    devices.put(device)
     if status:
         base = dict(study=study.name, arm=run.arm.name, lr=run.lr, seed=run.seed)
         reason = f'its process ended with status {status}; see {folder / "output.txt"}'

@@ -9,6 +9,8 @@ from typing import Any
 
 from mmengine.config import Config
 
+from ..mm.launch import is_packaged
+
 KEYS = {
     'arms': dict,
     'baseline': str,
@@ -36,14 +38,14 @@ class Arm:
 
     Attributes:
         name: its key in ``arms``.
-        config: path of its config.
+        config: path of its config, or a name like ``mmdet::yolox/yolox_tiny_8xb8-300e_coco.py``.
         cfg_options: what is overridden in it, as ``--cfg-options`` would.
         lr: a fixed learning rate; None: the best of the grid.
         seeds: None: the study's.
     """
 
     name: str
-    config: Path
+    config: str
     cfg_options: dict[str, Any]
     lr: float | None = None
     seeds: tuple[int, ...] | None = None
@@ -171,7 +173,8 @@ def _check_numbers(path: Path, key: str, values: Sequence, kind: type | tuple) -
 
 
 def _arm(path: Path, name: str, arm: dict) -> Arm:
-    if not isinstance(arm, dict) or 'config' not in arm or set(arm) - ARM_KEYS:
+    named = isinstance(arm, dict) and isinstance(arm.get('config'), str)
+    if not named or set(arm) - ARM_KEYS:
         raise StudyError(
             f'{path}: arms.{name} must be a dict with config, and may have cfg_options, lr and '
             f'seeds; got {", ".join(arm) if isinstance(arm, dict) else repr(arm)}'
@@ -183,4 +186,7 @@ def _arm(path: Path, name: str, arm: dict) -> Arm:
         _check_numbers(path, f'arms.{name}.seeds', seeds, int)
     options = dict(arm.get('cfg_options') or {})
     seeds = None if seeds is None else tuple(seeds)
-    return Arm(name, path.parent / arm['config'], options, lr, seeds)
+    config = arm['config']
+    if not is_packaged(config):
+        config = str(path.parent / config)
+    return Arm(name, config, options, lr, seeds)

@@ -50,7 +50,8 @@ class ArmSummary:
         lr: its best, or fixed, learning rate; None as long as it is not tuned.
         tuning: the mean metric on the validation split by learning rate.
         scores: the metric on the test split by seed.
-        seconds: mean processor time of a training; NaN where none has finished.
+        seconds: mean time of a training's iterations, without loading their data (see
+            ``run.clock``); NaN where none has finished.
         results: of its final runs, by seed.
         problems: a sentence each: runs that diverged, failed or are missing.
     """
@@ -87,6 +88,11 @@ def summarise(study: Study, arm: Arm) -> ArmSummary:
         *_run_problems(study, tuned, 'val'),
         *_run_problems(study, finals, 'test'),
     ]
+    if tuned and any(result.get('test_is_val') for result in results.values()):
+        problems.append(
+            f'{arm.name}: its learning rate is chosen by the images that it is reported on, since '
+            'test_dataloader has the dataset of val_dataloader: give it another in cfg_options'
+        )
     missing = ', '.join(str(run.seed) for run, result in finals if result is None)
     if missing and scores:
         problems.append(f'{arm.name}: seeds {missing} have not been run')

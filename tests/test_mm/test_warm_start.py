@@ -13,6 +13,7 @@ from torch import nn
 
 import mmexpand
 from mmexpand import ExpandConfig
+from mmexpand.mm import warm_start
 from mmexpand.mm.optim import by_layer
 from mmexpand.mm.warm_start import CompactOptimizer
 from mmexpand.surgery import named_units
@@ -44,6 +45,15 @@ def sgd(**paramwise):
     return dict(type='OptimWrapper', optimizer=optimizer, paramwise_cfg=paramwise)
 
 
+def checkpoint_of(model, optimizer):
+    return copy.deepcopy(dict(state_dict=model.state_dict(), optimizer=optimizer.state_dict()))
+
+
+def carry_over(kept, expanded, wrapper, cfg):
+    cfg = SimpleNamespace(optim_wrapper=Config(dict(o=cfg)).o)
+    kept.carry_over(SimpleNamespace(model=expanded, optim_wrapper=wrapper, cfg=cfg))
+
+
 @pytest.mark.parametrize('lost', [False, True])
 def test_the_kernel_goes_on_as_the_compact_one_would(lost):
     """To 1e-10 over 50 steps, the outer factors held; without the momentum it does not."""
@@ -51,18 +61,14 @@ def test_the_kernel_goes_on_as_the_compact_one_would(lost):
     compact, generator = Net().double(), torch.Generator().manual_seed(1)
     optimizer = build_optim_wrapper(compact, sgd()).optimizer
     steps(compact, optimizer, 10, generator)
-    checkpoint = copy.deepcopy(
-        dict(state_dict=compact.state_dict(), optimizer=optimizer.state_dict())
-    )
+    checkpoint = checkpoint_of(compact, optimizer)
     expanded = Net().double()
     mmexpand.expand_(expanded, ExpandConfig(init='preserve'))
     cfg = by_layer(sgd(outer_lr_mult=0.0))
     wrapper = build_optim_wrapper(expanded, cfg)
     kept = CompactOptimizer(expanded, checkpoint)
     if not lost:
-        optim_wrapper = Config(dict(o=cfg)).o
-        cfg = SimpleNamespace(optim_wrapper=optim_wrapper)
-        kept.carry_over(SimpleNamespace(model=expanded, optim_wrapper=wrapper, cfg=cfg))
+        carry_over(kept, expanded, wrapper, cfg)
     again = torch.Generator()
     again.set_state(generator.get_state())
     steps(compact, optimizer, 50, generator)
@@ -73,6 +79,28 @@ def test_the_kernel_goes_on_as_the_compact_one_would(lost):
         for kind in ('weight', 'bias')
     ]
     assert max(errors) > 1e-4 if lost else max(errors) < 1e-10
+
+
+@pytest.mark.parametrize('optimizer', ['SGD', 'AdamW'])
+def test_the_log_says_what_is_carried_over(optimizer, monkeypatch):
+    said = []
+    monkeypatch.setattr(warm_start, 'log', lambda message, level=0: said.append(message))
+    more = dict(momentum=0.9) if optimizer == 'SGD' else {}
+    cfg = by_layer(dict(type='OptimWrapper', optimizer=dict(type=optimizer, lr=0.01, **more)))
+    compact, expanded = Net().double(), Net().double()
+    trained = build_optim_wrapper(compact, cfg).optimizer
+    steps(compact, trained, 2, torch.Generator().manual_seed(1))
+    mmexpand.expand_(expanded, ExpandConfig(init='preserve'))
+    wrapper = build_optim_wrapper(expanded, cfg)
+    kept = CompactOptimizer(expanded, checkpoint_of(compact, trained))
+    carry_over(kept, expanded, wrapper, cfg)
+    state = wrapper.optimizer.state
+    assert state[expanded.norm.weight]  # What is not expanded goes on with any optimizer.
+    factors = list(expanded.conv1.expression.parameters())
+    if optimizer == 'SGD':
+        assert all(p in state for p in factors) and 'with its momentum' in said[-1]
+    else:
+        assert not any(p in state for p in factors) and 'AdamW keeps' in said[-1]
 
 
 def train(cfg):

@@ -8,7 +8,7 @@ from mmengine.hooks import EMAHook
 from mmengine.registry import HOOKS
 
 from mmexpand.study import Run, StudyError
-from mmexpand.study.run import arm_problem, run_config, train, write_json
+from mmexpand.study.run import arm_problem, run_config, shares_images, train, write_json
 
 
 def run_of(study, arm='compact', lr=0.1, seed=0):
@@ -100,6 +100,14 @@ def test_a_config_without_a_rate(study, tmp_path):
     config.write_text(config.read_text().replace('lr=1.0, ', ''))
     with pytest.raises(StudyError, match=r'net\.py has no optim_wrapper\.optimizer\.lr'):
         run_config(study, run_of(study))
+
+
+def test_a_config_that_a_package_carries(write_study):
+    name = 'mmdet::yolox/yolox_tiny_8xb8-300e_coco.py'
+    study = write_study(f"arms['stock'] = dict(config={name!r})\n")
+    cfg = run_config(study, run_of(study, 'stock'))
+    assert cfg.model.type == 'YOLOX' and cfg.optim_wrapper.optimizer.lr == 0.1
+    assert shares_images(cfg) and not shares_images(run_config(study, run_of(study)))
 
 
 def test_imports_of_an_arm(study, tmp_path, with_arm, monkeypatch):

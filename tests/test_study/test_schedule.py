@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from mmexpand.study import StudyError, run_study, schedule
 from mmexpand.study.schedule import _Children
@@ -36,7 +37,7 @@ def runs(monkeypatch, put):
     """Writes results in the place of processes; the names of the runs, in order."""
     made, given = [], {}
 
-    def run(study, run, children):
+    def run(study, run, *_):
         made.append(f'{run.arm.name} {run.name}')
         result = given.get(made[-1], dict(val=100 * run.lr))
         put(study, run.arm.name, run.lr, run.seed, **result)
@@ -112,6 +113,19 @@ def test_processes_killed_and_resumed(write_study, tmp_path, monkeypatch):
     assert [step for step, _ in result['loss']] == list(range(1, 9))
     steps = [int(line) for line in (tmp_path / 'steps.txt').read_text().split()]
     assert steps == [0, 1, 2, 3, 4, 5, 4, 5, 6, 7]
+
+
+@pytest.mark.parametrize(
+    ('visible', 'count', 'given'),
+    [(None, 0, [None] * 3), (None, 2, ['0', '1', '0']), ('5,3', 2, ['5', '3', '5'])],
+)
+def test_jobs_share_the_gpus(monkeypatch, visible, count, given):
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+    if visible:
+        monkeypatch.setenv('CUDA_VISIBLE_DEVICES', visible)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: count)
+    devices = schedule._devices(3)
+    assert [devices.get().get('CUDA_VISIBLE_DEVICES') for _ in range(3)] == given
 
 
 def test_processes_end_with_the_study():

@@ -117,6 +117,17 @@ def test_a_grid_half_done_is_said(study, put):
     assert 'cl: not tuned yet at learning rates 0.01' in problems
 
 
+def test_rates_that_are_chosen_by_what_is_reported_are_said(write_study, put):
+    study = write_study("arms['cl'].update(lr=0.1)\n")
+    for arm in ('compact', 'cl'):
+        put(study, arm, 0.1, 0, test_is_val=True)
+    said = 'compact: its learning rate is chosen by the images that it is reported on'
+    assert any(
+        problem.startswith(said) for problem in summarise(study, study.arm('compact')).problems
+    )
+    assert not any('chosen by' in problem for problem in summarise(study, study.arm('cl')).problems)
+
+
 def test_fixed_rates_and_own_seeds(write_study, put):
     study = write_study("arms['cl'].update(lr=0.5, seeds=[3])\n")
     put(study, 'cl', 0.5, 3, test=61)
