@@ -10,8 +10,12 @@ OLDEST = {
     ('mmcv', 'mmcv-lite', 'onedl-mmcv'): '2.0.1',
     ('mmdet', 'onedl-mmdetection'): '3.3.0',
     ('mmsegmentation', 'onedl-mmsegmentation'): '1.2.2',
+    ('mmpretrain',): '1.2.0',
 }
 """The oldest version that is supported, by the packages that provide one and the same module."""
+
+TOO_NEW = {'mmcv': ('2.2.0', ('mmdet', 'mmsegmentation'))}
+"""The version that others refuse, and all after it."""
 
 
 def check_stack() -> None:
@@ -33,6 +37,14 @@ def check_stack() -> None:
                     f'mmexpand works with {name} {oldest} or newer, and {installed} is installed: '
                     f"pip install -U '{name}>={oldest}'"
                 )
+    for name, (newest, others) in TOO_NEW.items():
+        installed = installed_version(name)
+        refused = [other for other in others if installed_version(other)]
+        if installed and refused and _numbers(installed) >= _numbers(newest):
+            raise ImportError(
+                f'{" and ".join(refused)} work with {name} before {newest}, and {installed} is '
+                f"installed: pip install --no-build-isolation '{name}<{newest}'"
+            )
 
 
 def check_installed(what: str, *modules: str) -> None:

@@ -7,13 +7,22 @@ import sys
 from pathlib import Path
 
 import pytest
+from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import HOOKS, DefaultScope
+from mmseg.registry import MODELS
+from mmseg.utils import register_all_modules
+from torch import nn
 
+from mmexpand.mm.optim import by_layer
+from mmexpand.study import load_study
 from tests.tools_in_process import run_apart
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted((ROOT / 'docs').glob('*.md'))
-BLOCK = re.compile(r'^```(python|bash)\n(.*?)^```$', re.MULTILINE | re.DOTALL)
+PAGES = [*sorted((ROOT / 'docs').glob('*.md')), ROOT / 'README.md']
+BLOCK = re.compile(r'^```(\w+)\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 FILE = re.compile(r'# (\w+\.py)\n')
+CONFIG = re.compile(r'^(_base_|custom_hooks|optim_wrapper|model = dict)', re.MULTILINE)
 
 
 @pytest.fixture
@@ -24,24 +33,68 @@ def checkout(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize(
-    'page', [page for page in PAGES if BLOCK.search(page.read_text())], ids=lambda page: page.stem
-)
+def blocks(page, *languages):
+    """The code of a page, with its language."""
+    return [block for block in BLOCK.findall(page.read_text()) if block[0] in languages]
+
+
+def pages(*languages):
+    return pytest.mark.parametrize(
+        'page', [page for page in PAGES if blocks(page, *languages)], ids=lambda page: page.stem
+    )
+
+
+@pages('python', 'bash')
 def test_code_runs(page, checkout):
-    """Blocks that begin with a file's name are that file; all others run, in their order."""
-    for language, code in BLOCK.findall(page.read_text()):
+    """Blocks that begin with a file's name are that file; all others run, in their order.
+
+    Configs are read, and what they name is built.
+    """
+    for language, code in blocks(page, 'python', 'bash'):
         named = FILE.match(code)
-        (checkout / (named[1] if named else 'block.py')).write_text(code)
-        if named:
-            continue
-        commands = ['python block.py']
+        path = checkout / (named[1] if named else 'block.py')
+        path.write_text(code)
         if language == 'bash':
-            commands = code.replace('\\\n', ' ').splitlines()
-        for command in commands:
-            python, *arguments = shlex.split(command)
-            assert python == 'python'
-            done = run_apart(*arguments, cwd=checkout)
-            assert done.returncode == 0, f'{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}'
+            run(checkout, *code.replace('\\\n', ' ').splitlines())
+        elif 'arms = ' in code:
+            load_study(path)
+        elif not named and CONFIG.search(code):
+            build(Config.fromfile(path))
+        elif not named:
+            run(checkout, 'python block.py')
+
+
+def run(cwd, *commands):
+    for command in commands:
+        python, *arguments = shlex.split(command)
+        assert python == 'python'
+        done = run_apart(*arguments, cwd=cwd)
+        assert done.returncode == 0, f'{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}'
+
+
+def build(cfg):
+    register_all_modules(init_default_scope=False)
+    for hook in cfg.get('custom_hooks', []):
+        HOOKS.build(hook)
+    if 'optim_wrapper' in cfg and 'model' not in cfg:
+        build_optim_wrapper(nn.Conv2d(3, 4, 3), by_layer(cfg.optim_wrapper))
+    if 'model' in cfg and 'data_preprocessor' not in cfg.model:
+        with DefaultScope.overwrite_default_scope('mmseg'):
+            MODELS.build(cfg.model.backbone)
+
+
+@pages('shell', 'console')
+def test_commands_that_take_long_have_the_options_that_they_name(page):
+    """They are not run: their tools are asked for help."""
+    for _, code in blocks(page, 'shell', 'console'):
+        for line in code.replace('\\\n', ' ').splitlines():
+            words = shlex.split(line.removeprefix('$ '), comments=True)
+            scripts = [word for word in words if word.startswith('tools/')]
+            assert all((ROOT / script).exists() for script in scripts), line
+            options = {word.partition('=')[0] for word in words if word.startswith('--')}
+            if scripts and scripts[0].endswith('.py') and options:
+                done = run_apart(scripts[0], '--help', cwd=ROOT)
+                assert not {o for o in options if o not in done.stdout}, line
 
 
 def test_it_builds_without_a_warning(tmp_path):
