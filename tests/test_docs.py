@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
@@ -27,9 +29,14 @@ CONFIG = re.compile(r'^(_base_|custom_hooks|optim_wrapper|model = dict)', re.MUL
 
 @pytest.fixture
 def checkout(tmp_path):
-    """A folder that looks like a checkout, and can be written to."""
+    """A folder that looks like a checkout, and can be written to; with a video."""
     for name in ('configs', 'tools'):
         (tmp_path / name).symlink_to(ROOT / name)
+    codec = cv2.VideoWriter.fourcc(*'mp4v')
+    video = cv2.VideoWriter(str(tmp_path / 'clip.mp4'), codec, 5, (64, 48))
+    for level in (0, 128):
+        video.write(np.full((48, 64, 3), level, np.uint8))
+    video.release()
     return tmp_path
 
 
