@@ -1,6 +1,7 @@
 """Networks of mmdet's and mmseg's zoos as files, and those that are refused."""
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -9,8 +10,10 @@ pytest.importorskip('mmseg')
 pytest.importorskip('onnxruntime')
 from mmengine.hub import get_config
 
+from mmexpand.analysis.footprint import tensors_in
 from mmexpand.deploy import ExportError, export_onnx, onnxruntime_run
 from mmexpand.deploy.decoding import predict
+from mmexpand.deploy.program import export_program
 from mmexpand.mm.models import build_compact_model
 from tests.test_deploy.networks import R18, STOCK, images, stock
 from tests.test_mm.test_stock_networks import without_downloads
@@ -44,6 +47,33 @@ def test_predictions_are_the_frameworks_own(name, tmp_path):
         np.testing.assert_allclose(scores[:count], image['scores'][:count], atol=1e-5)
         same = np.abs(boxes[:count] - image['boxes'].numpy()[:count]).max(-1) < 0.01
         assert (same & (labels[:count] == image['labels'].numpy()[:count])).mean() > 0.98
+
+
+OTHER_KINDS = [name for name in STOCK if 'rtmdet' in name or 'segformer' in name]
+
+
+@pytest.mark.parametrize('name', OTHER_KINDS, ids=['rtmdet', 'segformer'])
+def test_int8_and_programs_of_stock_networks(name, tmp_path):
+    """That int8 computes is what is seen: what it costs, random weights do not tell."""
+    model = stock(name, STOCK[name])
+    calibration = [images(1, seed=seed) for seed in range(1, 4)]
+    report = export_onnx(
+        model, images(1), tmp_path / 'int8.onnx', calibration=calibration, raw=True
+    )
+    assert 1e-4 < report.max_error < 1
+    graph = onnx.load(tmp_path / 'int8.onnx').graph
+    assert sum(node.op_type == 'QuantizeLinear' for node in graph.node) > 20
+    given = images(2, seed=9)
+    expected = raw_outputs(model, given)
+    assert export_program(model, images(1), tmp_path / 'model.pt2', 1e-3) <= 1e-3
+    found = torch.export.load(tmp_path / 'model.pt2').module()(given)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+
+
+def raw_outputs(model, given):
+    with torch.no_grad():
+        return list(tensors_in(model(given, mode='tensor')))
 
 
 @pytest.mark.parametrize('raw', [True, False])

@@ -110,6 +110,26 @@ def test_decoding_of_other_boxes_is_refused(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_graph_that_takes_one_image_only_is_a_sentence(network, tmp_path, monkeypatch):
+    _, model = network
+
+    def of_one(path):
+        run = onnxruntime_run(path)
+
+        def run_one(given):
+            if len(given) > 1:
+                raise RuntimeError('Got: 2 Expected: 1')
+            return run(given)
+
+        return run_one
+
+    monkeypatch.setattr('mmexpand.deploy.onnx.onnxruntime_run', of_one)
+    said = r'cannot be exported to ONNX: the graph fails on images of shape \(2, .*Expected: 1'
+    with pytest.raises(ExportError, match=said):
+        export_onnx(model, images(1), tmp_path / 'x.onnx', raw=True)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_int8_is_int8_and_near(network, tmp_path):
     _, model = network
     out = tmp_path / 'int8.onnx'

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from mmdet.testing import demo_mm_inputs, demo_track_inputs
 from mmengine.config import Config
-from mmengine.hub import get_config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
@@ -112,7 +111,7 @@ def usable_configs(family: str) -> Iterator[tuple[str, Config]]:
     """The candidates that have a model, by name, without downloads."""
     package, _, folder = family.partition('/')
     for name in candidates(family):
-        cfg = get_config(f'{package}::{folder}/{name}')
+        cfg = Config.fromfile(configs_of(package) / folder / name)  # get_config knows no gn+ws.
         if 'model' in cfg:
             _drop_downloads(cfg)
             _keep_few(cfg)
@@ -240,6 +239,21 @@ def try_network(stock: nn.Module, batch: dict) -> dict[str, Any]:
     )
 
 
+def outcome(family: str) -> dict[str, Any]:
+    """What becomes of a family's network: 'exact', 'failed', or not even 'stock' runs."""
+    try:
+        name, stock, side, batch = stock_network(family)
+    except StockError as error:
+        return dict(status='stock', error=str(error))
+    found = dict(config=name, side=side)
+    say('expanding')
+    try:
+        return dict(**found, **try_network(stock, batch), status='exact')
+    except Exception as error:  # Of any kind: the page names it.
+        traceback.print_exc()
+        return dict(**found, status='failed', error=first_words(error))
+
+
 def relative(reference: Tensor, value: Tensor) -> float:
     """The largest difference of two tensors, relative to the largest magnitude."""
     difference = (reference.double() - value.double()).abs().max()
@@ -263,17 +277,8 @@ def main(family: str, path: Path) -> None:
         os.dup2(log.fileno(), 2)
     os.chdir(configs_of(family.partition('/')[0]).parent)  # Configs name others from there.
     start = time.perf_counter()
-    result = dict(family=family)
     say(BUILDING)
-    try:
-        name, stock, side, batch = stock_network(family)
-        say('expanding')
-        result.update(config=name, side=side, **try_network(stock, batch), status='exact')
-    except StockError as error:
-        result.update(status='stock', error=str(error))
-    except Exception as error:
-        result.update(config=name, side=side, status='failed', error=first_words(error))
-        traceback.print_exc()
+    result = dict(family=family, **outcome(family))
     result['seconds'] = round(time.perf_counter() - start, 1)
     with written_whole(path) as temporary:
         temporary.write_text(json.dumps(result, indent=2))
