@@ -2,7 +2,14 @@
 
 import argparse
 
-from mmexpand.mm.launch import add_common_arguments, build_runner, check_keys, load_config, tool
+from mmexpand.mm.launch import (
+    add_common_arguments,
+    build_runner,
+    check_keys,
+    load_config,
+    tool,
+    training_splits,
+)
 
 
 def parse_args() -> argparse.Namespace:
@@ -38,8 +45,7 @@ def main(args: argparse.Namespace) -> None:
     if args.resume:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
-    splits = ('train', 'val') if cfg.get('val_cfg') else ('train',)
-    build_runner(cfg, splits).train()
+    build_runner(cfg, training_splits(cfg)).train()
 
 
 if __name__ == '__main__':

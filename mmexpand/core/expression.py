@@ -82,6 +82,8 @@ def _inside(size: int, count: int, stride: int, offset: int) -> tuple[slice, sli
     """Of the places offset + i stride, i < count, those in an axis of this size, and their i."""
     first = max(0, -(offset // stride))
     last = min(count, (size - 1 - offset) // stride + 1)
+    if last <= first:
+        return slice(0, 0), slice(0, 0)
     return slice(first * stride + offset, (last - 1) * stride + offset + 1, stride), slice(
         first, last
     )

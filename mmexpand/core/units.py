@@ -143,6 +143,9 @@ class ExpandedConv2d(ExpandedLayer):
         return self.expression(self._pad(x)).contiguous(memory_format=self.memory_format)
 
     def _apply_measured(self, x: Tensor) -> Tensor:
+        if not x.numel():
+            # No statistics to take: as of proposals of which none is left.
+            return self._apply_folded(x)
         affine = self.fold(probe=Probe(self._pad(x), self.site))
         return self._apply_kernel(x, *self.kernel_for_forward(affine))
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from .decoding import predict
@@ -31,7 +32,8 @@ class Reference:
         """These images by the model's own data preprocessor, not by ``pixels``."""
         if self.pixels is None:
             return images
-        data = dict(inputs=list(self.pixels.as_loaded(images)), data_samples=[])
+        samples = [BaseDataElement() for _ in images]
+        data = dict(inputs=list(self.pixels.as_loaded(images)), data_samples=samples)
         return self.model.data_preprocessor(data, False)['inputs']
 
     def raw_outputs(self, images: Tensor) -> tuple[Tensor, ...]:

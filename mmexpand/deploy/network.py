@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..mm.models import tensor_outputs
+from ..mm.models import converts_channels, tensor_outputs
 
 
 class Pixels(nn.Module):
@@ -21,11 +21,8 @@ class Pixels(nn.Module):
     def __init__(self, data_preprocessor: nn.Module, order: str = 'bgr', uint8: bool = False):
         super().__init__()
         self.dtype = torch.uint8 if uint8 else torch.float32
-        # mmengine's name, and mmseg's.
-        own = getattr(data_preprocessor, '_channel_conversion', None)
-        converts = getattr(data_preprocessor, 'channel_conversion', False) if own is None else own
         self.order = order
-        self.flips = converts != (order == 'rgb')
+        self.flips = converts_channels(data_preprocessor) != (order == 'rgb')
         mean, std = (getattr(data_preprocessor, name, None) for name in ('mean', 'std'))
         self.register_buffer('mean', torch.zeros(1) if mean is None else mean.clone())
         self.register_buffer('std', torch.ones(1) if std is None else std.clone())

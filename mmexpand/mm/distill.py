@@ -22,10 +22,8 @@ from .compact_config import make_compact_config
 from .dry_run import random_state_kept
 from .evaluation import first_train_batch
 from .logs import log
+from .models import converts_channels
 from .rebuild import check_rebuildable, rebuild_optimizer, rewrap
-
-NORMALISATION = ('mean', 'std', 'channel_conversion', '_channel_conversion')
-"""What data preprocessors say of the images that they give to a model."""
 
 
 class DistillHook(Hook):
@@ -178,17 +176,19 @@ def _build_teacher(config: str, checkpoint: str) -> nn.Module:
 
 
 def _check_same_images(student: nn.Module, teacher: nn.Module) -> None:
-    ours, theirs = (
-        {key: _plain(getattr(m.data_preprocessor, key, None)) for key in NORMALISATION}
-        for m in (student, teacher)
-    )
+    ours, theirs = (_normalisation(m.data_preprocessor) for m in (student, teacher))
     for key, value in ours.items():
         if theirs[key] != value:
             raise ValueError(
-                f"DistillHook: the teacher's data_preprocessor has {key.lstrip('_')}="
+                f"DistillHook: the teacher's data_preprocessor has {key}="
                 f"{theirs[key]}, the student's {value}, and both see the student's images; take a "
                 'teacher that was trained on such images'
             )
+
+
+def _normalisation(data_preprocessor: nn.Module) -> dict[str, Any]:
+    values = {key: _plain(getattr(data_preprocessor, key, None)) for key in ('mean', 'std')}
+    return dict(values, channel_conversion=converts_channels(data_preprocessor))
 
 
 def _plain(value: Any) -> Any:

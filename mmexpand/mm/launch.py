@@ -28,6 +28,7 @@ from .checkpoints import CheckpointGuardHook
 from .compact_config import dicts, type_name
 from .contraction import check_writable
 from .datasets import DataError, check_datasets, guard_data, no_samples
+from .resume import is_whole, resume_from_whole
 from .runtime import prepare_cpu
 
 PACKAGE = Path(__file__).parents[1]
@@ -217,14 +218,22 @@ def build_runner(cfg: Config, splits: tuple[str, ...]) -> Runner:
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     # Also for configs without a hook of ours: a checkpoint is never half loaded.
     runner.register_hook(CheckpointGuardHook(), priority='LOWEST')
+    resume_from_whole(runner)
     guard_data(runner)
     return runner
+
+
+def training_splits(cfg: Config) -> tuple[str, ...]:
+    """The splits that a training needs: validation is optional."""
+    return ('train', 'val') if cfg.get('val_cfg') else ('train',)
 
 
 def _check_checkpoints(cfg: Config, training: bool) -> None:
     path = cfg.get('load_from')
     if path is None and cfg.get('resume'):
-        path = find_latest_checkpoint(cfg.work_dir)
+        # One that is not whole is passed over; see resume.py.
+        latest = find_latest_checkpoint(cfg.work_dir)
+        path = latest if latest and is_whole(latest) else None
     if path and '://' not in path:
         load_checkpoint(path)
     for node in dicts(cfg.model) if training else ():

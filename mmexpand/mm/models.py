@@ -115,3 +115,10 @@ def _builder_wishes(node: Any, path: str) -> Iterator[Wish]:
 def _expand_config(node: Mapping, others: tuple[str, ...]) -> ExpandConfig:
     ignored = {'type', 'priority', '_scope_', 'compact_gradients', 'warm_start', *others}
     return ExpandConfig(**{key: value for key, value in node.items() if key not in ignored})
+
+
+def converts_channels(data_preprocessor: nn.Module) -> bool:
+    """Whether a data preprocessor turns round the channels of the images that it is given."""
+    # mmengine's and mmdet's name, mmseg's, and mmpretrain's.
+    names = ('_channel_conversion', 'channel_conversion', 'to_rgb')
+    return any(getattr(data_preprocessor, name, False) for name in names)

@@ -11,7 +11,7 @@ from mmengine.runner import Runner
 
 from .compact_config import hook_configs, type_name
 from .hooks import ContractHook
-from .launch import build_runner, temporary_work_dir
+from .launch import build_runner, temporary_work_dir, training_splits
 
 
 @HOOKS.register_module()
@@ -56,6 +56,8 @@ def try_training(cfg: Config, expand: dict | None = None) -> Trial:
     for hook in hook_configs(cfg):
         if type_name(hook) == 'ContractHook':
             hook.type = 'TrialHook'
+        if type_name(hook) == 'EMAHook':
+            hook.update(begin_iter=0, begin_epoch=0)
     cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=1, val_interval=2)
     cfg.param_scheduler = None
     cfg.resume = False
@@ -63,7 +65,7 @@ def try_training(cfg: Config, expand: dict | None = None) -> Trial:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     with temporary_work_dir(cfg):
-        runner = build_runner(cfg, ('train', 'val'))
+        runner = build_runner(cfg, training_splits(cfg))
         runner.train()
         loss = runner.message_hub.get_scalar('train/loss').current()
     if torch.cuda.is_available():

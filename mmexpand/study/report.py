@@ -153,7 +153,7 @@ def _plot_curves(study: Study, arms: list[ArmSummary], path: Path) -> None:
     for arm in (arm for arm in arms if arm.results):
         by_step: dict[int, list[float]] = {}
         for result in arm.results.values():
-            for step, value in result['curve']:
+            for step, value in _curve(result):
                 by_step.setdefault(step, []).append(value)
         steps = sorted(by_step)
         means = [fmean(by_step[step]) for step in steps]
@@ -165,6 +165,11 @@ def _plot_curves(study: Study, arms: list[ArmSummary], path: Path) -> None:
     if axes.lines:
         axes.legend(fontsize='small')
     save_figure(figure, path)
+
+
+def _curve(result: dict) -> list[tuple[int, float]]:
+    # An evaluator may give nothing, as mmdet's does where nothing is detected yet.
+    return [(step, value) for step, value in result['curve'] if value is not None]
 
 
 def _plot_differences(study: Study, found: dict[str, Difference | None], path: Path) -> None:
@@ -196,7 +201,7 @@ def _write_page(
     from ..report.study import render_study
 
     results = {arm.arm.name: arm.results.values() for arm in arms if arm.results}
-    curves = {name: [result['curve'] for result in runs] for name, runs in results.items()}
+    curves = {name: [_curve(result) for result in runs] for name, runs in results.items()}
     differences = {name: (d.values, d.low, d.high) for name, d in found.items() if d is not None}
     html = render_study(
         title=study.name,

@@ -17,8 +17,15 @@ from mmengine.utils import import_modules_from_strings
 from ..files import written_whole
 from ..mm.datasets import check_datasets
 from ..mm.launch import build_runner, open_config
+from ..mm.resume import is_whole
 from ..version import __version__
 from .spec import Arm, Run, Study, StudyError, load_study
+
+CONFIG_NAME = 'config.json'
+"""In a run's folder: what it was trained with."""
+
+VALIDATIONS_NAME = 'validations.json'
+"""In a run's folder: its validations so far."""
 
 LOSS_POINTS = 50
 """Points of a loss curve in a result file."""
@@ -47,7 +54,7 @@ class RecordHook(Hook):
         if runner.iter:
             self.record.update(runner.message_hub.runtime_info.get('study', {}))
         # A checkpoint is written before the validation at its step, so this has its own file.
-        self._path = Path(runner.work_dir) / 'validations.json'
+        self._path = Path(runner.work_dir) / VALIDATIONS_NAME
         if self._path.is_file():
             points = json.loads(self._path.read_text())
             self.record['val'] = [point for point in points if point[0] <= runner.iter]
@@ -111,15 +118,27 @@ def run_config(study: Study, run: Run) -> Config:
     cfg.randomness = dict(seed=run.seed)
     cfg.work_dir = str(study.work_dir / run.arm.name / run.name)
     cfg.experiment_name = f'{study.name}_{run.arm.name}_{run.name}'
-    cfg.resume = _can_resume(Path(cfg.work_dir))
     return cfg
 
 
-def _can_resume(work_dir: Path) -> bool:
-    latest = work_dir / 'last_checkpoint'
+def go_on(cfg: Config) -> None:
+    """Let a run resume what it has left itself, and nothing else: it starts anew if it changed."""
+    folder = Path(cfg.work_dir)
+    latest, kept = folder / 'last_checkpoint', folder / CONFIG_NAME
+    content = cfg.to_dict()
+    same = kept.is_file() and kept.read_text() == json.dumps(content, default=str)
     # CheckpointHook removes the old checkpoint before it writes the next one: a kill in between
     # leaves the name of a file that is gone.
-    return latest.is_file() and Path(latest.read_text().strip()).is_file()
+    if same and latest.is_file() and is_whole(latest.read_text().strip()):
+        # mmengine would resume load_from in the place of the latest checkpoint.
+        cfg.resume, cfg.load_from = True, None
+        return
+    cfg.resume = False
+    for path in (latest, folder / VALIDATIONS_NAME):
+        path.unlink(missing_ok=True)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(kept) as temporary:
+        temporary.write_text(json.dumps(content, default=str))
 
 
 def arm_problem(study: Study, arm: Arm) -> str | None:
@@ -147,7 +166,9 @@ def train(study: Study, run: Run) -> dict:
     torch.set_num_threads(study.threads)
     # Numbers below the normal range are ten times slower to compute with, and nothing to learn.
     torch.set_flush_denormal(True)
-    runner = build_runner(run_config(study, run), ('train', 'val', 'test'))
+    cfg = run_config(study, run)
+    go_on(cfg)
+    runner = build_runner(cfg, ('train', 'val', 'test'))
     if study.channels_last:
         runner.model.to(memory_format=torch.channels_last)
     hook = RecordHook()

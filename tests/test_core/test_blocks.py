@@ -195,6 +195,36 @@ def test_norms_measured_on_all_pixels_are_batch_norms(how):
         assert not torch.equal(ours.running_var, torch.ones_like(ours.running_var))
 
 
+@pytest.mark.parametrize('how', NORMED, ids=name)
+def test_norms_measured_where_taps_see_padding_only(how):
+    """As ASPP's largest dilation does on small images: taps that meet no pixel of the image."""
+    if how['method'] in ('dbb', 'repvgg_ck'):
+        pytest.skip('its inner norms see padding; its kernel is larger')
+    dilated = nn.Sequential(nn.Conv2d(4, 4, 3, padding=6, dilation=6)).double()
+    mmexpand.expand_(dilated, ExpandConfig(**how))
+    for parameter in dilated.parameters():
+        parameter.data.normal_()
+    x = torch.randn(8, 4, 5, 4, dtype=torch.float64)
+    measured = copy.deepcopy(dilated)
+    measured[0].forward_order = 'folded'
+    torch.testing.assert_close(measured(x), dilated(x), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize('how', NORMED, ids=name)
+def test_no_images_leave_no_trace(how):
+    """As of a detector's second stage that is given no proposals."""
+    model = Net(how).double()
+    mmexpand.expand_(model, ExpandConfig(**how, forward='folded'))
+    before = copy.deepcopy(model.first.state_dict())
+    found = model.first(torch.randn(0, 4, 9, 8, dtype=torch.float64))
+    found.sum().backward()
+    assert found.shape == (0, 4, 9, 8)
+    for key, value in model.first.state_dict().items():
+        assert torch.equal(value, before[key]), key
+    gradients = [p.grad for p in model.first.parameters() if p.grad is not None]
+    assert gradients and all((gradient == 0).all() for gradient in gradients)
+
+
 def norms(model):
     return [module.norm for module in model.modules() if isinstance(module, Norm)]
 

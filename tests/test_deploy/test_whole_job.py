@@ -12,6 +12,7 @@ pytest.importorskip('mmseg')
 pytest.importorskip('onnxruntime')
 import onnx
 from mmdet.apis import inference_detector
+from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmseg.apis import inference_model
 
@@ -83,6 +84,28 @@ def test_pixels_in_predictions_out(network, picture, tmp_path, order, uint8):
         assert count == len(scores) > 10
         np.testing.assert_allclose(found[1][0][:count], scores, atol=1e-5)
         assert (np.abs(found[0][0][:count] - boxes.numpy()).max(1) < 0.01).mean() > 0.98
+
+
+@pytest.mark.parametrize('order', ['bgr', 'rgb'])
+def test_pixels_of_a_classifier(tmp_path, order):
+    """mmpretrain's preprocessor has names of its own, and labels or none."""
+    model = dict(
+        type='ImageClassifier',
+        data_preprocessor=dict(mean=[120] * 3, std=[60, 50, 40], to_rgb=True),
+        backbone=dict(type='ResNet', depth=18),
+        neck=dict(type='GlobalAveragePooling'),
+        head=dict(type='LinearClsHead', num_classes=5, in_channels=512),
+    )
+    model = build_compact_model(Config(dict(default_scope='mmpretrain', model=model))).eval()
+    out = tmp_path / 'model.onnx'
+    pixels = Pixels(model.data_preprocessor, order)
+    export_onnx(model, images(1), out, raw=True, pixels=pixels)
+    given = torch.randint(0, 256, (2, 3, 64, 96)).float()
+    bgr = given if order == 'bgr' else given.flip(1)
+    with torch.no_grad():
+        expected = model(model.data_preprocessor(dict(inputs=bgr))['inputs'], mode='tensor')
+    (found,) = onnxruntime_run(out)(given.numpy())
+    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-3, atol=1e-4)
 
 
 def test_wrong_channel_order_is_noticed(network, picture, tmp_path):

@@ -21,10 +21,13 @@ from mmengine.registry import (
     init_default_scope,
 )
 from mmengine.runner import Runner
+from mmpretrain.models import ClsDataPreprocessor
 from mmseg.apis import init_model
+from torch import nn
 from torch.distributed.elastic.utils.distributed import get_free_port
 
 import mmexpand
+from mmexpand.mm import distill
 from mmexpand.mm.checkpoints import AIDS
 from mmexpand.mm.distill import DistillHook
 from mmexpand.surgery.checkpoint import META_KEY, CheckpointError, load_checkpoint
@@ -386,6 +389,17 @@ def test_a_teacher_that_does_not_fit_is_refused(seg_cfg, teacher, street, tmp_pa
     images = make_teacher(street, tmp_path, **{'model.data_preprocessor.std': [1.0] * 3})
     with pytest.raises(ValueError, match=r"teacher's data_preprocessor has std=\[1.0, 1.0, 1.0\]"):
         train(seg_cfg(custom_hooks=[dict(images, losses=KD)]))
+
+
+def test_mmpretrains_channel_order():
+    def model(to_rgb):
+        module = nn.Module()
+        module.data_preprocessor = ClsDataPreprocessor([1, 2, 3], [1, 1, 1], to_rgb=to_rgb)
+        return module
+
+    distill._check_same_images(model(True), model(True))
+    with pytest.raises(ValueError, match='has channel_conversion=False, the student'):
+        distill._check_same_images(model(True), model(False))
 
 
 def test_a_student_that_cannot_learn_it_is_refused(seg_cfg, teacher):

@@ -259,3 +259,11 @@ def test_a_trial_leaves_no_visualizer_behind(seg_cfg):
     assert not Visualizer.check_instance_created('of_a_trial')
     Runner.from_cfg(cfg).train()
     assert list(Path(cfg.work_dir).glob('*/vis_data/scalars.json'))
+
+
+def test_a_trial_of_averages_and_without_validation(seg_cfg):
+    """An average that begins later, and nothing to validate with: both train."""
+    cfg = seg_cfg(custom_hooks=[dict(type='EMAHook', begin_iter=4)])
+    for key in ('val_dataloader', 'val_cfg', 'val_evaluator'):
+        cfg.pop(key)
+    assert try_training(cfg).loss > 0

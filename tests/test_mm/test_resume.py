@@ -1,5 +1,6 @@
 """A run that was killed while it wrote resumes from what is whole, to the same end."""
 
+import copy
 import os
 import random
 import shutil
@@ -9,6 +10,7 @@ import pytest
 import torch
 from mmengine.runner import Runner
 
+from mmexpand.mm.launch import build_runner
 from mmexpand.mm.resume import is_whole
 from mmexpand.surgery.checkpoint import CheckpointError, load_checkpoint
 
@@ -58,6 +60,21 @@ def test_the_latest_whole_checkpoint_is_resumed_to_the_same_end(seg_cfg, trained
     for name, value in weights.items():
         assert torch.equal(end[name], value), name
     assert is_whole(work_dir / 'iter_6.pth')
+
+
+@pytest.mark.parametrize('damage', ['all but a byte of it', 'the latest is gone'])
+def test_a_tool_passes_over_it_too(seg_cfg, damage):
+    """Which looks at checkpoints before there is a Runner; of a training without our hooks, too."""
+    cfg = seg_cfg(custom_hooks=[], **{'train_cfg.max_iters': 6})
+    train(copy.deepcopy(cfg))
+    work_dir = Path(cfg.work_dir)
+    DAMAGE[damage][0](work_dir)
+    cfg.resume = True
+    runner = build_runner(cfg, ('train', 'val'))
+    runner.train()
+    log = max(work_dir.glob('*/*.log'), key=os.path.getmtime).read_text()
+    assert f'resuming from {work_dir / "iter_4.pth"}' in log
+    assert runner.iter == 6
 
 
 def test_a_moved_work_dir_is_resumed_at_its_latest(seg_cfg, trained):

@@ -93,6 +93,14 @@ def test_a_run_that_gives_nothing_is_said_and_the_rest_reported(full, put, tmp_p
     assert '| cl | 0.1 | 1 | 71.50 |' in text
 
 
+def test_a_validation_that_gave_nothing_is_left_out_of_the_curves(full, put, tmp_path):
+    """mmdet's evaluator gives nothing as long as nothing is detected."""
+    put(full, 'cl', 0.1, 1, val=70, curve=[[2, None], [4, 70]])
+    text = write_report(full, tmp_path / 'out')
+    assert '| cl | 0.1 | 2 |' in text
+    assert (tmp_path / 'out/study.html').stat().st_size > 10_000
+
+
 def test_another_metric_shows_what_the_evaluator_gave(full, write_study, tmp_path):
     text = write_report(write_study("metric = 'mIoU'\n"), tmp_path / 'out')
     assert "- cl, lr 0.1, seed 0: no 'mIoU' on val; the evaluator gave accuracy." in text

@@ -89,10 +89,28 @@ def test_a_checkpoint_that_is_gone_starts_anew(study):
     whole = train(study, run_of(study))
     folder = study.work_dir / 'compact/lr0.1_seed0'
     (folder / 'iter_8.pth').unlink()
-    assert not run_config(study, run_of(study)).resume
     again = train(study, run_of(study))
     assert again['curve'] == whole['curve']
     assert again['loss'] == whole['loss']
+
+
+def test_an_arm_that_was_changed_starts_anew(study, with_arm):
+    first = train(study, run_of(study))
+    study = with_arm(study, 'compact', **{'train_dataloader.batch_size': 4})
+    again = train(study, run_of(study))
+    assert again['loss'] != first['loss']
+    # Now that is what was trained last.
+    assert train(study, run_of(study)) == again
+
+
+def test_what_is_resumed_is_not_load_from(study, with_arm, tmp_path):
+    start = train(study, run_of(study, seed=1))
+    path = (study.work_dir / 'compact/lr0.1_seed1/iter_8.pth').resolve()
+    study = with_arm(study, 'compact', load_from=str(path))
+    whole = train(study, run_of(study))
+    assert whole['loss'] != start['loss']
+    again = train(study, run_of(study))
+    assert (again['loss'], again['curve']) == (whole['loss'], whole['curve'])
 
 
 def test_a_config_without_a_rate(study, tmp_path):
