@@ -353,10 +353,11 @@ class ExpandedLayer(nn.Module):
         Swapping weights through ``Tensor.data``, as EMA hooks do around a validation, leaves no
         trace on a parameter, but is followed by a change of mode.
         """
-        self._forget_products()
+        self.forget_products()
         return super().train(mode)
 
-    def _forget_products(self) -> None:
+    def forget_products(self) -> None:
+        """Fold anew at the next use: for changes of factors that leave no trace on them."""
         self._folded = None
         if self.leaf is not None:
             self.leaf.forget()

@@ -45,6 +45,7 @@ class FoldedLeaf:
         They are written anew when a factor has changed or a gradient was delivered since, and
         only then: writing them between a forward and its backward would spoil the gradient.
         """
+        self._unit.take_offered()
         state = self._unit.factor_state()
         if self._product is None or self._state != state:
             with torch.enable_grad():

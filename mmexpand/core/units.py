@@ -183,7 +183,7 @@ class ExpandedConv2d(ExpandedLayer):
         probe = probe.contiguous(memory_format=self.memory_format)
         self.memory_format = _memory_format(fn(probe))
         self._lay_out_factors()
-        self._forget_products()
+        self.forget_products()
         return self
 
 

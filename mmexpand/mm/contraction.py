@@ -12,9 +12,8 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.dist import broadcast
 from mmengine.runner import Runner
-from torch import Tensor, nn
+from torch import nn
 
 from ..files import written_whole
 from ..surgery import Verification, VerificationError, contract_, verify
@@ -26,7 +25,7 @@ from .compact_config import make_compact_config
 from .evaluation import evaluate, first_batch, plain
 from .logs import log
 from .models import features, input_channels, selects_by_score, tensor_outputs
-from .ranks import describe, on_main, together
+from .ranks import broadcast_state, describe, from_main, together
 
 CONFIG_NAME = 'compact_config.py'
 
@@ -91,14 +90,15 @@ def contract_and_verify(expanded: nn.Module, batch: Any) -> Contraction:
         ValueError: if weights are not finite.
     """
     # Every process keeps running statistics of its own; what is evaluated is what is written.
-    for value in expanded.state_dict().values():
-        if isinstance(value, Tensor):
-            broadcast(value)
+    broadcast_state(expanded)
+    # Losses may wait for those of other ranks: all take the step, and of the same batch.
+    batch = from_main(batch)
     with together():
         _check_finite(expanded)
         compact = contract_(copy_model(expanded))
         compact._modules.pop(AIDS, None)
-    verification, compared = on_main(lambda: verify_on_batch(expanded, compact, batch))
+    with together():
+        verification, compared = verify_on_batch(expanded, compact, batch)
     return Contraction(compact, describe_units(expanded), verification, compared)
 
 

@@ -27,7 +27,7 @@ from .contraction import (
 )
 from .dry_run import dry_run
 from .logs import log
-from .ranks import describe, on_main
+from .ranks import describe, on_main, start_alike
 from .rebuild import check_rebuildable, rebuild_optimizer, rewrap
 from .resume import resume_from_whole
 from .warm_start import CompactOptimizer
@@ -105,7 +105,8 @@ class ExpandHook(CheckpointGuardHook):
             super().after_load_checkpoint(runner, checkpoint)
 
     def before_train(self, runner: Runner) -> None:
-        """Hand over what a compact training has left, where one goes on."""
+        """Start all ranks alike; hand over what a compact training has left, where one goes on."""
+        start_alike(unwrap(runner.model))
         if self._compact_optimizer is not None:
             self._compact_optimizer.carry_over(runner)
             self._compact_optimizer = None
@@ -188,6 +189,7 @@ class ContractHook(CheckpointGuardHook):
             DryRunError: if it would fail after training.
         """
         model = unwrap(runner.model)
+        start_alike(model)
         self.expanded = is_expanded(model)
         if not self.expanded:
             log(

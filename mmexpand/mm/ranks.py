@@ -4,7 +4,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from mmengine.dist import all_gather_object, broadcast_object_list, is_main_process
+from mmengine.dist import all_gather_object, broadcast, broadcast_object_list, is_main_process
+from torch import Tensor, nn
+
+from ..surgery import named_units
 
 Result = TypeVar('Result')
 
@@ -33,12 +36,44 @@ def together() -> Iterator[None]:
 
 def on_main(action: Callable[[], Result]) -> Result:
     """Do something on the main process alone; all ranks get its result, or its failure."""
-    result: list = [None]
+    result = None
     with together():
         if is_main_process():
-            result[0] = action()
-    broadcast_object_list(result)
-    return result[0]
+            result = action()
+    return from_main(result)
+
+
+def from_main(value: Result) -> Result:
+    """What the main process has, on all ranks."""
+    values = [value]
+    broadcast_object_list(values)
+    return values[0]
+
+
+def broadcast_state(model: nn.Module) -> None:
+    """Give every rank's model the parameters and buffers of the main process's."""
+    for value in model.state_dict().values():
+        if isinstance(value, Tensor):
+            broadcast(value)
+
+
+def start_alike(model: nn.Module) -> None:
+    """Give every rank the main process's factors.
+
+    mmengine broadcasts what a model's own initialisation gives. Factors of a kernel that is loaded
+    from a compact checkpoint, or that ``init_weights`` has written to a unit, are drawn later, and
+    by each rank for itself.
+
+    Args:
+        model: without a distributed wrapper.
+    """
+    units = named_units(model).values()
+    for unit in units:
+        unit.take_offered()
+    if units:
+        broadcast_state(model)
+    for unit in units:
+        unit.forget_products()
 
 
 def describe(error: BaseException) -> str:

@@ -42,11 +42,14 @@ def reduce_compact(
     """
     units = _linear_units(model)
     trained = {n: u for n, u in units.items() if any(p.requires_grad for p in u.parameters())}
-    factors = [
-        f'{name}.{key}' for name, unit in units.items() for key, _ in unit.named_parameters()
+    # Buffers of linear units are constants: broadcast, they would count as changed in every step.
+    inside = [
+        f'{name}.{key}'
+        for name, unit in units.items()
+        for key, _ in chain(unit.named_parameters(), unit.named_buffers())
     ]
     ignored = list(getattr(model, '_ddp_params_and_buffers_to_ignore', []))
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ignored + factors)
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ignored + inside)
     for unit in trained.values():
         unit.leaf = FoldedLeaf(unit)
         # Registered while DDP looks for parameters, and not a moment longer.
@@ -84,6 +87,10 @@ class _Delivery:
         # As for DDP itself, the forward pass decides whether its backward is reduced.
         if torch.is_grad_enabled():
             self._sync = wrapper.require_backward_grad_sync
+            # Here, and not where a layer is first used: that may be inside of a checkpoint, which
+            # expects the same of its second forward.
+            for leaf in self._leaves:
+                leaf.refresh()
 
     def _after_accumulation(self, _: nn.Parameter) -> None:
         if self._sync and not self._queued:

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 import mmexpand
 from mmexpand.surgery.distributed import reduce_compact
@@ -35,10 +36,14 @@ class Net(nn.Module):
         attends = case == 'attention'
         self.attention = nn.MultiheadAttention(4, 2, batch_first=True) if attends else None
         self.use_sometimes = True
+        self.checkpoints = case == 'checkpointed'
 
     def forward(self, x):
         x = self.stem(x).relu()
-        x = self.shared(self.shared(x).relu())
+        if self.checkpoints:
+            x = checkpoint(self.twice_shared, x, use_reentrant=False)
+        else:
+            x = self.twice_shared(x)
         if self.use_sometimes:
             x = self.sometimes(x)
         x = self.neck(x.relu())
@@ -47,6 +52,9 @@ class Net(nn.Module):
             pixels = x.flatten(2).transpose(1, 2)
             x = x + self.attention(pixels, pixels, pixels)[0].transpose(1, 2).view_as(x)
         return self.head(x.flatten(1))
+
+    def twice_shared(self, x):
+        return self.shared(self.shared(x).relu())
 
 
 def expanded_net(case: str) -> nn.Module:

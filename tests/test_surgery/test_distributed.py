@@ -19,7 +19,11 @@ WORKER = Path(__file__).with_name('ddp_worker.py')
 
 BLOCKS = ['shortcut', 'orepa', 'do', 'rep', 'ac', 'transposed']
 CASES = {
-    2: ['simple', 'clip', 'sum', 'unused', 'frozen', 'static', 'views', 'attention', *BLOCKS],
+    2: [
+        *('simple', 'clip', 'sum', 'unused', 'frozen', 'static', 'views', 'attention'),
+        'checkpointed',
+        *BLOCKS,
+    ],
     4: ['simple'],
 }
 

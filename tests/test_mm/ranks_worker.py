@@ -1,0 +1,61 @@
+"""What every process of test_ranks.py runs: a training of two ranks that draw differently.
+
+Writes the factors that each rank has at the end beside the work dir.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from mmdet.utils import reduce_mean
+from mmengine.registry import MODELS
+from mmengine.runner import Runner
+from mmseg.models import EncoderDecoder
+from torch import nn
+
+from mmexpand.mm.checkpoints import unwrap
+from mmexpand.mm.models import build_compact_model
+from mmexpand.mm.runtime import prepare_cpu
+from tests.conftest import small_config
+
+
+@MODELS.register_module()
+class Averaging(EncoderDecoder):
+    """A layer that the loss alone reaches, and a loss that is averaged over ranks, as mmdet's."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.auxiliary = nn.Conv2d(3, 2, 3)
+
+    def loss(self, inputs, data_samples):
+        losses = super().loss(inputs, data_samples)
+        count = reduce_mean(inputs.new_tensor(float(len(inputs))))
+        losses['loss_auxiliary'] = self.auxiliary(inputs).square().mean() / count
+        return losses
+
+
+def main(street: str, directory: Path) -> None:
+    cfg = small_config(street, directory / 'work_dir', **{'model.type': 'Averaging'})
+    cfg.custom_hooks[0].include = ['backbone.encoder', 'auxiliary']
+    cfg.randomness = dict(seed=0, diff_rank_seed=True)
+    cfg.launcher = 'pytorch'
+    prepare_cpu(cfg)
+    cfg.load_from = str(directory / 'compact.pth')
+    if dist.get_rank() == 0:
+        torch.save(dict(state_dict=build_compact_model(cfg).state_dict()), cfg.load_from)
+    dist.barrier()
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    factors = dict(unwrap(runner.model).named_parameters())
+    torch.save(factors, directory / f'factors_{dist.get_rank()}.pth')
+
+
+if __name__ == '__main__':
+    dist.init_process_group('gloo')
+    main(sys.argv[1], Path(sys.argv[2]))
+    dist.barrier()
+    # No destructors: see weight_sets_worker.py.
+    sys.stdout.flush()
+    os._exit(0)
