@@ -12,6 +12,7 @@ from hypothesis import settings
 from mmengine.config import Config, config
 from mmengine.registry import DefaultScope
 from PIL import Image
+from yapf.yapflib import yapf_api
 
 from mmexpand.stack import installed_version
 
@@ -22,7 +23,7 @@ settings.load_profile('few')
 ONEDL = installed_version('onedl-mmengine') is not None
 """Whether the stack is the maintained forks."""
 _runs = itertools.count()
-_format_code = config.FormatCode
+_format_code = yapf_api.FormatCode
 
 
 @functools.lru_cache(maxsize=32)
@@ -30,8 +31,13 @@ def _format_once(text: str, style: tuple) -> tuple[str, bool]:
     return _format_code(text, style_config=dict(style))
 
 
-# A short run formats its config ten times, which takes longer than all the rest of it.
-config.FormatCode = lambda text, style_config, **_: _format_once(text, tuple(style_config.items()))
+def _format(text: str, style_config: dict, **_: object) -> tuple[str, bool]:
+    return _format_once(text, tuple(style_config.items()))
+
+
+# A short run formats its config ten times, which takes longer than all the rest of it. The forks'
+# mmengine looks for the function where it is used.
+config.FormatCode = yapf_api.FormatCode = _format
 
 SEGMENTOR = dict(
     type='EncoderDecoder',
