@@ -51,5 +51,5 @@ test_evaluator = val_evaluator
 
 train_cfg = dict(max_iters=1500, val_interval=300)
 param_scheduler = [dict(type='CosineAnnealingLR', T_max=1500, by_epoch=False)]
-optim_wrapper = dict(optimizer=dict(lr=0.2, momentum=0.9, weight_decay=0.0005))
+optim_wrapper = dict(optimizer=dict(lr=0.1, momentum=0.9, weight_decay=0.0005))
 default_hooks = dict(checkpoint=dict(interval=300, max_keep_ckpts=1, save_best=None))

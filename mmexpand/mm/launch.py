@@ -53,7 +53,7 @@ class ConfigOptions(DictAction):
         """Parse the pairs."""
         try:
             super().__call__(parser, namespace, values, *args)
-        except (ValueError, AssertionError):
+        except (ValueError, AssertionError, RecursionError):  # It knows no dict(...).
             parser.error(
                 '--cfg-options takes KEY=VALUE pairs, such as train_cfg.max_iters=100, got '
                 + ' '.join(values)

@@ -9,9 +9,7 @@ import os
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator
 from importlib import import_module
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -107,15 +105,16 @@ def _letters(name: str) -> str:
     return ''.join(character for character in name.lower() if character.isalnum())
 
 
-def usable_configs(family: str) -> Iterator[tuple[str, Config]]:
-    """The candidates that have a model, by name, without downloads."""
+def usable_config(family: str, name: str) -> Config | None:
+    """A config of a family, without downloads; None where it has no model."""
     package, _, folder = family.partition('/')
-    for name in candidates(family):
-        cfg = Config.fromfile(configs_of(package) / folder / name)  # get_config knows no gn+ws.
-        if 'model' in cfg:
-            _drop_downloads(cfg)
-            _keep_few(cfg)
-            yield f'{package}::{folder}/{name}', cfg
+    cfg = Config.fromfile(configs_of(package) / folder / name)  # get_config knows no gn+ws.
+    if 'model' not in cfg:
+        return None
+    _drop_downloads(cfg)
+    _need_no_processes(cfg)
+    _keep_few(cfg)
+    return cfg
 
 
 def _drop_downloads(cfg: Config) -> None:
@@ -125,6 +124,12 @@ def _drop_downloads(cfg: Config) -> None:
         for key in ('pretrained', 'teacher_ckpt'):
             if node.get(key):
                 node[key] = False if node[key] is True else None  # timm's is a flag.
+
+
+def _need_no_processes(cfg: Config) -> None:
+    for node in dicts(cfg._cfg_dict):
+        if node.get('type') == 'MMSyncBN':
+            node['type'] = 'BN'  # As torch's is turned into: mmcv's asks for a process group.
 
 
 def _keep_few(cfg: Config) -> None:
@@ -151,12 +156,11 @@ def drawn_batch(model: nn.Module, cfg: Config, side: int) -> dict:
     if cfg.default_scope == 'mmseg':
         return _segmentation_batch(input_channels(model), side)
     found = [node['num_classes'] for node in dicts(cfg.model) if 'num_classes' in node]
+    classes = min(max(min(found, default=2), 2), 80)  # They are drawn as bytes.
     shapes = [(input_channels(model), side, side)] * 2
     if 'Track' in str(cfg.model.get('data_preprocessor')):
         return demo_track_inputs(1, image_shapes=shapes[:1], with_mask=True)
-    return demo_mm_inputs(
-        2, shapes, num_classes=max(min(found, default=2), 2), with_mask=True, with_semantic=True
-    )
+    return demo_mm_inputs(2, shapes, num_classes=classes, with_mask=True, with_semantic=True)
 
 
 def _segmentation_batch(channels: int, side: int) -> dict:
@@ -198,13 +202,19 @@ def stock_network(family: str) -> tuple[str, nn.Module, int, dict]:
     Raises:
         StockError: in the words of whatever the first config raised.
     """
-    errors = []
-    for name, cfg in islice(usable_configs(family), 3):
+    package, _, folder = family.partition('/')
+    errors: list[str] = []
+    for name in candidates(family):
+        full_name = f'{package}::{folder}/{name}'
         try:
-            stock = build_stock(cfg)
-            return name, stock, *smallest_batch(stock, cfg)
+            cfg = usable_config(family, name)
+            if cfg is not None:
+                stock = build_stock(cfg)
+                return full_name, stock, *smallest_batch(stock, cfg)
         except Exception as error:  # The network's own: of any kind.
-            errors.append(f'{name}: {first_words(error)}')
+            errors.append(f'{full_name}: {first_words(error)}')
+        if len(errors) == 3:
+            break
     raise StockError(errors[0] if errors else 'no config of this folder has a model')
 
 

@@ -1,0 +1,48 @@
+"""The studies here: their configs, their committed reports, and what they recommend."""
+
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+
+from mmexpand.study import load_study, write_report
+from mmexpand.surgery.checkpoint import META_KEY, load_checkpoint
+from tests.test_configs.test_transfer import UNET, YOLO, data, load, train
+
+__all__ = ['data']  # a fixture
+
+ROOT = Path(__file__).parents[2]
+STUDIES = sorted((ROOT / 'configs/study').glob('*.py'))
+REPORTED = [path for path in STUDIES if (ROOT / 'resources/studies' / path.stem).is_dir()]
+RECOMMENDED = {
+    'bccd_yolo-lite': YOLO / 'yolo-lite_expand-repvgg_1xb8-2000iters_bccd-160x160.py',
+    'camvid_unet': UNET / 'unet-s4-d8_expand-repvgg_fcn_1xb8-1500iters_camvid-96x128.py',
+}
+
+
+@pytest.mark.parametrize('path', STUDIES, ids=lambda path: path.stem)
+def test_a_study_can_be_read(path):
+    assert load_study(path).baseline.startswith('compact')
+
+
+@pytest.mark.parametrize('path', REPORTED, ids=lambda path: path.stem)
+def test_the_committed_table_is_of_the_committed_results(path, tmp_path):
+    """What is said beside it depends on the data that are there."""
+    committed = ROOT / 'resources/studies' / path.stem / 'study.md'
+    assert rows(committed.read_text()) == rows(write_report(load_study(path), tmp_path))
+
+
+def rows(text):
+    return [line for line in text.splitlines() if line.startswith('|')]
+
+
+@pytest.mark.parametrize('name', RECOMMENDED)
+def test_what_is_recommended_is_what_was_studied(name, data, tmp_path):
+    path = RECOMMENDED[name]
+    arm = load_study(ROOT / f'configs/study/{name}.py').arm('repvgg_folded')
+    *hooks, contract = Config.fromfile(path).custom_hooks
+    assert [dict(hook) for hook in hooks] == arm.cfg_options['custom_hooks']
+    assert contract == dict(type='ContractHook')
+    train(load(path, data, tmp_path))
+    layers = load_checkpoint(tmp_path / 'compact_last.pth')['meta'][META_KEY]['layers']
+    assert len(layers) >= 5
