@@ -162,6 +162,7 @@ CASES = [
     (f'{TRAIN} --launcher slurm', 'only --launcher pytorch'),
     (f'{TRAIN} --cfg-options nonsense', 'takes KEY=VALUE pairs.*nonsense'),
     (f'{TRAIN} --cfg-options a=[1,(2', 'takes KEY=VALUE pairs'),
+    (f'{TRAIN} --cfg-options a=[dict(b=1,c=2)]', 'takes KEY=VALUE pairs'),
     ('train.py {CONFIG} --work-dir {BAD}/config.txt/x', 'cannot write to .*--work-dir'),
     (f'{TEST} --out predictions.txt', '--out must be a .pkl file'),
     (f'{TEST} --out {{BAD}}/config.txt/x.pkl', 'cannot write to .*--out'),
