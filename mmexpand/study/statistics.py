@@ -12,6 +12,9 @@ from .spec import Arm, Run, Study
 
 CONFIDENCE = 0.95
 
+SAME_TIME = 1.5
+"""How many times the shortest training the longest may take for their mean to say anything."""
+
 Results = list[tuple[Run, dict | None]]
 """Runs, each with its result if there is one."""
 
@@ -51,7 +54,7 @@ class ArmSummary:
         tuning: the mean metric on the validation split by learning rate.
         scores: the metric on the test split by seed.
         seconds: mean time of a training's iterations, without loading their data (see
-            ``run.clock``); NaN where none has finished.
+            ``run.clock``); NaN where none has finished, or the machine was not equally free.
         results: of its final runs, by seed.
         problems: a sentence each: runs that diverged, failed or are missing.
     """
@@ -82,12 +85,19 @@ def summarise(study: Study, arm: Arm) -> ArmSummary:
     finals = [(run, load_result(study, run)) for run in final_runs(study, arm)]
     results = {run.seed: r for run, r in finals if score(study, r, 'test') is not None}
     scores = {seed: score(study, result, 'test') for seed, result in results.items()}
-    seconds = fmean(r['seconds'] for r in results.values()) if results else math.nan
+    times = [result['seconds'] for result in results.values()]
+    comparable = times and max(times) <= SAME_TIME * min(times)
+    seconds = fmean(times) if comparable else math.nan
     problems = [
         *_tuning_problems(study, arm, lr, tuned),
         *_run_problems(study, tuned, 'val'),
         *_run_problems(study, finals, 'test'),
     ]
+    if times and not comparable:
+        problems.append(
+            f'{arm.name}: its trainings took {min(times):.0f} to {max(times):.0f} s, the machine '
+            'was not equally free: no time is given'
+        )
     if tuned and any(result.get('test_is_val') for result in results.values()):
         problems.append(
             f'{arm.name}: its learning rate is chosen by the images that it is reported on, since '

@@ -93,6 +93,13 @@ def test_a_run_that_gives_nothing_is_said_and_the_rest_reported(full, put, tmp_p
     assert '| cl | 0.1 | 1 | 71.50 |' in text
 
 
+def test_no_time_is_given_where_the_machine_was_not_equally_free(full, put, tmp_path):
+    put(full, 'cl', 0.1, 1, val=70, seconds=50.0)
+    text = write_report(full, tmp_path / 'out')
+    assert ' | 2 of 2 |  |' in text and ' | 1.00 |' in text
+    assert '- cl: its trainings took 25 to 50 s, the machine was not equally free' in text
+
+
 def test_a_validation_that_gave_nothing_is_left_out_of_the_curves(full, put, tmp_path):
     """mmdet's evaluator gives nothing as long as nothing is detected."""
     put(full, 'cl', 0.1, 1, val=70, curve=[[2, None], [4, 70]])
