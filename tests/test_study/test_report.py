@@ -96,7 +96,7 @@ def test_a_run_that_gives_nothing_is_said_and_the_rest_reported(full, put, tmp_p
 def test_no_time_is_given_where_the_machine_was_not_equally_free(full, put, tmp_path):
     put(full, 'cl', 0.1, 1, val=70, seconds=50.0)
     text = write_report(full, tmp_path / 'out')
-    assert ' | 2 of 2 |  |' in text and ' | 1.00 |' in text
+    assert ' | 1 of 2 |  |' in text and ' | 1.00 |' in text
     assert '- cl: its trainings took 25 to 50 s, the machine was not equally free' in text
 
 
