@@ -19,7 +19,7 @@ core:
 	test -n "$(TORCH)"
 	python3 -m venv .venv-torch-$(TORCH)
 	.venv-torch-$(TORCH)/bin/python -m pip install --quiet torch==$(TORCH) "numpy<3" Pillow \
-	  $(shell grep -E '^(mmengine|pytest|pytest-xdist|hypothesis)==' requirements.txt)
+	  $(shell grep -E '^(mmengine|pytest|pytest-timeout|pytest-xdist|hypothesis)==' requirements.txt)
 	OMP_NUM_THREADS=1 .venv-torch-$(TORCH)/bin/python -m pytest -n 2 tests/test_core
 
 lint: env

@@ -15,7 +15,7 @@ OLDEST = {
 """The oldest version that is supported, by the packages that provide one and the same module."""
 
 TOO_NEW = {'mmcv': ('2.2.0', ('mmdet', 'mmsegmentation'))}
-"""The version that others refuse, and all after it."""
+"""The version that others refuse, and all after it; with those others."""
 
 
 def check_stack() -> None:
@@ -37,13 +37,13 @@ def check_stack() -> None:
                     f'mmexpand works with {name} {oldest} or newer, and {installed} is installed: '
                     f"pip install -U '{name}>={oldest}'"
                 )
-    for name, (newest, others) in TOO_NEW.items():
+    for name, (refused, others) in TOO_NEW.items():
         installed = installed_version(name)
-        refused = [other for other in others if installed_version(other)]
-        if installed and refused and _numbers(installed) >= _numbers(newest):
+        refusing = [other for other in others if installed_version(other)]
+        if installed and refusing and _numbers(installed) >= _numbers(refused):
             raise ImportError(
-                f'{" and ".join(refused)} work with {name} before {newest}, and {installed} is '
-                f"installed: pip install --no-build-isolation '{name}<{newest}'"
+                f'{" and ".join(refusing)} work with {name} before {refused}, and {installed} is '
+                f"installed: pip install --no-build-isolation '{name}<{refused}'"
             )
 
 

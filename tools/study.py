@@ -25,14 +25,18 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    # As Ctrl-C: the runs' processes are ended with this one.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if missing_for_page():
         print(f'study: study.html will not be written: {missing_for_page()}', file=sys.stderr)
     try:
         study = load_study(args.study)
         if not args.report_only:
-            run_study(study, args.arms, args.seeds)
+            # As Ctrl-C: the runs' processes are ended with this one.
+            before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+            try:
+                run_study(study, args.arms, args.seeds)
+            finally:
+                # A pool of processes forked under such a handler may never end at its terminate().
+                signal.signal(signal.SIGTERM, before)
     except (StudyError, FileNotFoundError) as error:
         raise SystemExit(f'study: {error}') from None
     print(write_report(study, args.out_dir or study.work_dir))

@@ -19,6 +19,7 @@ from ..surgery.checkpoint import (
     get_state_dict,
     is_expanded_state_dict,
 )
+from .resume import resume_from_whole
 
 AIDS = 'distill_losses'
 """Where a model holds what is trained with it and is no part of it: a teacher's losses."""
@@ -48,6 +49,14 @@ class CheckpointGuardHook(Hook):
     """Marks checkpoints as expanded or compact, and converts or refuses the wrong kind."""
 
     priority = 'VERY_HIGH'
+
+    def before_run(self, runner: Runner) -> None:
+        """Resume from what is whole, where the Runner resumes by itself.
+
+        Raises:
+            CheckpointError: if there is nothing whole to resume.
+        """
+        resume_from_whole(runner)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Say in ``meta`` what the checkpoint is, and give an expanded one the folded weights.

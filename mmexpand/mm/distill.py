@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config
 from mmengine.hooks import Hook
-from mmengine.hub import get_config
 from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from torch import Tensor, nn
@@ -21,6 +19,7 @@ from .checkpoints import AIDS, is_training, match_checkpoint, unwrap
 from .compact_config import make_compact_config
 from .dry_run import random_state_kept
 from .evaluation import first_train_batch
+from .launch import is_packaged, open_config
 from .logs import log
 from .models import converts_channels
 from .rebuild import check_rebuildable, rebuild_optimizer, rewrap
@@ -162,10 +161,10 @@ def _build_loss(name: str, cfg: dict) -> nn.Module:
 
 def _build_teacher(config: str, checkpoint: str) -> nn.Module:
     """A frozen model in eval mode, as stock OpenMMLab builds it."""
-    if '::' not in config and not Path(config).is_file():
+    if not is_packaged(config) and not Path(config).is_file():
         raise ValueError(f'DistillHook: teacher_config={config!r} is no file')
     weights = load_checkpoint(checkpoint)
-    cfg = make_compact_config(get_config(config) if '::' in config else Config.fromfile(config))
+    cfg = make_compact_config(open_config(config))
     if cfg.get('data_preprocessor') is not None:
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
     with MODELS.switch_scope_and_registry(cfg.get('default_scope')) as registry:

@@ -29,7 +29,6 @@ from .dry_run import dry_run
 from .logs import log
 from .ranks import describe, on_main, start_alike
 from .rebuild import check_rebuildable, rebuild_optimizer, rewrap
-from .resume import resume_from_whole
 from .warm_start import CompactOptimizer
 from .weight_sets import weight_sets
 
@@ -120,6 +119,11 @@ def _check_options(runner: Runner) -> None:
         )
 
 
+def _has_expand_hook(runner: Runner) -> bool:
+    """Whether that one expands the model; else a builder has, or nothing."""
+    return any(isinstance(hook, ExpandHook) for hook in runner.hooks)
+
+
 def _check_contractable(model: nn.Module) -> None:
     for name, unit in named_units(model).items():
         if not unit.has_kernel:
@@ -171,9 +175,8 @@ class ContractHook(CheckpointGuardHook):
                 between factors.
         """
         _check_contractable(unwrap(runner.model))
-        resume_from_whole(runner)
-        builder = not any(isinstance(hook, ExpandHook) for hook in runner.hooks)
-        if not builder or not is_expanded(unwrap(runner.model)):
+        super().before_run(runner)
+        if _has_expand_hook(runner) or not is_expanded(unwrap(runner.model)):
             return
         _check_options(runner)
         if isinstance(runner.model, DistributedDataParallel):
@@ -189,7 +192,8 @@ class ContractHook(CheckpointGuardHook):
             DryRunError: if it would fail after training.
         """
         model = unwrap(runner.model)
-        start_alike(model)
+        if not _has_expand_hook(runner):
+            start_alike(model)
         self.expanded = is_expanded(model)
         if not self.expanded:
             log(

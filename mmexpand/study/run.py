@@ -125,8 +125,8 @@ def go_on(cfg: Config) -> None:
     """Let a run resume what it has left itself, and nothing else: it starts anew if it changed."""
     folder = Path(cfg.work_dir)
     latest, kept = folder / 'last_checkpoint', folder / CONFIG_NAME
-    content = cfg.to_dict()
-    same = kept.is_file() and kept.read_text() == json.dumps(content, default=str)
+    content = json.dumps(cfg.to_dict(), default=str)
+    same = kept.is_file() and kept.read_text() == content
     # CheckpointHook removes the old checkpoint before it writes the next one: a kill in between
     # leaves the name of a file that is gone.
     if same and latest.is_file() and is_whole(latest.read_text().strip()):
@@ -138,7 +138,7 @@ def go_on(cfg: Config) -> None:
         path.unlink(missing_ok=True)
     kept.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(kept) as temporary:
-        temporary.write_text(json.dumps(content, default=str))
+        temporary.write_text(content)
 
 
 def arm_problem(study: Study, arm: Arm) -> str | None:

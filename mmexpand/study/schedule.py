@@ -169,9 +169,11 @@ def _run(
     threads = str(study.threads)
     device = devices.get()
     env = {**os.environ, 'OMP_NUM_THREADS': threads, 'MKL_NUM_THREADS': threads, **device}
-    with open(folder / 'output.txt', 'w') as output:
-        status = children.run(command, stdout=output, stderr=subprocess.STDOUT, env=env)
-    devices.put(device)
+    try:
+        with open(folder / 'output.txt', 'w') as output:
+            status = children.run(command, stdout=output, stderr=subprocess.STDOUT, env=env)
+    finally:
+        devices.put(device)  # Else the next job of this thread waits for one for ever.
     if status:
         base = dict(study=study.name, arm=run.arm.name, lr=run.lr, seed=run.seed)
         reason = f'its process ended with status {status}; see {folder / "output.txt"}'

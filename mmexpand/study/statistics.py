@@ -86,14 +86,12 @@ def summarise(study: Study, arm: Arm) -> ArmSummary:
     results = {run.seed: r for run, r in finals if score(study, r, 'test') is not None}
     scores = {seed: score(study, result, 'test') for seed, result in results.items()}
     times = [result['seconds'] for result in results.values()]
-    comparable = times and max(times) <= SAME_TIME * min(times)
-    seconds = fmean(times) if comparable else math.nan
     problems = [
         *_tuning_problems(study, arm, lr, tuned),
         *_run_problems(study, tuned, 'val'),
         *_run_problems(study, finals, 'test'),
     ]
-    if times and not comparable:
+    if times and not _comparable(times):
         problems.append(
             f'{arm.name}: its trainings took {min(times):.0f} to {max(times):.0f} s, the machine '
             'was not equally free: no time is given'
@@ -108,7 +106,12 @@ def summarise(study: Study, arm: Arm) -> ArmSummary:
         problems.append(f'{arm.name}: seeds {missing} have not been run')
     # A run that tunes and is reported too is named once.
     problems = tuple(dict.fromkeys(problems))
+    seconds = fmean(times) if _comparable(times) else math.nan
     return ArmSummary(arm, lr, _mean_by_lr(study, tuned), scores, seconds, results, problems)
+
+
+def _comparable(times: list[float]) -> bool:
+    return bool(times) and max(times) <= SAME_TIME * min(times)
 
 
 def _run_problems(study: Study, runs: Results, split: str) -> Iterator[str]:

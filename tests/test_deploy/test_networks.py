@@ -10,9 +10,9 @@ pytest.importorskip('mmseg')
 pytest.importorskip('onnxruntime')
 from mmengine.hub import get_config
 
-from mmexpand.analysis.footprint import tensors_in
 from mmexpand.deploy import ExportError, export_onnx, onnxruntime_run
 from mmexpand.deploy.decoding import predict
+from mmexpand.deploy.network import RawOutputs
 from mmexpand.deploy.program import export_program
 from mmexpand.mm.models import build_compact_model
 from tests.test_deploy.networks import R18, STOCK, images, stock
@@ -64,16 +64,12 @@ def test_int8_and_programs_of_stock_networks(name, tmp_path):
     graph = onnx.load(tmp_path / 'int8.onnx').graph
     assert sum(node.op_type == 'QuantizeLinear' for node in graph.node) > 20
     given = images(2, seed=9)
-    expected = raw_outputs(model, given)
+    with torch.no_grad():
+        expected = RawOutputs(model)(given)
     assert export_program(model, images(1), tmp_path / 'model.pt2', 1e-3) <= 1e-3
     found = torch.export.load(tmp_path / 'model.pt2').module()(given)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
-
-
-def raw_outputs(model, given):
-    with torch.no_grad():
-        return list(tensors_in(model(given, mode='tensor')))
 
 
 @pytest.mark.parametrize('raw', [True, False])

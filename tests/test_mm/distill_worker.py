@@ -4,8 +4,6 @@ Writes the weights that each rank ends with, and what its distributed wrapper re
 """
 
 import json
-import os
-import sys
 from pathlib import Path
 
 import torch
@@ -13,6 +11,7 @@ import torch.distributed as dist
 from mmengine.runner import Runner
 
 from mmexpand.mm.runtime import prepare_cpu
+from tests.processes import work
 from tests.test_mm.test_distill import distributed_config
 
 
@@ -31,9 +30,4 @@ def main(street: str, directory: Path, teacher: dict) -> None:
 
 
 if __name__ == '__main__':
-    dist.init_process_group('gloo')
-    main(sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3]))
-    dist.barrier()
-    # As in weight_sets_worker.py: no destructors, which gloo's threads do not survive.
-    sys.stdout.flush()
-    os._exit(0)
+    work(lambda arguments: main(arguments[0], Path(arguments[1]), json.loads(arguments[2])))

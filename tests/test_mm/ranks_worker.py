@@ -3,8 +3,6 @@
 Writes the factors that each rank has at the end beside the work dir.
 """
 
-import os
-import sys
 from pathlib import Path
 
 import torch
@@ -19,6 +17,7 @@ from mmexpand.mm.checkpoints import unwrap
 from mmexpand.mm.models import build_compact_model
 from mmexpand.mm.runtime import prepare_cpu
 from tests.conftest import small_config
+from tests.processes import work
 
 
 @MODELS.register_module()
@@ -53,9 +52,4 @@ def main(street: str, directory: Path) -> None:
 
 
 if __name__ == '__main__':
-    dist.init_process_group('gloo')
-    main(sys.argv[1], Path(sys.argv[2]))
-    dist.barrier()
-    # No destructors: see weight_sets_worker.py.
-    sys.stdout.flush()
-    os._exit(0)
+    work(lambda arguments: main(arguments[0], Path(arguments[1])))

@@ -2,9 +2,6 @@
 
 import copy
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +21,6 @@ from mmengine.runner import Runner
 from mmpretrain.models import ClsDataPreprocessor
 from mmseg.apis import init_model
 from torch import nn
-from torch.distributed.elastic.utils.distributed import get_free_port
 
 import mmexpand
 from mmexpand.mm import distill
@@ -32,6 +28,7 @@ from mmexpand.mm.checkpoints import AIDS
 from mmexpand.mm.distill import DistillHook
 from mmexpand.surgery.checkpoint import META_KEY, CheckpointError, load_checkpoint
 from tests.conftest import SEGMENTOR, small_config
+from tests.processes import run_workers
 from tests.tools_in_process import run
 
 EXPAND = dict(type='ExpandHook', include='backbone.encoder', rate=2)
@@ -471,14 +468,7 @@ def distributed_config(street, directory, teacher, batch_size) -> Config:
 
 
 def test_two_processes_train_as_one(street, teacher, tmp_path):
-    command = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2']
-    command += [f'--master_port={get_free_port()}', str(WORKER)]
-    command += [str(street), str(tmp_path), json.dumps(teacher)]
-    env = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=os.pathsep.join(sys.path))
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=900, env=env
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    run_workers(WORKER, street, tmp_path, json.dumps(teacher), timeout=900)
     ranks = [torch.load(tmp_path / f'rank_{rank}.pth') for rank in (0, 1)]
     alone = train(distributed_config(street, tmp_path / 'alone', teacher, batch_size=4)).model
     expected = alone.state_dict()

@@ -4,8 +4,6 @@ import errno
 import json
 import os
 import shutil
-import subprocess
-import sys
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,12 +17,12 @@ from mmengine.runner import Runner
 from mmseg.datasets import CityscapesDataset
 from mmseg.models import EncoderDecoder
 from mmseg.registry import DATASETS, MODELS
-from torch.distributed.elastic.utils.distributed import get_free_port
 
 from mmexpand import ExpandedConv2d
 from mmexpand.mm import contraction
 from mmexpand.mm.hooks import ContractHook, ContractionError
 from mmexpand.surgery.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from tests.processes import run_workers
 
 EMA = dict(type='EMAHook', momentum=0.1)
 EXPAND = dict(type='ExpandHook', include='backbone.encoder', rate=2)
@@ -226,14 +224,7 @@ def test_a_model_that_keeps_an_output(seg_cfg):
 def two_processes(street, tmp_path_factory):
     """What weight_sets_worker.py found, by case and rank."""
     directory = tmp_path_factory.mktemp('two')
-    command = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2']
-    command += [f'--master_port={get_free_port()}', str(WORKER), str(street), str(directory)]
-    env = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=os.pathsep.join(sys.path))
-    # A rank that waits for another for ever is what this timeout finds.
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=600, env=env
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    run_workers(WORKER, street, directory)
     return directory
 
 

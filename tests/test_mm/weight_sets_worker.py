@@ -4,8 +4,6 @@ Writes the message of each rank's error, '' if there was none, beside the case's
 """
 
 import json
-import os
-import sys
 from pathlib import Path
 from unittest import mock
 
@@ -21,6 +19,7 @@ from mmexpand.mm import contraction
 from mmexpand.mm.hooks import ContractHook
 from mmexpand.mm.runtime import prepare_cpu
 from tests.conftest import small_config
+from tests.processes import work
 
 FAULTS = {
     'copy': (contraction, 'copy_model'),
@@ -85,10 +84,4 @@ def main(street: str, root: Path) -> None:
 
 
 if __name__ == '__main__':
-    dist.init_process_group('gloo')
-    main(sys.argv[1], Path(sys.argv[2]))
-    dist.barrier()
-    # No destructors: a dozen DDP wrappers hold the process group, and gloo's threads abort the
-    # process ("terminate called") when it goes before they do.
-    sys.stdout.flush()
-    os._exit(0)
+    work(lambda arguments: main(arguments[0], Path(arguments[1])))

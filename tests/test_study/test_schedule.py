@@ -144,7 +144,7 @@ def test_processes_end_with_the_study():
 def test_tool(write_study, put, tmp_path, monkeypatch, capsys):
     study = write_study("arms['compact']['lr'] = 0.1\nseeds = [0]\n")
     put(study, 'compact', 0.1, 0, test=64)
-    monkeypatch.setattr(signal, 'signal', lambda *_: None)
+    handler = signal.getsignal(signal.SIGTERM)
 
     def run(*arguments):
         monkeypatch.setattr(sys, 'argv', ['study.py', 'small.py', *arguments])
@@ -155,3 +155,4 @@ def test_tool(write_study, put, tmp_path, monkeypatch, capsys):
     run('--report-only')
     assert '| compact | 0.1 (fixed) | 1 | 64.00 |' in capsys.readouterr().out
     assert (tmp_path / 'work_dirs/small/study.json').is_file()
+    assert signal.getsignal(signal.SIGTERM) is handler

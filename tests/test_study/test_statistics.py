@@ -122,10 +122,9 @@ def test_rates_that_are_chosen_by_what_is_reported_are_said(write_study, put):
     for arm in ('compact', 'cl'):
         put(study, arm, 0.1, 0, test_is_val=True)
     said = 'compact: its learning rate is chosen by the images that it is reported on'
-    assert any(
-        problem.startswith(said) for problem in summarise(study, study.arm('compact')).problems
-    )
-    assert not any('chosen by' in problem for problem in summarise(study, study.arm('cl')).problems)
+    tuned, fixed = (summarise(study, study.arm(name)).problems for name in ('compact', 'cl'))
+    assert any(problem.startswith(said) for problem in tuned)
+    assert not any('chosen by' in problem for problem in fixed)
 
 
 def test_fixed_rates_and_own_seeds(write_study, put):

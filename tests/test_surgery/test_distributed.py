@@ -1,18 +1,15 @@
 """Compact-size gradients give what plain DDP gives, with fewer bytes: on 2 and 4 processes."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from torch import nn
-from torch.distributed.elastic.utils.distributed import get_free_port
 
 import mmexpand
 from mmexpand import ExpandConfig
 from mmexpand.surgery.distributed import can_reduce_compact
+from tests.processes import run_workers
 
 WORKER = Path(__file__).with_name('ddp_worker.py')
 
@@ -34,17 +31,7 @@ def results() -> dict[int, dict]:
 
 
 def run(cases: list[str], processes: int) -> dict:
-    command = [sys.executable, '-m', 'torch.distributed.run', f'--nproc_per_node={processes}']
-    command += [f'--master_port={get_free_port()}', str(WORKER), *cases]
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=900,
-        env=dict(os.environ, OMP_NUM_THREADS='1'),
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = run_workers(WORKER, *cases, processes=processes, timeout=900)
     found = {}
     for line in done.stdout.splitlines():
         if line.startswith('{'):
