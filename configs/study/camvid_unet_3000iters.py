@@ -1,6 +1,6 @@
 # Twice the iterations of camvid_unet.py: is the gain more than faster learning?
 _base_ = 'camvid_unet.py'
-lrs = [0.1]
+lrs = [0.03, 0.1, 0.2]
 tune_seeds = [0]
 results_dir = '../../resources/studies/camvid_unet_3000iters'
 longer = {
@@ -10,8 +10,8 @@ longer = {
 arms = dict(
     _delete_=True,
     compact=dict(config=_base_.config, cfg_options=dict(_base_.data, **longer)),
-    repvgg_folded=dict(
-        config=_base_.config,
-        cfg_options=dict(_base_.arms.repvgg_folded.cfg_options, **longer),
-    ),
+    **{
+        arm: dict(config=_base_.config, cfg_options=dict(_base_.arms[arm].cfg_options, **longer))
+        for arm in ('repvgg_folded', 'mobileone_folded')
+    },
 )

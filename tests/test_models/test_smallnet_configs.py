@@ -14,7 +14,7 @@ from mmexpand.mm.models import build_compact_model, build_expanded_model
 from mmexpand.surgery import named_units
 from tests.test_study.conftest import write_images
 
-NAME = re.compile(r'smallnet-k(\d)(?:_expand-([a-z-]+)-r(\d))?_1xb128-150e_cifar10')
+NAME = re.compile(r'smallnet-k(\d)(?:_expand-([a-z-]+)-r(\d))?_1xb128-150e_cifar(10|100)')
 CONFIGS = [  # Those with a teacher, or a start of their own, are tested elsewhere.
     path
     for path in sorted((Path(__file__).parents[2] / 'configs/smallnet').glob('*.py'))
@@ -32,26 +32,32 @@ SHORT = {
 
 
 def named(path):
-    """Kernel size, method and rate that a config's name promises; the last two may be missing."""
-    kernel, method, rate = NAME.fullmatch(path.stem).groups()
-    return int(kernel), method and method.replace('-', '+'), rate and int(rate)
+    """What a config's name promises: kernel size, method, rate, which may be None, and classes."""
+    kernel, method, rate, classes = NAME.fullmatch(path.stem).groups()
+    return int(kernel), method and method.replace('-', '+'), rate and int(rate), int(classes)
 
 
 def test_all_kernels_are_there():
     assert {named(path) for path in CONFIGS} == {
-        (kernel, method, method and 4)
+        (kernel, method, method and 4, classes)
         for kernel in (3, 5, 7, 9)
         for method in (None, 'cl', 'ck', 'fc', 'cl+fc', 'ck+fc')
-        if (method != 'ck' or kernel > 3) and ('fc' not in (method or '') or kernel == 7)
+        for classes in (10, 100)
+        if (method != 'ck' or kernel > 3)
+        and (kernel == 7 or ('fc' not in (method or '') and classes == 10))
     }
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
 def test_the_network_is_what_the_name_says(path):
     cfg = Config.fromfile(path)
-    kernel, method, rate = named(path)
-    convs = [m for m in build_compact_model(cfg).modules() if isinstance(m, nn.Conv2d)]
+    kernel, method, rate, classes = named(path)
+    model = build_compact_model(cfg)
+    convs = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
     assert [conv.kernel_size for conv in convs] == [(kernel, kernel)] * 3
+    assert model.classifier[-1].out_features == classes
+    assert cfg.test_dataloader.dataset.ann_file == f'cifar{classes}.zip'
+    assert cfg.test_dataloader.dataset.data_root == f'data/cifar{classes}/'
     if not method:
         return
     (hook, _) = cfg.custom_hooks
@@ -66,8 +72,8 @@ def test_the_network_is_what_the_name_says(path):
 
 @pytest.mark.parametrize('path', EXPANDED, ids=lambda path: path.stem)
 def test_it_trains_and_contracts(path, tmp_path):
-    write_images(tmp_path / 'cifar10.zip')
     cfg = Config.fromfile(path)
+    write_images(tmp_path / cfg.train_dataloader.dataset.ann_file)
     cfg.merge_from_dict(SHORT)
     cfg.work_dir = str(tmp_path / 'work_dir')
     for split in ('train', 'val', 'test'):
