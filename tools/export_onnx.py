@@ -26,9 +26,17 @@ from mmexpand.deploy import (
     score,
     table,
 )
+from mmexpand.deploy.decoding import decoder_of
 from mmexpand.deploy.onnx import TOLERANCE, OnnxReport
 from mmexpand.mm.contraction import check_writable
-from mmexpand.mm.launch import NEEDED, add_config_arguments, count, read_config, tool
+from mmexpand.mm.launch import (
+    NEEDED,
+    ConfigError,
+    add_config_arguments,
+    count,
+    read_config,
+    tool,
+)
 
 
 def parse_args() -> argparse.Namespace:
@@ -134,6 +142,11 @@ def main(args: argparse.Namespace) -> None:
     cfg = read_config(args, 'model', *needed)
     model = load_compact_model(cfg, args.checkpoint)
     inputs = preprocess(model, cfg, args.image)
+    if args.evaluate and decoder_of(model, inputs) is None:
+        raise ConfigError(
+            f'--evaluate is for detectors and segmentors: the file of a {type(model).__name__} '
+            'gives its raw outputs'
+        )
     pixels = None
     if args.preprocess:
         pixels = Pixels(model.data_preprocessor, args.preprocess, args.uint8)
@@ -141,7 +154,7 @@ def main(args: argparse.Namespace) -> None:
     reports = {'float32': export_onnx(model, inputs, out, args.tolerance, **options)}
     print_report(reports['float32'])
     if find_spec('openvino'):
-        check_openvino(out, model, inputs, args.raw, pixels)
+        check_openvino(out, model, inputs, reports['float32'].agreement is None, pixels)
     if args.int8:
         options['calibration'] = calibration_images(model, cfg, args.int8, inputs.shape[-2:])
         path = out.with_name(f'{out.stem}_int8{out.suffix}')

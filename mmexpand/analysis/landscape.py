@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,17 +33,28 @@ def random_direction(model: nn.Module, generator: torch.Generator) -> Direction:
         model: the compact network: networks of the same shapes then share their axes.
         generator: on the CPU.
     """
+    groups = {
+        module.weight: module.groups
+        for module in model.modules()
+        if isinstance(module, _ConvTransposeNd)
+    }
     return {
-        name: _like(parameter.detach(), generator) for name, parameter in model.named_parameters()
+        name: _like(parameter.detach(), generator, groups.get(parameter))
+        for name, parameter in model.named_parameters()
     }
 
 
-def _like(parameter: Tensor, generator: torch.Generator) -> Tensor:
+def _like(parameter: Tensor, generator: torch.Generator, transposed: int | None) -> Tensor:
     if parameter.dim() <= 1:
         return torch.zeros_like(parameter)
     step = torch.randn(parameter.shape, generator=generator).to(parameter)
-    norms, own = (t.flatten(1).norm(dim=1) for t in (parameter, step))
-    return step * (norms / own).view(-1, *[1] * (parameter.dim() - 1))
+    # Filters along one dimension, all else along others; those of a transposed convolution stand
+    # in its second one, group by group.
+    groups = transposed or parameter.shape[0]
+    by_filter = (t.unflatten(0, (groups, -1)) for t in (parameter, step))
+    others = [1, *range(3, parameter.dim() + 1)] if transposed else [*range(1, parameter.dim() + 1)]
+    norms, own = (torch.linalg.vector_norm(t, dim=others, keepdim=True) for t in by_filter)
+    return (step.unflatten(0, (groups, -1)) * (norms / own)).flatten(0, 1)
 
 
 @torch.no_grad()

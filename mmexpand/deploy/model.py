@@ -16,6 +16,7 @@ from ..mm.checkpoints import match_checkpoint
 from ..mm.compact_config import type_name
 from ..mm.models import build_compact_model
 from ..surgery.checkpoint import CheckpointError, get_state_dict, load_checkpoint
+from .errors import ExportError
 
 
 def load_compact_model(cfg: Config, checkpoint: str | os.PathLike) -> nn.Module:
@@ -93,7 +94,13 @@ def innermost(dataset: ConfigDict) -> ConfigDict:
 
 
 def _test_steps(cfg: Config) -> list[ConfigDict]:
-    pipeline = innermost(cfg.test_dataloader.dataset).pipeline
+    dataset = innermost(cfg.test_dataloader.dataset)
+    pipeline = dataset.get('pipeline')
+    if not pipeline:
+        raise ExportError(
+            f'{type_name(dataset)}, of test_dataloader, has no pipeline to load an image with: '
+            'from Python, mmexpand.deploy.export_onnx(model, images, path) takes them as tensors'
+        )
     return [step for step in pipeline if type_name(step) != 'LoadAnnotations']
 
 

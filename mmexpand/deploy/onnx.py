@@ -1,7 +1,8 @@
 """The compact network as an ONNX file, compared with PyTorch before anyone can use it."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -111,7 +112,8 @@ def export_onnx(
             onnx.save(network, str(temporary))
         agreement = None
         if decoder is not None:
-            agreement = compare_file(onnxruntime_run(temporary), model, inputs, pixels=pixels)
+            with _in_words(model, 'its decoding fails'):
+                agreement = compare_file(onnxruntime_run(temporary), model, inputs, pixels=pixels)
             if not calibration and agreement < AGREEMENT:
                 raise RuntimeError(
                     f'only {agreement:.2%} of the predictions are those of PyTorch, wanted '
@@ -145,15 +147,22 @@ def _trace_decoder(
 
 
 def _raw_error(reference: Reference, path: Path, images: list[Tensor]) -> float:
-    run = onnxruntime_run(path)
+    with _in_words(reference.model, 'ONNX Runtime does not take the graph'):
+        run = onnxruntime_run(path)
     errors = []
     for batch in images:
-        try:
+        with _in_words(reference.model, f'the graph fails on images of shape {tuple(batch.shape)}'):
             found = run(batch.numpy())
-        except Exception as error:  # ONNX Runtime has many kinds, all of them private.
-            raise ExportError(
-                f'{type(reference.model).__name__} cannot be exported to ONNX: the graph fails on '
-                f'images of shape {tuple(batch.shape)} ({first_line(error)})'
-            ) from error
         errors.append(reference.raw_error(found, batch))
     return max(errors)
+
+
+@contextmanager
+def _in_words(model: nn.Module, what: str) -> Iterator[None]:
+    """Say which model cannot be exported, whatever ONNX Runtime raises."""
+    try:
+        yield
+    except Exception as error:  # It has many kinds, all of them private.
+        raise ExportError(
+            f'{type(model).__name__} cannot be exported to ONNX: {what} ({first_line(error)})'
+        ) from error

@@ -86,11 +86,13 @@ def score(cfg: Config, models: Mapping[str, nn.Module]) -> dict[str, dict[str, A
 
 def table(rows: dict[str, dict[str, Any]], sizes: dict[str, int]) -> str:
     """A Markdown table: a row a model, its metrics, and megabytes of its file."""
-    metrics = [name for name, v in next(iter(rows.values())).items() if isinstance(v, (int, float))]
+    found = {n: v for row in rows.values() for n, v in row.items() if isinstance(v, (int, float))}
+    metrics = list(found)
     lines = [['', *metrics, 'MB'], ['---'] * (len(metrics) + 2)]
-    for name, values in rows.items():
-        cells = [f'{values[metric]:.4g}' for metric in metrics]
-        lines.append([name, *cells, f'{sizes[name] / 1e6:.2f}'])
+    for model, values in rows.items():
+        # CocoMetric gives none where nothing was detected.
+        cells = [f'{values[name]:.4g}' if name in values else '-' for name in metrics]
+        lines.append([model, *cells, f'{sizes[model] / 1e6:.2f}'])
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 

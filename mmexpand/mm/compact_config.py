@@ -28,7 +28,7 @@ def make_compact_config(cfg: Config) -> Config:
 
     Hooks of ours go, builders and ``CorruptLabels`` give way to what they are put around, and
     ``custom_imports`` of mmexpand goes too unless the network itself is one of ours. It neither
-    resumes nor loads weights.
+    resumes nor loads weights, and has no work dir: mmengine would write over it there.
     Classes, of a pure-Python config, become strings as in mmengine's own dump.
 
     Args:
@@ -50,6 +50,7 @@ def make_compact_config(cfg: Config) -> Config:
     if compact.get('default_scope', '') is None:
         del compact['default_scope']  # mmseg's init_model asks it for a string.
     compact.update(resume=False, load_from=None)
+    compact.pop('work_dir', None)
     if 'launcher' in compact:
         compact['launcher'] = 'none'
     return Config(compact)

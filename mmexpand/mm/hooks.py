@@ -251,7 +251,7 @@ def _report(runner: Runner, failures: dict[str, str]) -> None:
         from .run_report import write_run_report
 
         notes = [f'{name} could not be contracted: {why}' for name, why in failures.items()]
-        path, notes = write_run_report(runner.work_dir, runner.cfg, notes)
+        path, notes = write_run_report(runner.work_dir, runner.cfg, notes, runner.experiment_name)
         log(f'ContractHook: report {path}')
         for note in notes:
             log(f'ContractHook: not in the report: {note}', logging.WARNING)

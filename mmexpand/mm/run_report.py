@@ -40,7 +40,7 @@ from ..surgery.verify import TOLERANCES
 from ..version import __version__
 from .contraction import has_model
 from .datasets import check_datasets, guard_pipelines
-from .models import build_compact_model, expand_wishes, tensor_outputs
+from .models import build_compact_model, expand_wishes, selects_by_score, tensor_outputs
 from .ranks import describe
 
 REPORT_NAME = 'report.html'
@@ -49,7 +49,10 @@ PICTURES = 48
 
 
 def write_run_report(
-    work_dir: str | os.PathLike, cfg: Config, notes: list[str] | None = None
+    work_dir: str | os.PathLike,
+    cfg: Config,
+    notes: list[str] | None = None,
+    experiment_name: str | None = None,
 ) -> tuple[Path, list[str]]:
     """Write ``report.html`` into a work dir, from what is in it and its validation data.
 
@@ -57,6 +60,8 @@ def write_run_report(
         work_dir: with compact checkpoints and logs.
         cfg: the config that was trained.
         notes: sentences that the report shall show among what is missing.
+        experiment_name: of the run, whose compact networks are shown, and those that
+            tools/contract.py wrote; None for that of the newest.
 
     Returns:
         The page, and all its notes: what is missing in it, and why.
@@ -67,7 +72,7 @@ def write_run_report(
     about = [f'{datetime.now():%Y-%m-%d %H:%M}', f'mmexpand {__version__}']
     report = RunReport(title, [f'work dir {folder}', *about, f'torch {torch.__version__}'], notes)
     with _noted(notes, 'compact networks'):
-        report.sets = [_weight_set(path) for path in sorted(work_dir.glob('compact_*.pth'))]
+        report.sets = _weight_sets(work_dir, experiment_name, notes)
     with _noted(notes, 'curves'):
         report.log = read_log(work_dir)
     if not has_model(cfg):
@@ -93,8 +98,25 @@ def _noted(notes: list[str], what: str) -> Iterator[None]:
         notes.append(f'{what.capitalize()}: {describe(error)}')
 
 
-def _weight_set(path: Path) -> WeightSet:
-    checkpoint = load_checkpoint(path)
+def _weight_sets(work_dir: Path, experiment_name: str | None, notes: list[str]) -> list[WeightSet]:
+    """The compact networks of one run: an earlier one in the same work dir leaves its own there."""
+    paths = sorted(work_dir.glob('compact_*.pth'))
+    found = {path: load_checkpoint(path) for path in paths}
+    names = {path: one['meta'].get('experiment_name') for path, one in found.items()}
+    if experiment_name is None:
+        named = [path for path in paths if names[path]]
+        experiment_name = names[max(named, key=os.path.getmtime)] if named else None
+    notes += [
+        f'{path.name}: it is of another run, {names[path]}.'
+        for path in paths
+        if names[path] not in (None, experiment_name)
+    ]
+    return [
+        _weight_set(path, found[path]) for path in paths if names[path] in (None, experiment_name)
+    ]
+
+
+def _weight_set(path: Path, checkpoint: dict) -> WeightSet:
     weights = get_state_dict(checkpoint).values()
     dtype = next(w.dtype for w in weights if isinstance(w, Tensor) and w.is_floating_point())
     return WeightSet(
@@ -131,6 +153,8 @@ def _cost(cfg: Config, dataset: Any) -> Cost:
     if dataset is not None:
         data = compact.data_preprocessor(pseudo_collate([dataset[0]]), False)
         total, by_layer = _count_macs(compact, expanded, data['inputs'])
+        if selects_by_score(compact):
+            total = None  # The forward pass ends before the heads.
         size = tuple(data['inputs'].shape[-2:])
     rows, left_out = _rows(plans, by_layer)
     before, after = (sum(p.numel() for p in m.parameters()) for m in (compact, expanded))

@@ -41,7 +41,8 @@ class Cost:
         left_out: names of the others by the reason.
         params_compact: parameters of the whole network.
         params_expanded: while it is trained.
-        macs: of the whole network and one image, as in ``LayerRow``.
+        macs: of the whole network and one image, as in ``LayerRow``; None where the forward pass
+            ends before the heads, or there is no image.
         image: height and width of that image.
     """
 

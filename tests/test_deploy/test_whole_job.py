@@ -25,12 +25,13 @@ from mmexpand.deploy import (
     export_program,
     onnxruntime_run,
     preprocess,
+    table,
 )
 from mmexpand.mm.models import build_compact_model, build_expanded_model
 from tests.conftest import small_config
 from tests.test_deploy.networks import images, randomise
 from tests.test_deploy.test_onnx import UNET, YOLO, small
-from tests.tools_in_process import run
+from tests.tools_in_process import load, run
 
 
 @pytest.fixture(params=[YOLO, UNET], ids=['yolo-lite', 'unet'])
@@ -151,6 +152,85 @@ def test_a_graph_that_takes_one_image_only_is_a_sentence(network, tmp_path, monk
     with pytest.raises(ExportError, match=said):
         export_onnx(model, images(1), tmp_path / 'x.onnx', raw=True)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ('after', 'raw', 'words'),
+    [(0, True, 'does not take the graph'), (1, False, 'its decoding fails')],
+)
+def test_what_onnx_runtime_refuses_is_a_sentence(network, tmp_path, monkeypatch, after, raw, words):
+    calls = []
+
+    def refuse(path):
+        calls.append(path)
+        if len(calls) > after:
+            raise RuntimeError('Deform is not a registered op')
+        return onnxruntime_run(path)
+
+    monkeypatch.setattr('mmexpand.deploy.onnx.onnxruntime_run', refuse)
+    with pytest.raises(ExportError, match=f'cannot be exported to ONNX: .*{words} .*Deform'):
+        export_onnx(network[1], images(1), tmp_path / 'x.onnx', raw=raw)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_table_of_models_that_have_no_metrics():
+    """CocoMetric gives none where nothing was detected."""
+    rows = {'PyTorch': {}, 'float32': {'mAP': 0.5, 'names': 'a'}, 'int8': {}}
+    assert table(rows, dict.fromkeys(rows, 1e6)).splitlines() == [
+        '|  | mAP | MB |',
+        '| --- | --- | --- |',
+        '| PyTorch | - | 1.00 |',
+        '| float32 | 0.5 | 1.00 |',
+        '| int8 | - | 1.00 |',
+    ]
+
+
+def classifier(tmp_path, **changes):
+    """A config file of a classifier, its checkpoint, and an image."""
+    model = dict(
+        type='ImageClassifier',
+        backbone=dict(type='ResNet', depth=18),
+        neck=dict(type='GlobalAveragePooling'),
+        head=dict(type='LinearClsHead', num_classes=5, in_channels=512),
+    )
+    steps = [dict(type='LoadImageFromFile'), dict(type='Resize', scale=64), dict(type='PackInputs')]
+    loader = dict(
+        batch_size=1, num_workers=0, dataset=dict(type='CustomDataset', pipeline=steps, **changes)
+    )
+    preprocessor = dict(mean=[120] * 3, std=[60] * 3)
+    cfg = Config(
+        dict(
+            default_scope='mmpretrain',
+            model=model,
+            data_preprocessor=preprocessor,
+            test_dataloader=loader,
+            test_evaluator=dict(type='Accuracy'),
+            test_cfg=dict(),
+        )
+    )
+    cfg.dump(tmp_path / 'config.py')
+    model = build_compact_model(cfg)
+    torch.save(dict(meta={}, state_dict=model.state_dict()), tmp_path / 'net.pth')
+    return tmp_path / 'config.py', tmp_path / 'net.pth'
+
+
+def test_the_tool_with_a_classifier(picture, tmp_path, monkeypatch, capsys):
+    pytest.importorskip('mmpretrain')
+    tool = load('export_onnx.py')
+    monkeypatch.setattr(tool, 'find_spec', lambda name: name == 'openvino')
+    monkeypatch.setattr(tool, 'openvino_run', onnxruntime_run)
+    out = tmp_path / 'out/net.onnx'
+    command = [*classifier(tmp_path), '--out', out, '--image', picture]
+    status, message = run('export_onnx.py', *command, '--evaluate')
+    assert status == 1
+    assert 'the file of a ImageClassifier gives its raw outputs' in message
+    assert list(out.parent.iterdir()) == []
+    assert run('export_onnx.py', *command) == (0, '')
+    assert re.search(r'in OpenVINO: largest error \d', capsys.readouterr().out)
+    option = 'test_dataloader.dataset.pipeline=[]'
+    status, message = run('export_onnx.py', *command, '--cfg-options', option)
+    assert status == 1
+    assert 'CustomDataset, of test_dataloader, has no pipeline to load an image with' in message
 
 
 def test_int8_is_int8_and_near(network, tmp_path):

@@ -30,9 +30,11 @@ def config(**changes):
 
 def test_hooks_imports_and_loading_go():
     cfg = config()
+    cfg.work_dir = 'work_dirs/net'
     before = cfg.pretty_text
     compact = make_compact_config(cfg)
     assert [hook.type for hook in compact.custom_hooks] == ['EMAHook']
+    assert 'work_dir' not in compact
     assert compact.custom_imports.imports == ['other']
     assert (compact.resume, compact.load_from, compact.launcher) == (False, None, 'none')
     assert cfg.pretty_text == before

@@ -1,9 +1,11 @@
 """The page that a training leaves behind."""
 
+import os
 import re
 from pathlib import Path
 
 import pytest
+import torch
 from mmengine.runner import Runner
 
 pytest.importorskip('jinja2')
@@ -71,6 +73,43 @@ def test_what_is_missing_is_said_and_the_rest_written(trained, street, tmp_path)
     assert 'Not in this report' in html
     assert '<figure ' not in html
     assert '<code>backbone.encoder.0.0.convs.0.conv</code>' in html
+
+
+def test_networks_of_an_earlier_run_are_left_out(trained, capsys):
+    work_dir = Path(trained.work_dir)
+    best = load_checkpoint(work_dir / 'compact_best.pth')
+    names = [
+        load_checkpoint(work_dir / f'compact_{name}.pth')['meta']['experiment_name']
+        for name in ('best', 'last')
+    ]
+    assert names[0] == names[1]
+    best['meta']['experiment_name'] = 'an earlier one'
+    torch.save(best, work_dir / 'compact_best.pth')
+    os.utime(work_dir / 'compact_best.pth', (0, 0))
+    del best['meta']['experiment_name']
+    torch.save(best, work_dir / 'compact_by_hand.pth')
+    note = 'compact_best.pth: it is of another run, an earlier one.'
+    path, notes = run_report.write_run_report(work_dir, trained, experiment_name=names[0])
+    assert notes == [note]
+    html = path.read_text()
+    assert note in html
+    assert 'compact_by_hand.pth</code>' in html
+    assert 'compact_best.pth</code>' not in html
+    # The tool takes the newest for the run's.
+    assert run('report.py', work_dir) == (0, '')
+    assert f'not in the report: {note}' in capsys.readouterr().out
+
+
+def test_no_sum_of_what_the_forward_pass_does_not_reach(trained, monkeypatch):
+    dataset = run_report._build_dataset(trained)
+    whole = run_report._cost(trained, dataset)
+    assert whole.macs[1] > whole.macs[0] > 0
+    monkeypatch.setattr(run_report, 'selects_by_score', lambda model: True)
+    part = run_report._cost(trained, dataset)
+    assert part.macs is None
+    assert part.layers == whole.layers
+    html = run_report.write_run_report(trained.work_dir, trained)[0].read_text()
+    assert 'MACs, compact' not in html
 
 
 def test_a_failing_report_costs_the_training_nothing(seg_cfg, monkeypatch):

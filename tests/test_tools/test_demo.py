@@ -101,7 +101,7 @@ def test_pictures_of_results(trained, tmp_path):
     assert result.returncode == 0, result.stderr
     pictures = sorted(out.iterdir())
     assert [p.name for p in pictures] == [
-        f'drawnstadt_00000{i}_000019_leftImg8bit.png' for i in range(2)
+        f'0000{i}_drawnstadt_00000{i}_000019_leftImg8bit.png' for i in range(2)
     ]
     for path in pictures:
         picture = cv2.imread(str(path))

@@ -48,7 +48,8 @@ def main(args: argparse.Namespace) -> None:
             (sample,) = model.test_step(pseudo_collate([dataset[index]]))
         path = Path(sample.img_path)
         image = mmcv.imread(str(path), channel_order='rgb')
-        out_file = Path(args.out_dir) / f'{path.stem}.png'
+        # Numbered: images in several folders may share their names.
+        out_file = Path(args.out_dir) / f'{index:05}_{path.stem}.png'
         visualizer.add_datasample(path.stem, image, sample, out_file=str(out_file))
     print(f'\nground truth (left) and prediction (right) are in {args.out_dir}')
 

@@ -12,12 +12,16 @@ from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.logging import MessageHub
 from mmengine.runner import Runner, set_random_seed
 from mmengine.utils import track_iter_progress
 from torch import nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
 
 from mmexpand.analysis.landscape import draw, losses_at, random_direction
 from mmexpand.deploy import load_compact_model
@@ -27,6 +31,7 @@ from mmexpand.mm.compact_config import type_name
 from mmexpand.mm.contraction import check_writable
 from mmexpand.mm.datasets import check_datasets, guard_pipelines
 from mmexpand.mm.launch import ConfigError, add_config_arguments, count, read_config, tool
+from mmexpand.mm.ranks import describe
 from mmexpand.surgery.checkpoint import load_checkpoint
 
 
@@ -61,11 +66,6 @@ def read_batches(cfg: Config, args: argparse.Namespace, model: nn.Module) -> lis
     """Random batches of a split, preprocessed as in a test, with what the loss needs."""
     loader = copy.deepcopy(cfg[f'{args.split}_dataloader'])
     steps = innermost(cfg.test_dataloader.dataset).get('pipeline', [])
-    if steps and not any('Annotations' in type_name(step) for step in steps):
-        raise ConfigError(
-            'the pipeline of test_dataloader loads no annotations, which the loss needs: add '
-            "dict(type='LoadAnnotations') to it"
-        )
     loader.dataset = innermost(loader.dataset)
     # Annotations are to be resized with the images, which those of a test are not.
     loader.dataset.pipeline = sorted(steps, key=lambda s: not type_name(s).startswith('Load'))
@@ -74,16 +74,69 @@ def read_batches(cfg: Config, args: argparse.Namespace, model: nn.Module) -> lis
     built = Runner.build_dataloader(loader, seed=args.seed)
     guard_pipelines(built.dataset)
     with torch.no_grad():
-        return [model.data_preprocessor(batch, False) for batch in islice(built, args.batches)]
+        return [
+            preprocess(model.data_preprocessor, part)
+            for batch in islice(built, args.batches)
+            for part in of_one_size(batch)
+        ]
+
+
+def of_one_size(batch: dict) -> list[dict]:
+    """A batch, or its images one by one where they have several sizes: in a test they are none."""
+    if len({image.shape for image in batch['inputs']}) == 1:
+        return [batch]
+    return [
+        {key: values[index : index + 1] for key, values in batch.items()}
+        for index in range(len(batch['inputs']))
+    ]
+
+
+def preprocess(preprocessor: nn.Module, batch: dict) -> dict:
+    """As in a test; what is to be padded with the images is, as it is not in one."""
+    data = preprocessor(batch, False)
+    samples = data.get('data_samples') or ()
+    if getattr(preprocessor, 'pad_mask', False):
+        preprocessor.pad_gt_masks(samples)
+    if getattr(preprocessor, 'pad_seg', False):
+        preprocessor.pad_gt_sem_seg(samples)
+    for sample in samples:
+        padding = sample.get('img_padding_size')
+        if padding and 'gt_sem_seg' in sample:
+            truth = sample.gt_sem_seg.data
+            truth = F.pad(truth, tuple(padding), value=preprocessor.seg_pad_val)
+            sample.gt_sem_seg = type(sample.gt_sem_seg)(data=truth)
+    return data
+
+
+def loss_mode(model: nn.Module) -> nn.Module:
+    """Heads as in training, whose outputs in a test are not those that a loss takes.
+
+    Norms and dropout stay as in a test: every image has the loss that it has alone.
+    """
+    model.train()
+    for module in model.modules():
+        if isinstance(module, (_NormBase, _DropoutNd, nn.MultiheadAttention)) or (
+            type(module).__name__ == 'DropPath'
+        ):
+            module.eval()
+    return model
 
 
 def make_loss(batches: list[dict], seed: int) -> Callable[[nn.Module], float]:
-    """The mean loss; samples of proposals and the like are drawn alike at every point."""
+    """The mean loss of an image; samples of proposals and the like are drawn alike everywhere."""
+    counts = [len(data['inputs']) for data in batches]
 
     def loss(model: nn.Module) -> float:
         set_random_seed(seed)
-        losses = (model.parse_losses(model(**data, mode='loss'))[0] for data in batches)
-        return sum(float(value) for value in losses) / len(batches)
+        try:
+            losses = [model.parse_losses(model(**data, mode='loss'))[0] for data in batches]
+        except Exception as error:
+            raise ConfigError(
+                f'{type(model).__name__} has no loss of images that are loaded as in a test: '
+                f'{describe(error)}; test_dataloader must load what the loss needs, for boxes and '
+                "masks with dict(type='LoadAnnotations') in its pipeline"
+            ) from error
+        return float(np.average([float(value) for value in losses], weights=counts))
 
     return loss
 
@@ -114,7 +167,7 @@ def main(args: argparse.Namespace) -> None:
     check_writable(args.out_dir, '--out-dir')
     others = [read(path) for path in args.beside]
     check_datasets(cfg, (args.split,))
-    model = load_compact_model(cfg, args.checkpoint).to(args.device)
+    model = loss_mode(load_compact_model(cfg, args.checkpoint).to(args.device))
     # Some losses have a part that ends with the first iterations.
     done = load_checkpoint(args.checkpoint).get('meta', {}).get('iter', 0)
     MessageHub.get_current_instance().update_info('iter', done)
