@@ -1,7 +1,7 @@
 """The loss around a network's weights, along random directions: a line and a plane (Fig. 4).
 
-Filter-normalised as by Li et al., 2018, around the contracted network, in eval mode, on images as
-they are tested: the same images and directions for every network of the config's shapes.
+Filter-normalised as by Li et al., 2018, around the contracted network, with norms as in a test, on
+images as they are tested: the same images and directions for every network of the config's shapes.
 """
 
 import argparse
