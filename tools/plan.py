@@ -1,6 +1,7 @@
 """Show which layers of a config's model are expanded, into what, and at what cost."""
 
 import argparse
+from dataclasses import replace
 
 import torch
 from mmengine.config import Config
@@ -56,12 +57,12 @@ def given_options(args: argparse.Namespace) -> dict:
 
 
 def wishes(args: argparse.Namespace, cfg: Config) -> list:
-    if given := given_options(args):
-        return [('', mmexpand.ExpandConfig(**given))]
-    found = expand_wishes(cfg)
-    if not found:
+    given, found = given_options(args), expand_wishes(cfg)
+    if found:
+        return [(name, replace(wish, **given)) for name, wish in found]
+    if not given:
         raise ConfigError(f'{args.config} expands nothing; say what to plan for, e.g. --method cl')
-    return found
+    return [('', mmexpand.ExpandConfig(**given))]
 
 
 def show_layers(plans: list, costs: dict) -> Table:

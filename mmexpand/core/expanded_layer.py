@@ -85,7 +85,6 @@ class ExpandedLayer(nn.Module):
         factors: of 'cl', 'ck' and 'fc': the chain, the one applied first in front. The expression
             of any other block, or of a transposed convolution, is an attribute of the block's name.
         leaf: what the network sees of the kernel where compact-size gradients are on, else None.
-        product_decay: weight decay of the folded kernel, added to its gradient.
     """
 
     def __init__(self, layer: nn.Module, block: str, site: Site, forward: str):
@@ -114,7 +113,6 @@ class ExpandedLayer(nn.Module):
         self._folded: tuple | None = None
         self._last_segments: Segments | None = None
         self.leaf: FoldedLeaf | None = None
-        self.product_decay = 0.0
         self._offered: Offer | None = None
         self.train(layer.training)
 
@@ -139,7 +137,7 @@ class ExpandedLayer(nn.Module):
             return self._apply_measured(x)
         if self.training and (self.forward_order == 'layerwise' or not self.is_linear):
             return self._apply_layerwise(x)
-        folded = self.forward_order == 'folded' or self.leaf is not None or self.product_decay
+        folded = self.forward_order == 'folded' or self.leaf is not None
         if not self.training or folded:
             return self._apply_folded(x)
         segments = self.segments(x.shape)
@@ -341,11 +339,7 @@ class ExpandedLayer(nn.Module):
         trained = any(parameter.requires_grad for parameter in self.expression.parameters())
         if not (trained and torch.is_grad_enabled()):
             return self._constant_fold()
-        weight, bias = self.kernel_for_forward(self.fold())
-        if self.product_decay and weight.requires_grad:
-            kept = weight.detach()
-            weight.register_hook(lambda gradient: gradient + self.product_decay * kept)
-        return weight, bias
+        return self.kernel_for_forward(self.fold())
 
     def train(self, mode: bool = True) -> nn.Module:
         """Set the mode, and forget the kept product.
@@ -387,10 +381,11 @@ class ExpandedLayer(nn.Module):
         offered, self._offered = self._offered, None
         if offered is None:
             return
+        # Nothing that moves the factors to a GPU moves what is offered.
         if offered.weight_was_written and self.is_linear:
             self.set_weight(offered.weight, offered.bias)
         elif offered.bias_was_written:
-            add_bias(self.expression, offered.bias - self.bias)
+            add_bias(self.expression, offered.bias.to(self.like.device) - self.bias)
 
     @torch.no_grad()
     def set_weight(self, weight: Tensor, bias: Tensor | None) -> None:
@@ -406,8 +401,8 @@ class ExpandedLayer(nn.Module):
         reason = kernel_refusal(self.expression)
         if reason:
             raise ValueError(reason)
-        kernel = self._turn(as_kernel(weight.to(self.like.device)).double())
-        self.expression.set_kernel(kernel, None if bias is None else bias.double())
+        weight, bias = (t if t is None else t.to(self.like.device).double() for t in (weight, bias))
+        self.expression.set_kernel(self._turn(as_kernel(weight)), bias)
 
     def _contract(self) -> nn.Module:
         self.take_offered()

@@ -195,10 +195,12 @@ of branches by themselves; and of scales and norms."""
 def parameter_roles(expression: nn.Module) -> dict[str, str]:
     """The role of every parameter of an expression, by its name in it."""
     roles = {}
+    # By place, not by class: frameworks convert norms to their own.
+    scales = {m.norm if isinstance(m, Norm) else m for m in expression.modules() if _scales(m)}
     for name, module in expression.named_modules():
         for key, _ in module.named_parameters(recurse=False):
             path = f'{name}.{key}'.lstrip('.')
-            roles[path] = 'scale' if isinstance(module, (Scale, nn.BatchNorm2d)) else 'inner'
+            roles[path] = 'scale' if module in scales else 'inner'
     for name, module in expression.named_modules():
         if isinstance(module, Chain):
             # The second factor is the one that 'preserve' solves for.
@@ -212,6 +214,10 @@ def parameter_roles(expression: nn.Module) -> dict[str, str]:
                 if path.startswith(f'{name}.depthwise.'.lstrip('.')):
                     roles[path] = 'outer'
     return roles
+
+
+def _scales(node: nn.Module) -> bool:
+    return isinstance(node, (Scale, Norm))
 
 
 def output_size(
@@ -647,7 +653,7 @@ class Norm(PerChannel):
     def fold(self, dtype: torch.dtype, probe: Probe | None = None) -> Affine:
         """Kernel and bias in eval mode by the running statistics, or by those of a probe."""
         weight, bias = fold_node(self.node, dtype, probe)
-        if probe is None:
+        if probe is None or not self.norm.training:  # The latter with a network's norm_eval.
             scale, mean = self._scale(dtype), self.norm.running_mean.to(dtype)
         else:
             scale, mean = self._measure(weight, bias, probe)

@@ -69,11 +69,6 @@ class FoldedLeaf:
         ]
         trained = [p for p in self._unit.expression.parameters() if p.requires_grad]
         values, gradients = zip(*pairs, strict=True)
-        if self._unit.product_decay and values[0] is self._product[0]:
-            gradients = (
-                gradients[0] + self._unit.product_decay * values[0].detach(),
-                *gradients[1:],
-            )
         torch.autograd.backward(values, gradients, inputs=trained)
         for leaf in self.parameters:
             leaf.grad = None

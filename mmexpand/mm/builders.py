@@ -44,7 +44,7 @@ def expand_built(module: nn.Module, cfg: ExpandConfig) -> Plan:
     'preserve' needs the weights that are to be preserved: ``init_weights`` is called first, and
     mmengine does not call it again.
     """
-    if cfg.init == 'preserve' and hasattr(module, 'init_weights') and not is_expanded(module):
+    if cfg.init == 'preserve' and hasattr(module, 'init_weights') and not _is_initialised(module):
         module.init_weights()
     planned = plan(module, cfg)
     if planned:
@@ -61,3 +61,8 @@ def expand_built(module: nn.Module, cfg: ExpandConfig) -> Plan:
         for unit in named_units(module).values():
             unit.offer_weight()
     return done
+
+
+def _is_initialised(module: nn.Module) -> bool:
+    # A module that is not mmengine's does not say: another expansion then has seen to it.
+    return getattr(module, 'is_init', is_expanded(module))

@@ -10,7 +10,7 @@ from mmengine.runner import BaseLoop, Runner
 from torch import nn
 
 from ..core.expression import kernel_refusal
-from ..surgery import contract_, is_expanded, named_units
+from ..surgery import contract_, is_expanded, named_units, names_of_units
 from ..surgery.checkpoint import (
     META_KEY,
     CheckpointError,
@@ -214,9 +214,11 @@ def _other_units(model: nn.Module, state_dict: Mapping) -> bool:
 
 
 def _check_same_units(model: nn.Module, state_dict: Mapping) -> None:
+    # A state dict has every name of a layer that is shared.
     ours = {
         name: {key: tuple(value.shape) for key, value in unit.state_dict().items()}
-        for name, unit in named_units(model).items()
+        for unit, names in names_of_units(model).items()
+        for name in names
     }
     theirs = expanded_layers(state_dict)
     for name in sorted({*ours, *theirs}):

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from ..analysis.confusion import FACTORS, FOLDED, cosine_similarity, density, draw, gradients
 from ..files import save_figure, written_whole
 from ..stack import check_installed
-from ..surgery import contract, is_expanded, named_units
+from ..surgery import contract, is_expanded
 from ..surgery.copying import copy_model
 from .checkpoints import unwrap
 from .dry_run import random_state_kept
@@ -145,8 +145,6 @@ def measure(model: nn.Module, loader: DataLoader, pairs: int, seed: int) -> dict
     networks = {FACTORS: expanded}
     if is_expanded(model):
         networks[FOLDED] = contract(model)
-    for unit in named_units(expanded).values():
-        unit.product_decay = 0.0  # No part of the loss.
     found: dict[str, list[float]] = {space: [] for space in networks}
     with random_state_kept():
         set_random_seed(seed)

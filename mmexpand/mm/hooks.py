@@ -17,6 +17,7 @@ from ..surgery import ExpandConfig, is_expanded, named_units
 from ..surgery.checkpoint import get_state_dict, is_expanded_state_dict
 from .builders import expand_built
 from .checkpoints import CheckpointGuardHook, is_training, unwrap
+from .compact_config import type_name
 from .contraction import (
     check_writable,
     contract_and_check,
@@ -27,6 +28,7 @@ from .contraction import (
 )
 from .dry_run import dry_run
 from .logs import log
+from .models import expand_wishes
 from .ranks import describe, on_main, start_alike
 from .rebuild import check_rebuildable, rebuild_optimizer, rewrap
 from .warm_start import CompactOptimizer
@@ -68,6 +70,11 @@ class ExpandHook(CheckpointGuardHook):
         """
         _check_options(runner)
         check_rebuildable(runner)
+        _check_order(runner, self)
+        # After EMAHook, which swaps the weights, comes the last word on what is saved.
+        guards = (h for h in runner.hooks if isinstance(h, CheckpointGuardHook))
+        if all(isinstance(hook, ExpandHook) for hook in guards):
+            runner.register_hook(CheckpointGuardHook(), priority='LOWEST')
         model = unwrap(runner.model)
         params = sum(p.numel() for p in model.parameters())
         names = {id(p): name for name, p in model.named_parameters()}
@@ -117,6 +124,35 @@ def _check_options(runner: Runner) -> None:
             'efficient_conv_bn_eval traces convolutions, and an expanded one is none: remove it '
             "from the config, or set it on mmcv's ConvModule, which traces nothing"
         )
+
+
+def _check_order(runner: Runner, hook: ExpandHook) -> None:
+    """'preserve' has the network initialised, and mmengine does that once."""
+    if not is_training(runner):
+        return
+    hooks = [other for other in runner.hooks if isinstance(other, ExpandHook)]
+    before = hooks[: hooks.index(hook)]
+    if hook.cfg.init == 'default' and any(other.cfg.init == 'preserve' for other in before):
+        raise ValueError(
+            "an ExpandHook with init='default' comes after one with 'preserve', which has the "
+            'network initialised, so that its own factors would not be: put it in front'
+        )
+
+
+def _check_initialisation(runner: Runner) -> None:
+    """What a part preserves, its parent's ``init_cfg`` would write over, factor by factor."""
+    if not is_training(runner) or not has_model(runner.cfg):
+        return
+    given = getattr(unwrap(runner.model), 'init_cfg', None)
+    given = given if isinstance(given, (list, tuple)) else [given]
+    if all(one is None or type_name(one) == 'Pretrained' for one in given):
+        return
+    for name, wish in expand_wishes(runner.cfg):
+        if name and wish.init == 'preserve':
+            raise ValueError(
+                f'model.init_cfg would write over what {name} preserves: use ExpandHook with '
+                f"include={name!r} and init='preserve' instead of the builder"
+            )
 
 
 def _has_expand_hook(runner: Runner) -> bool:
@@ -179,6 +215,7 @@ class ContractHook(CheckpointGuardHook):
         if _has_expand_hook(runner) or not is_expanded(unwrap(runner.model)):
             return
         _check_options(runner)
+        _check_initialisation(runner)
         if isinstance(runner.model, DistributedDataParallel):
             rewrap(runner, self.compact_gradients)
         rebuildable = type(runner) is Runner and isinstance(runner.cfg.get('optim_wrapper'), dict)

@@ -1,9 +1,11 @@
 """The optimizer of an expanded model: options follow the layer, multipliers the factor's role."""
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mmengine.optim import AmpOptimWrapper, OptimWrapper, OptimWrapperDict
+import torch
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
 
@@ -94,17 +96,18 @@ class ExpandOptimWrapperConstructor:
     def _hand_over(self, wrapper: OptimWrapper, names: dict[int, str], model: nn.Module) -> None:
         """Give the optimizer of the compact network the parameters of the expanded one."""
         if self.factor_decay == 'product':
-            _check_product_decay(wrapper, model)
+            _check_product_decay(model)
         optimizer = wrapper.optimizer
         found = stand_ins(model)
+        product_decays: dict[ExpandedLayer, float] = {}
         place = {id(parameter): index for index, parameter in enumerate(model.parameters())}
         for group in list(optimizer.param_groups):
             by_options: dict[tuple[float, float], list] = {}
             for parameter in group['params']:
                 for part in found[names[id(parameter)]]:
                     by_options.setdefault(self._options(group, part), []).append(part.parameter)
-                    if self.factor_decay == 'product' and part.unit is not None:
-                        part.unit.product_decay = group.get('weight_decay', 0.0)
+                    if part.unit is not None and names[id(parameter)].endswith('.weight'):
+                        product_decays[part.unit] = group.get('weight_decay', 0.0)
             base = {key: value for key, value in group.items() if key != 'params'}
             for index, (options, parameters) in enumerate(by_options.items()):
                 parameters.sort(key=lambda parameter: place[id(parameter)])
@@ -113,6 +116,8 @@ class ExpandOptimWrapperConstructor:
                     group.update(changed)
                 else:
                     optimizer.add_param_group({**base, **changed})
+        if self.factor_decay == 'product':
+            optimizer.register_step_pre_hook(lambda *_: _decay_products(product_decays))
 
     def _options(self, group: dict, part: '_Part') -> tuple[float, float]:
         """Learning rate and decay of a parameter."""
@@ -165,16 +170,31 @@ def stand_ins(model: nn.Module) -> dict[str, list[_Part]]:
     return parts
 
 
-def _check_product_decay(wrapper: OptimWrapper, model: nn.Module) -> None:
-    # It is added to the gradient of the folded kernel, as that comes out of backward.
+def _check_product_decay(model: nn.Module) -> None:
     for name, unit in named_units(model).items():
-        if unit.forward_order == 'layerwise' or not unit.is_linear:
+        if not unit.is_linear:
             raise ValueError(
-                f"factor_decay='product' needs a folded kernel, and {name} ({unit.method}, "
-                f"forward={unit.forward_order!r}) has none while training; use 'each' or 'shared'"
+                f"factor_decay='product' needs a folded kernel, and {name} ({unit.method}) has "
+                "none while training; use 'each' or 'shared'"
             )
-    if wrapper._accumulative_counts > 1 or isinstance(wrapper, AmpOptimWrapper):
-        raise ValueError(
-            "factor_decay='product' knows nothing of a scaled loss: use it without accumulation "
-            "and mixed precision, or factor_decay='shared'"
-        )
+
+
+def _decay_products(decays: Mapping[ExpandedLayer, float]) -> None:
+    """Add half of each decay times the squared norm of the folded kernel to the loss's gradient.
+
+    Before a step, as an optimizer's own decay: once, however often a layer was called, at the
+    loss's own scale, and in every rank by itself.
+    """
+    for unit, decay in decays.items():
+        trained = [p for p in unit.expression.parameters() if p.grad is not None]
+        if not decay or not trained:
+            continue
+        with torch.enable_grad():
+            weight, _ = unit.fold()
+            # Not backward(), whose accumulation DDP listens to.
+            gradients = torch.autograd.grad(
+                weight, trained, decay * weight.detach(), allow_unused=True
+            )
+        for parameter, gradient in zip(trained, gradients, strict=True):
+            if gradient is not None:
+                parameter.grad.add_(gradient)

@@ -8,7 +8,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import FlexibleRunner, Runner
 from torch.nn.parallel import DistributedDataParallel
 
-from ..surgery.distributed import can_reduce_compact, reduce_compact
+from ..surgery.distributed import can_reduce_compact, reduce_compact, release
 from .checkpoints import is_training, unwrap
 from .logs import log
 from .optim import by_layer, stand_ins
@@ -45,7 +45,7 @@ def rewrap(runner: Runner, compact_gradients: bool) -> None:
         compact_gradients: whether the wrapper is to reduce the gradients of folded kernels, where
             it can.
     """
-    model = unwrap(runner.model)
+    model = release(runner.model)
     # The old wrapper's hooks on the remaining parameters go with its last reference.
     runner.model = model
     gc.collect()
@@ -78,10 +78,17 @@ def rebuild_optimizer(
     if not isinstance(runner.optim_wrapper, OptimWrapper):
         raise RuntimeError(f'{type(runner.optim_wrapper).__name__} cannot be rebuilt: {instead}')
     if not isinstance(runner.cfg.get('optim_wrapper'), dict):
-        parts = stand_ins(unwrap(runner.model))
+        model = unwrap(runner.model)
+        parts = stand_ins(model)
+        kept = {id(parameter) for parameter in model.parameters()}
         for group in runner.optim_wrapper.optimizer.param_groups:
-            held = [parts[names[id(parameter)]] for parameter in group['params']]
-            group['params'] = [part.parameter for some in held for part in some]
+            group['params'] = [
+                new
+                for old in group['params']
+                for new in (
+                    [old] if id(old) in kept else [part.parameter for part in parts[names[id(old)]]]
+                )
+            ]
         return
     runner.optim_wrapper = runner.build_optim_wrapper(by_layer(runner.cfg.optim_wrapper))
     runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)

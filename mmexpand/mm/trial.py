@@ -9,7 +9,7 @@ from mmengine.config import Config
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from .compact_config import hook_configs, type_name
+from .compact_config import BUILDERS, dicts, hook_configs, type_name
 from .hooks import ContractHook
 from .launch import build_runner, temporary_work_dir, training_splits
 
@@ -40,7 +40,8 @@ def try_training(cfg: Config, expand: dict | None = None) -> Trial:
 
     Args:
         cfg: it is left as it was.
-        expand: arguments of an ExpandHook in the place of what the config has; None: as it says.
+        expand: arguments in the place of those that the config's ExpandHooks and builders have,
+            or of an ExpandHook where it has none; None: as it says.
 
     Raises:
         DryRunError: if the contraction would fail; other errors are those of training.
@@ -50,8 +51,12 @@ def try_training(cfg: Config, expand: dict | None = None) -> Trial:
     # It would measure before the iteration, and after it.
     hooks = [hook for hook in hooks if type_name(hook) != 'GradientConfusionHook']
     if expand:
-        hooks = [hook for hook in hooks if type_name(hook) != 'ExpandHook']
-        hooks.append(dict(type='ExpandHook', **expand))
+        expanding = [hook for hook in hook_configs(cfg) if type_name(hook) == 'ExpandHook']
+        expanding += [node for node in dicts(cfg.model) if type_name(node) in BUILDERS]
+        for node in expanding:
+            node.update(expand)
+        if not expanding:
+            hooks.append(dict(type='ExpandHook', **expand))
     cfg.custom_hooks = [*hooks, dict(type='TrialHook')]
     for hook in hook_configs(cfg):
         if type_name(hook) == 'ContractHook':

@@ -3,7 +3,15 @@
 from .config import ExpandConfig
 from .copying import copy_model
 from .plan import LayerPlan, Plan, SkippedLayer, plan
-from .swap import compact_looks, contract, contract_, expand_, is_expanded, named_units
+from .swap import (
+    compact_looks,
+    contract,
+    contract_,
+    expand_,
+    is_expanded,
+    named_units,
+    names_of_units,
+)
 from .verify import Verification, VerificationError, verify
 
 __all__ = [
@@ -20,6 +28,7 @@ __all__ = [
     'expand_',
     'is_expanded',
     'named_units',
+    'names_of_units',
     'plan',
     'verify',
 ]

@@ -11,6 +11,9 @@ from torch.nn.parallel import DistributedDataParallel
 from ..core.leaf import FoldedLeaf
 from .swap import Unit, named_units
 
+IGNORED = '_ddp_params_and_buffers_to_ignore'
+"""Where torch's DDP looks in a model for what it leaves alone."""
+
 
 def can_reduce_compact(model: nn.Module) -> bool:
     """Whether every linear unit of a model is run folded; those on 'auto' then are."""
@@ -48,7 +51,7 @@ def reduce_compact(
         for name, unit in units.items()
         for key, _ in chain(unit.named_parameters(), unit.named_buffers())
     ]
-    ignored = list(getattr(model, '_ddp_params_and_buffers_to_ignore', []))
+    ignored = list(getattr(model, IGNORED, []))
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ignored + inside)
     for unit in trained.values():
         unit.leaf = FoldedLeaf(unit)
@@ -63,8 +66,25 @@ def reduce_compact(
                 del unit._parameters[name]
     for parameter in chain.from_iterable(unit.parameters() for unit in units.values()):
         torch.distributed.broadcast(parameter.data, 0, group=wrapper.process_group)
-    _Delivery(wrapper, [unit.leaf for unit in trained.values()])
+    wrapper.delivery = _Delivery(wrapper, [unit.leaf for unit in trained.values()])
     return wrapper
+
+
+def release(wrapper: nn.Module) -> nn.Module:
+    """The model in a wrapper, as it was before ``reduce_compact``, to be wrapped again."""
+    model = wrapper.module
+    delivery = getattr(wrapper, 'delivery', None)
+    if delivery is None:
+        return model
+    delivery.remove()
+    inside = set()
+    for name, unit in _linear_units(model).items():
+        unit.leaf = None
+        for key, value in chain(unit.named_parameters(), unit.named_buffers()):
+            inside.add(f'{name}.{key}')
+            value._ddp_ignored = False
+    setattr(model, IGNORED, [name for name in getattr(model, IGNORED) if name not in inside])
+    return model
 
 
 class _Delivery:
@@ -74,14 +94,20 @@ class _Delivery:
         self._leaves = leaves
         self._sync = True
         self._queued = False
-        wrapper.register_forward_pre_hook(self._before_forward)
+        self._handles = [wrapper.register_forward_pre_hook(self._before_forward)]
         # Any parameter that DDP sees may be the only one that this rank has used.
         units = _linear_units(wrapper.module).values()
         factors = set(chain.from_iterable(unit.parameters() for unit in units))
         others = set(wrapper.module.parameters()) - factors
         for parameter in chain(others, *(leaf.parameters for leaf in leaves)):
             if parameter.requires_grad:
-                parameter.register_post_accumulate_grad_hook(self._after_accumulation)
+                hook = parameter.register_post_accumulate_grad_hook(self._after_accumulation)
+                self._handles.append(hook)
+
+    def remove(self) -> None:
+        """Deliver no more."""
+        for handle in self._handles:
+            handle.remove()
 
     def _before_forward(self, wrapper: DistributedDataParallel, _: tuple) -> None:
         # As for DDP itself, the forward pass decides whether its backward is reduced.

@@ -85,7 +85,7 @@ def contract_(model: nn.Module) -> nn.Module:
     """
     if isinstance(model, Unit):
         return _contract_unit(model)
-    names = _names_of_units(model)
+    names = names_of_units(model)
     swapped = {unit: _contract_unit(unit) for unit in names}
     for unit, aliases in names.items():
         _replace(model, aliases, swapped[unit])
@@ -104,7 +104,7 @@ def compact_looks(model: nn.Module) -> Iterator[None]:
 
     The layers' parameters have no value. Afterwards the units are back.
     """
-    units = _names_of_units(model)
+    units = names_of_units(model)
     for unit, aliases in units.items():
         _replace(model, aliases, unit.stand_in())
     try:
@@ -124,7 +124,8 @@ def named_units(model: nn.Module) -> dict[str, Unit]:
     return {name: module for name, module in model.named_modules() if isinstance(module, Unit)}
 
 
-def _names_of_units(model: nn.Module) -> dict[Unit, list[str]]:
+def names_of_units(model: nn.Module) -> dict[Unit, list[str]]:
+    """All names of each unit of a model: of one that several modules share, several."""
     names: dict[Unit, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, Unit):

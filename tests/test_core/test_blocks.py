@@ -211,6 +211,25 @@ def test_norms_measured_where_taps_see_padding_only(how):
 
 
 @pytest.mark.parametrize('how', NORMED, ids=name)
+def test_norms_that_a_network_keeps_in_eval_mode_stay_so(how):
+    """As mmdet's backbones do with norm_eval=True, all norms inside."""
+    branches = Net(how).double()
+    mmexpand.expand_(branches, ExpandConfig(**how))
+    x = torch.randn(2, 4, 9, 8, dtype=torch.float64)
+    branches(x)
+    for module in norms(branches):
+        module.eval()
+    folded = copy.deepcopy(branches)
+    for unit in (folded.first, folded.second):
+        unit.forward_order = 'folded'
+    assert folded.first.training
+    torch.testing.assert_close(folded(x), branches(x), rtol=1e-9, atol=1e-9)
+    for ours, theirs in zip(norms(folded), norms(branches), strict=True):
+        assert torch.equal(ours.running_var, theirs.running_var)
+        assert not torch.equal(ours.running_var, torch.ones_like(ours.running_var))
+
+
+@pytest.mark.parametrize('how', NORMED, ids=name)
 def test_no_images_leave_no_trace(how):
     """As of a detector's second stage that is given no proposals."""
     model = Net(how).double()

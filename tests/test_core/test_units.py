@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from contextlib import nullcontext
 from itertools import product
 
 import pytest
@@ -270,6 +271,20 @@ def test_what_is_written_to_an_offered_weight_is_taken(method):
         unit.weight.data.fill_(0.5)
         torch.testing.assert_close(unit.to_conv().weight, torch.full_like(kernel, 0.5))
         torch.testing.assert_close(unit.bias, torch.full_like(unit.bias, -4.6))
+
+
+@pytest.mark.parametrize('written', ['weight', 'bias', 'both'])
+@pytest.mark.parametrize('method', ['cl', 'orepa', 'rep'])
+def test_what_is_offered_is_taken_on_another_device(method, written, monkeypatch):
+    """A model that a builder expands is moved to its GPU after it was written to."""
+    monkeypatch.setattr(torch, 'autocast', lambda *_, **__: nullcontext())  # It knows no meta.
+    unit = ExpandedConv2d.from_conv(nn.Conv2d(4, 6, 3), 2, method)
+    unit.offer_weight()
+    for kind in ('weight', 'bias') if written == 'both' else (written,):
+        getattr(unit, kind).data.fill_(0.5)
+    unit.to('meta')
+    unit.take_offered()
+    assert unit.weight.device.type == 'meta'
 
 
 def test_factors_have_the_layout_that_folding_multiplies():

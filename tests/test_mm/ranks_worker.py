@@ -35,9 +35,15 @@ class Averaging(EncoderDecoder):
         return losses
 
 
-def main(street: str, directory: Path) -> None:
+def main(street: str, directory: Path, hooks: str) -> None:
     cfg = small_config(street, directory / 'work_dir', **{'model.type': 'Averaging'})
-    cfg.custom_hooks[0].include = ['backbone.encoder', 'auxiliary']
+    if hooks == 'one':
+        cfg.custom_hooks[0].include = ['backbone.encoder', 'auxiliary']
+    else:
+        # The first one's reduction at compact size has to give way to the second's.
+        how = dict(layerwise=dict(forward='layerwise'), factors=dict(compact_gradients=False))
+        more = dict(type='ExpandHook', include='auxiliary', rate=2, **how[hooks])
+        cfg.custom_hooks.insert(1, more)
     cfg.randomness = dict(seed=0, diff_rank_seed=True)
     cfg.launcher = 'pytorch'
     prepare_cpu(cfg)
@@ -52,4 +58,4 @@ def main(street: str, directory: Path) -> None:
 
 
 if __name__ == '__main__':
-    work(lambda arguments: main(arguments[0], Path(arguments[1])))
+    work(lambda arguments: main(arguments[0], Path(arguments[1]), arguments[2]))

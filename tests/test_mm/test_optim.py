@@ -89,21 +89,30 @@ def test_shared_decay_is_divided_by_the_factors():
     assert found['conv2.weight'] == (1.0, 0.1)
 
 
+def twice(model, x):
+    """A loss of a network whose last layer is called twice, as heads are on several levels."""
+    inside = model.depthwise(model.norm(model.conv1(x)).relu())
+    return model.conv2(inside).square().mean() + model.conv2(inside.sin()).square().mean()
+
+
 @pytest.mark.parametrize('how', [dict(method='cl'), dict(method='rep')])
 def test_product_decay_is_that_of_the_folded_kernel(how):
     torch.manual_seed(0)
     model = Net().double()
     mmexpand.expand_(model, ExpandConfig(include='conv2', **how))
     reference = copy.deepcopy(model)
-    build_optim_wrapper(model, by_layer(sgd(factor_decay='product')))
-    assert model.conv2.product_decay == 0.1
+    # Biases are not decayed: the decay of the kernel is the weight's.
+    cfg = by_layer(sgd(factor_decay='product', bias_decay_mult=0.0))
+    wrapper = build_optim_wrapper(model, cfg)
     x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
-    model(x).square().mean().backward()
-    loss = reference(x).square().mean() + 0.05 * reference.conv2.weight.square().sum()
+    # However often a layer is called, it is one kernel.
+    twice(model, x).backward()
+    wrapper.optimizer.step()
+    loss = twice(reference, x) + 0.05 * reference.conv2.weight.square().sum()
     loss.backward()
     plain = copy.deepcopy(reference)
     plain.zero_grad()
-    plain(x).square().mean().backward()
+    twice(plain, x).backward()
     for ours, theirs, without in zip(
         *(list(m.conv2.parameters()) for m in (model, reference, plain)), strict=True
     ):
@@ -119,12 +128,42 @@ def test_what_cannot_be_is_refused():
         build_optim_wrapper(model, by_layer(sgd(factor_decay='product')))
     with pytest.raises(ValueError, match="'shared'"):
         build_optim_wrapper(model, by_layer(sgd(factor_decay='none')))
+
+
+def test_product_decay_knows_accumulation_and_unused_layers():
+    torch.manual_seed(0)
+    found = []
+    for counts in (1, 2):
+        model = Net().double()
+        torch.manual_seed(1)
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        mmexpand.expand_(model, ExpandConfig('cl', include=['conv1', 'conv2'], init='preserve'))
+        cfg = dict(by_layer(sgd(factor_decay='product')), accumulative_counts=counts)
+        wrapper = build_optim_wrapper(model, cfg)
+        x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+        for _ in range(counts):
+            wrapper.update_params(model(x).square().mean())
+        found.append(model.conv2.weight)
+    torch.testing.assert_close(*found, rtol=1e-10, atol=1e-12)
+    unused = model.conv1.weight.clone()
+    model.zero_grad()
+    model.conv2(torch.randn(2, 6, 8, 8, dtype=torch.float64)).mean().backward()
+    for group in wrapper.optimizer.param_groups:
+        group['momentum'] = 0
+    wrapper.optimizer.step()
+    assert torch.equal(model.conv1.weight, unused)
+
+
+def test_norms_in_branches_are_scales_whatever_their_class():
     model = Net()
-    mmexpand.expand_(model, ExpandConfig('cl', include='conv1'))
-    with pytest.raises(ValueError, match='accumulation'):
-        build_optim_wrapper(
-            model, dict(by_layer(sgd(factor_decay='product')), accumulative_counts=2)
-        )
+    mmexpand.expand_(model, ExpandConfig('repvgg', include='conv1'))
+    cfg = by_layer(sgd(scale_lr_mult=2.0))
+    plain = options(model, cfg)
+    synchronised = options(nn.SyncBatchNorm.convert_sync_batchnorm(model), cfg)
+    assert any(isinstance(module, nn.SyncBatchNorm) for module in model.conv1.modules())
+    assert plain == synchronised
+    assert plain['conv1.repvgg.0.norm.weight'] == (2.0, 0.0)
 
 
 @pytest.mark.parametrize('momentum', [0.0, 0.9])

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from mmexpand.surgery.checkpoint import load_checkpoint
@@ -10,9 +11,10 @@ from tests.processes import run_workers
 WORKER = Path(__file__).with_name('ranks_worker.py')
 
 
-def test_two_ranks_that_draw_differently_train_one_network(street, tmp_path):
+@pytest.mark.parametrize('hooks', ['one', 'layerwise', 'factors'])
+def test_two_ranks_that_draw_differently_train_one_network(street, tmp_path, hooks):
     """From a compact checkpoint, with a loss that waits for the other rank's."""
-    run_workers(WORKER, street, tmp_path)
+    run_workers(WORKER, street, tmp_path, hooks)
     ours, theirs = (torch.load(tmp_path / f'factors_{rank}.pth') for rank in (0, 1))
     assert sum('factors' in name for name in ours) > 6
     for name, value in ours.items():
