@@ -1,8 +1,10 @@
 """Test a detector or a segmentor: an expanded or a compact checkpoint, whatever the config."""
 
 import argparse
+import os
 from pathlib import Path
 
+from mmengine.config import ConfigDict
 from mmengine.evaluator import DumpResults
 
 from mmexpand.mm.compact_config import type_name
@@ -39,12 +41,27 @@ def draw_predictions(cfg, args: argparse.Namespace) -> None:  # noqa: ANN001
         raise ConfigError(f'{args.config} has no default_hooks.visualization to draw with')
     check_keys(cfg, 'visualizer')
     if args.show_dir:
+        # mmdet's hook takes another for a folder in the work dir.
+        args.show_dir = os.path.abspath(args.show_dir)
         check_writable(args.show_dir, '--show-dir')
+    if type_name(hook) == 'VisualizationHook':  # mmpretrain's
+        hook.update(enable=True, show=args.show, wait_time=args.wait_time, out_dir=args.show_dir)
+        return
     hook.update(draw=True, show=args.show, wait_time=args.wait_time)
     if args.show_dir:
         cfg.visualizer.save_dir = args.show_dir
         if type_name(hook) == 'DetVisualizationHook':
             hook.test_out_dir = args.show_dir
+
+
+def set_pipeline(dataset: ConfigDict, pipeline: list) -> None:
+    """Give a data set, or those inside a wrapper, another pipeline."""
+    inside = dataset.get('datasets') or [dataset.get('dataset')]
+    if inside == [None]:
+        dataset.pipeline = pipeline
+        return
+    for one in inside:
+        set_pipeline(one, pipeline)
 
 
 @tool(parse_args)
@@ -57,13 +74,17 @@ def main(args: argparse.Namespace) -> None:
         check_writable(Path(args.out).parent, '--out')
     if args.tta:
         check_keys(cfg, 'tta_model', 'tta_pipeline')
-        cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+        set_pipeline(cfg.test_dataloader.dataset, cfg.tta_pipeline)
         cfg.tta_model.module = cfg.model
         cfg.model = cfg.tta_model
     runner = build_runner(cfg, ('test',))
-    if args.out:
-        runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
+    dump = DumpResults(out_file_path=args.out) if args.out else None
+    if dump:
+        runner.test_evaluator.metrics.append(dump)
     runner.test()
+    if dump and hasattr(runner.test_evaluator, 'dataset_prefixes'):
+        # Of several data sets, each with its metric: it has seen all, and was not asked.
+        dump.evaluate(len(runner.test_dataloader.dataset))
 
 
 if __name__ == '__main__':

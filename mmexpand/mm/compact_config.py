@@ -45,7 +45,8 @@ def make_compact_config(cfg: Config) -> Config:
     _drop_constructor(compact.get('optim_wrapper') or {})
     if not any(type_name(node) in NETWORKS for node in dicts(compact)):
         _drop_import(compact)
-    if compact.get('model_wrapper_cfg') == CPU_WRAPPER:
+    wrapper = compact.get('model_wrapper_cfg') or {}
+    if {k: v for k, v in wrapper.items() if k != 'find_unused_parameters'} == CPU_WRAPPER:
         del compact['model_wrapper_cfg']
     if compact.get('default_scope', '') is None:
         del compact['default_scope']  # mmseg's init_model asks it for a string.

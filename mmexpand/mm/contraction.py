@@ -22,7 +22,7 @@ from ..surgery.copying import copy_model
 from ..version import __version__
 from .checkpoints import AIDS, describe_units
 from .compact_config import make_compact_config
-from .evaluation import evaluate, first_batch, plain
+from .evaluation import evaluate, first_batch, plain, preprocess
 from .logs import log
 from .models import features, input_channels, selects_by_score, tensor_outputs
 from .ranks import broadcast_state, describe, from_main, together
@@ -70,20 +70,21 @@ def contract_and_check(
     """
     with together():
         expanded = copy_model(expanded)
-        batch = first_batch(runner)
-    result = contract_and_verify(expanded, batch)
+        batch, training = first_batch(runner)
+    result = contract_and_verify(expanded, batch, training)
     result.metrics_compact = evaluate(result.compact, runner)
     if evaluate_expanded:
         result.metrics_expanded = evaluate(expanded, runner)
     return result
 
 
-def contract_and_verify(expanded: nn.Module, batch: Any) -> Contraction:
+def contract_and_verify(expanded: nn.Module, batch: Any, training: bool = False) -> Contraction:
     """Contract a copy of a model and verify it on a batch, on all ranks.
 
     Args:
         expanded: every rank's gets the state of the main process's.
         batch: of a data loader.
+        training: whether of the train loop's.
 
     Raises:
         VerificationError, RuntimeError: see ``contract_and_check``.
@@ -98,7 +99,7 @@ def contract_and_verify(expanded: nn.Module, batch: Any) -> Contraction:
         compact = contract_(copy_model(expanded))
         compact._modules.pop(AIDS, None)
     with together():
-        verification, compared = verify_on_batch(expanded, compact, batch)
+        verification, compared = verify_on_batch(expanded, compact, batch, training)
     return Contraction(compact, describe_units(expanded), verification, compared)
 
 
@@ -112,7 +113,7 @@ def _check_finite(model: nn.Module) -> None:
 
 
 def verify_on_batch(
-    expanded: nn.Module, compact: nn.Module, batch: Any
+    expanded: nn.Module, compact: nn.Module, batch: Any, training: bool = False
 ) -> tuple[Verification, str]:
     """Compare an expanded model with one that should compute the same, on a batch.
 
@@ -120,6 +121,7 @@ def verify_on_batch(
         expanded: an OpenMMLab model with units.
         compact: its contraction, or what it was expanded from with 'preserve'.
         batch: of a data loader.
+        training: whether of the train loop's.
 
     Returns:
         The errors by layer and end to end, and what was compared: 'outputs' or 'features'.
@@ -127,7 +129,7 @@ def verify_on_batch(
     Raises:
         VerificationError: if they compute something else.
     """
-    data = expanded.data_preprocessor(copy.deepcopy(batch), False)
+    data = preprocess(expanded, batch, training)
     steps = [_attempt(mode, data) for mode in ('predict', 'loss')]
 
     def compare(forward: Callable) -> Verification:

@@ -43,7 +43,7 @@ def dry_run(model: nn.Module, runner: Runner, meta: dict) -> None:
     """
     with random_state_kept():
         with _refused('reading one batch', 'look at the data loader that the config names'):
-            batch = first_batch(runner)
+            batch, training = first_batch(runner)
         with _refused(
             'copying the model', 'keep nothing on it that cannot be copied (locks, files, streams)'
         ):
@@ -51,7 +51,7 @@ def dry_run(model: nn.Module, runner: Runner, meta: dict) -> None:
         with _refused(
             'contraction', 'leave the layers that it names out with exclude=[...] of ExpandHook'
         ):
-            result = contract_and_verify(expanded, batch)
+            result = contract_and_verify(expanded, batch, training)
         with _refused('evaluating one batch', "look at the val loop's data and evaluator"):
             evaluate_one_batch(result.compact, runner, batch)
         with _refused('building the compact network from its config', _CONFIG_HINT):

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner, ValLoop
 from torch import nn
@@ -26,8 +27,14 @@ def evaluate(model: nn.Module, runner: Runner) -> dict[str, float]:
     if runner._val_loop is None:
         return {}
     loop = runner.val_loop
-    with _stand_in(runner, model), _surviving(loop, loop.dataloader) as errors, together():
-        metrics = loop.run()
+    recorder = _Recorder()
+    with (
+        _stand_in(runner, model, recorder),
+        _surviving(loop, loop.dataloader) as errors,
+        together(),
+    ):
+        # mmdet's loop over teacher and student gives its metrics to hooks alone.
+        metrics = loop.run() or recorder.metrics
     _raise_first(errors['batch'])
     # Of what is left when a batch failed, a metric may fail as well: that is not the cause.
     _raise_first(errors['metric'])
@@ -50,6 +57,8 @@ def evaluate_one_batch(model: nn.Module, runner: Runner, batch: Any) -> None:
     kept = loop.evaluator
     try:
         loop.evaluator = copy.deepcopy(kept)
+        # Not collected before the original: a metric's temporary folder is removed with either.
+        kept.__dict__.setdefault('dry_runs', []).append(loop.evaluator)
         with (
             _stand_in(runner, model),
             _silent(),
@@ -64,15 +73,34 @@ def evaluate_one_batch(model: nn.Module, runner: Runner, batch: Any) -> None:
         log(f'A metric cannot be computed on one batch, which proves nothing ({describe(error)})')
 
 
-def first_batch(runner: Runner) -> Any:
-    """What the val loop, or else the train loop, would see first.
+def first_batch(runner: Runner) -> tuple[Any, bool]:
+    """What the val loop, or else the train loop, would see first, and whether it is the latter's.
 
     Data loaders, their workers and samplers are left alone: they may be in use.
     """
     if runner._val_loop is None:
-        return first_train_batch(runner)
+        return first_train_batch(runner), True
     loader = runner.val_loop.dataloader
-    return _first(loader, loader.dataset)
+    return _first(loader, loader.dataset), False
+
+
+def preprocess(model: nn.Module, batch: Any, training: bool) -> dict:
+    """A batch as the model gets it; of a training's the images are not mixed or resized at random.
+
+    Args:
+        model: an OpenMMLab model.
+        batch: of a data loader; it is left as it is.
+        training: whether of the train loop's, whose images may be of several sizes until then.
+    """
+    preprocessor = model.data_preprocessor
+    augments = getattr(preprocessor, 'batch_augments', None)
+    try:
+        if augments is not None:
+            preprocessor.batch_augments = None
+        return preprocessor(copy.deepcopy(batch), training)
+    finally:
+        if augments is not None:
+            preprocessor.batch_augments = augments
 
 
 def first_train_batch(runner: Runner) -> Any:
@@ -128,15 +156,25 @@ def _raise_first(errors: list[Exception]) -> None:
             raise errors[0]
 
 
+class _Recorder(Hook):
+    """What a val loop says that it has found."""
+
+    def __init__(self):
+        self.metrics: dict = {}
+
+    def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
+        self.metrics = metrics or {}
+
+
 @contextmanager
-def _stand_in(runner: Runner, model: nn.Module) -> Iterator[None]:
-    """The runner with another model and no hooks: they would save, log, or swap EMA weights."""
-    kept, hooks, modes = runner.model, runner._hooks, {m: m.training for m in model.modules()}
-    runner.model, runner._hooks = model, []
+def _stand_in(runner: Runner, model: nn.Module, *hooks: Hook) -> Iterator[None]:
+    """The runner with another model and other hooks: its own save, log, or swap EMA weights."""
+    kept, own, modes = runner.model, runner._hooks, {m: m.training for m in model.modules()}
+    runner.model, runner._hooks = model, list(hooks)
     try:
         yield
     finally:
-        runner.model, runner._hooks = kept, hooks
+        runner.model, runner._hooks = kept, own
         for module, mode in modes.items():
             module.training = mode
 

@@ -8,6 +8,7 @@ import torch
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
+from torch.optim import Optimizer
 
 from ..core.expanded_layer import ExpandedLayer
 from ..core.expression import ROLES, parameter_roles
@@ -117,7 +118,7 @@ class ExpandOptimWrapperConstructor:
                 else:
                     optimizer.add_param_group({**base, **changed})
         if self.factor_decay == 'product':
-            optimizer.register_step_pre_hook(lambda *_: _decay_products(product_decays))
+            optimizer.register_step_pre_hook(lambda opt, *_: _decay_products(opt, product_decays))
 
     def _options(self, group: dict, part: '_Part') -> tuple[float, float]:
         """Learning rate and decay of a parameter."""
@@ -179,12 +180,14 @@ def _check_product_decay(model: nn.Module) -> None:
             )
 
 
-def _decay_products(decays: Mapping[ExpandedLayer, float]) -> None:
+def _decay_products(optimizer: Optimizer, decays: Mapping[ExpandedLayer, float]) -> None:
     """Add half of each decay times the squared norm of the folded kernel to the loss's gradient.
 
     Before a step, as an optimizer's own decay: once, however often a layer was called, at the
     loss's own scale, and in every rank by itself.
     """
+    # A fused one divides by the scale of mixed precision itself.
+    scale = getattr(optimizer, 'grad_scale', None)
     for unit, decay in decays.items():
         trained = [p for p in unit.expression.parameters() if p.grad is not None]
         if not decay or not trained:
@@ -192,9 +195,8 @@ def _decay_products(decays: Mapping[ExpandedLayer, float]) -> None:
         with torch.enable_grad():
             weight, _ = unit.fold()
             # Not backward(), whose accumulation DDP listens to.
-            gradients = torch.autograd.grad(
-                weight, trained, decay * weight.detach(), allow_unused=True
-            )
+            decayed = decay * weight.detach() * (1 if scale is None else scale)
+            gradients = torch.autograd.grad(weight, trained, decayed, allow_unused=True)
         for parameter, gradient in zip(trained, gradients, strict=True):
             if gradient is not None:
                 parameter.grad.add_(gradient)

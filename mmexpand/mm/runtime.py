@@ -49,7 +49,7 @@ def prepare_cpu(cfg: Config) -> None:
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group('gloo')
     os.environ.setdefault('LOCAL_RANK', '0')
-    wrapper = dict(CPU_WRAPPER, **cfg.get('model_wrapper_cfg', {}), device_ids=None)
+    wrapper = {**CPU_WRAPPER, **(cfg.get('model_wrapper_cfg') or {}), 'device_ids': None}
     if cfg.get('find_unused_parameters'):
         wrapper['find_unused_parameters'] = True
     cfg.model_wrapper_cfg = wrapper

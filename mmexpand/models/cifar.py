@@ -116,6 +116,8 @@ class ZippedImages(BaseDataset):
         """Load the images; they are tensors already."""
         if not self._fully_initialized:
             self.data_list = self.load_data_list()
+            if self._indices is not None:
+                self.data_list = self._get_unserialized_subset(self._indices)
             self._fully_initialized = True
 
     def __len__(self) -> int:

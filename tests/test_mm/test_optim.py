@@ -155,6 +155,25 @@ def test_product_decay_knows_accumulation_and_unused_layers():
     assert torch.equal(model.conv1.weight, unused)
 
 
+def test_product_decay_with_a_fused_optimizer_and_mixed_precision():
+    """It divides by the scale of the loss itself."""
+    found = []
+    for fused in (False, True):
+        torch.manual_seed(0)
+        model = Net()
+        mmexpand.expand_(model, ExpandConfig('cl', include='conv2', init='preserve'))
+        cfg = by_layer(sgd(factor_decay='product'))
+        cfg.update(optimizer=dict(cfg['optimizer'], fused=fused, lr=0.1))
+        optimizer = build_optim_wrapper(model, cfg).optimizer
+        scaler = torch.amp.GradScaler('cpu', init_scale=2.0**10, enabled=fused)
+        before = model.conv2.weight.detach().clone()
+        scaler.scale(0 * model(torch.randn(2, 3, 8, 8)).square().mean()).backward()
+        scaler.step(optimizer)
+        found.append((model.conv2.weight - before).detach())
+        assert found[-1].abs().max() > 1e-3
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-7)
+
+
 def test_norms_in_branches_are_scales_whatever_their_class():
     model = Net()
     mmexpand.expand_(model, ExpandConfig('repvgg', include='conv1'))

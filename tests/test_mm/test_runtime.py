@@ -15,6 +15,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from mmengine.registry import OPTIMIZERS, PARAM_SCHEDULERS
 
+from mmexpand.mm.compact_config import make_compact_config
 from mmexpand.mm.contraction import check_writable
 from mmexpand.mm.datasets import check_datasets
 from mmexpand.mm.runtime import prepare_cpu
@@ -160,6 +161,24 @@ def test_sync_bn_becomes_bn_without_a_gpu():
     assert 'model_wrapper_cfg' not in cfg
     with pytest.raises(ValueError, match='--launcher pytorch'):
         prepare_cpu(Config(dict(launcher='slurm')))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='for machines without a GPU')
+@pytest.mark.parametrize('wrapper', [None, dict(broadcast_buffers=True, device_ids=[0])])
+def test_wrappers_of_processes_without_a_gpu(wrapper, monkeypatch):
+    """The compact config has none that is ours, and can be run in such processes again."""
+    monkeypatch.setattr(torch.distributed, 'is_initialized', lambda: True)
+    cfg = dict(launcher='pytorch', find_unused_parameters=True, model=dict(type='Net'))
+    cfg = Config(dict(cfg, model_wrapper_cfg=wrapper))
+    for _ in range(2):
+        prepare_cpu(cfg)
+        found = cfg.model_wrapper_cfg
+        assert found.type == 'MMDistributedDataParallel'
+        assert (found.device_ids, found.find_unused_parameters) == (None, True)
+        compact = make_compact_config(cfg)
+        assert (compact.get('model_wrapper_cfg') is None) == (wrapper is None)
+        cfg = compact
+        cfg.launcher = 'pytorch'
 
 
 def test_missing_data_is_named_with_the_place_looked_at(tmp_path):

@@ -53,6 +53,12 @@ def test_splits_are_balanced_and_go_by_name(archive, split, numbers):
     assert image[:, 0, 0].tolist() == [200, 50, 10 * numbers[-1]]
 
 
+def test_a_part_of_the_images(archive):
+    whole = content(dataset(archive, 'trainval'))
+    assert content(dataset(archive, 'trainval', indices=3)) == whole[:3]
+    assert content(dataset(archive, 'trainval', indices=[6, 1])) == [whole[6], whole[1]]
+
+
 def test_bad_splits_are_refused(archive, tmp_path):
     with pytest.raises(ValueError, match=r"split must be 'train', 'val'.*got 'dev'"):
         dataset(archive, 'dev')
