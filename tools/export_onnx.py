@@ -26,7 +26,7 @@ from mmexpand.deploy import (
     score,
     table,
 )
-from mmexpand.deploy.decoding import decoder_of
+from mmexpand.deploy.decoding import check_exportable, decoder_of
 from mmexpand.deploy.onnx import TOLERANCE, OnnxReport
 from mmexpand.mm.contraction import check_writable
 from mmexpand.mm.launch import (
@@ -142,6 +142,7 @@ def main(args: argparse.Namespace) -> None:
     cfg = read_config(args, 'model', *needed)
     model = load_compact_model(cfg, args.checkpoint)
     inputs = preprocess(model, cfg, args.image)
+    check_exportable(model)
     if args.evaluate and decoder_of(model, inputs) is None:
         raise ConfigError(
             f'--evaluate is for detectors and segmentors: the file of a {type(model).__name__} '

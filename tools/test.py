@@ -45,7 +45,8 @@ def draw_predictions(cfg, args: argparse.Namespace) -> None:  # noqa: ANN001
         args.show_dir = os.path.abspath(args.show_dir)
         check_writable(args.show_dir, '--show-dir')
     if type_name(hook) == 'VisualizationHook':  # mmpretrain's
-        hook.update(enable=True, show=args.show, wait_time=args.wait_time, out_dir=args.show_dir)
+        hook.update(enable=True, interval=1, show=args.show, wait_time=args.wait_time)
+        hook.out_dir = args.show_dir
         return
     hook.update(draw=True, show=args.show, wait_time=args.wait_time)
     if args.show_dir:

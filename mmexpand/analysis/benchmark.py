@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..surgery import named_units
+from ..surgery.verify import full_precision
 from .bounds import CountedStep, FoldingBound, counted_step, folding_bound, measure_rates
 from .cases import COMPACT, OURS, Case, share_parameters_
 from .footprint import (
@@ -131,8 +132,8 @@ def run_group(
     peaks, left_out = _measure_peaks(case, rate, settings, progress)
     trainers = _build_trainers(list(peaks), case, rate, settings)
     progress('bytes saved for backward', 0, 1)
-    footprints = _measure_footprints(trainers, peaks, case)
-    rates = measure_rates()
+    footprints = _measure_footprints(trainers, peaks, case.name)
+    rates = measure_rates(settings.device)
     times = time_in_turns({k: trainer.step for k, trainer in trainers.items()}, settings, progress)
     variants = {k: _result(times[k], times[COMPACT], footprints[k]) for k in trainers}
     bound = None
@@ -159,8 +160,9 @@ def _measure_peaks(
     for done, name in enumerate(names):
         progress(f'peak memory of {name}', done, len(names))
         try:
+            arguments = case, name, rate, settings
             peaks[name] = peak_memory(
-                _train_briefly, case, name, rate, settings, threads=settings.threads
+                _train_briefly, *arguments, threads=settings.threads, device=settings.device
             )
         except OutOfMemoryError as error:
             if name == COMPACT:
@@ -170,12 +172,18 @@ def _measure_peaks(
 
 
 def _train_briefly(case: Case, variant: str, rate: float | None, settings: Settings) -> None:
-    model = case.build_variant(variant, rate)
-    optimizer = make_optimizer(model, settings.optimizer)
-    trainer = Trainer(model, optimizer, case.images(), case.forward)
+    trainer = _build_trainer(case, variant, rate, settings)
     # In the second step the momentum is there from the start.
     for _ in range(2):
         trainer.step()
+
+
+def _build_trainer(case: Case, variant: str, rate: float | None, settings: Settings) -> Trainer:
+    torch.manual_seed(0)
+    model = case.build_variant(variant, rate).to(settings.device)
+    optimizer = make_optimizer(model, settings.optimizer)
+    images = case.images().to(settings.device)
+    return Trainer(model, optimizer, images, case.forward, settings.amp)
 
 
 def _build_trainers(
@@ -184,34 +192,31 @@ def _build_trainers(
     trainers: dict[str, Trainer] = {}
     owner = None
     for name in names:
-        torch.manual_seed(0)
-        model = case.build_variant(name, rate)
-        if name in OURS and owner:
-            share_parameters_(model, owner.model)
-            optimizer = owner.optimizer
-        else:
-            optimizer = make_optimizer(model, settings.optimizer)
-        trainers[name] = Trainer(model, optimizer, case.images(), case.forward)
+        trainer = trainers[name] = _build_trainer(case, name, rate, settings)
         if name in OURS:
-            owner = owner or trainers[name]
+            owner = owner or trainer
+            share_parameters_(trainer.model, owner.model)
+            trainer.optimizer = owner.optimizer
     return trainers
 
 
 def _measure_footprints(
-    trainers: dict[str, Trainer], peaks: dict[str, int], case: Case
+    trainers: dict[str, Trainer], peaks: dict[str, int], case: str
 ) -> dict[str, Footprint]:
-    compact, images = trainers[COMPACT].model, case.images()
+    compact = trainers[COMPACT].model
     footprints, chain = {}, None
     for name, trainer in trainers.items():
         torch.manual_seed(0)  # dropout draws the same
-        saved, output = saved_bytes(trainer.model, images, case.forward)
+        # TF32 rounds so much that the difference would show nothing.
+        with full_precision():
+            saved, output = saved_bytes(trainer.model, trainer.images, trainer.forward)
         output = [tensor.detach() for tensor in tensors_in(output)]
         difference = None
         # Norms in branches take other statistics where they are folded: those differ.
         linear = all(unit.is_linear for unit in named_units(trainer.model).values())
         if name in OURS and linear:
             chain = chain or output
-            difference = _difference(output, chain, f'{case.name}, {name}')
+            difference = _difference(output, chain, f'{case}, {name}')
         # Where compact-size gradients are on, units on 'auto' are run folded.
         folded = named_units(trainer.model) if name in ('folded', 'auto') else ()
         footprints[name] = Footprint(

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,22 +37,26 @@ class MachineRates:
     bandwidth: float
 
 
-def measure_rates() -> MachineRates:
-    """Measure the machine with the threads that torch uses now: the best of several runs each."""
+def measure_rates(device: str = 'cpu') -> MachineRates:
+    """Measure a device, with the threads that torch uses now: the best of several runs each."""
     flops = []
-    for size in (512, 1024, 2048):
-        a, b, out = torch.rand(size, size), torch.rand(size, size), torch.empty(size, size)
-        flops.append(2 * size**3 / _fastest(lambda a=a, b=b, out=out: torch.mm(a, b, out=out)))
-    source = torch.zeros(COPIED // 4)
-    target = torch.ones(COPIED // 4)
-    return MachineRates(max(flops), 2 * COPIED / _fastest(lambda: target.copy_(source)))
+    for size in (512, 1024, 2048) if device == 'cpu' else (4096, 8192):
+        a, b, out = (torch.rand(size, size, device=device) for _ in range(3))
+        multiply = partial(torch.mm, a, b, out=out)
+        flops.append(2 * size**3 / _fastest(multiply, device))
+    source = torch.zeros(COPIED // 4, device=device)
+    target = torch.ones_like(source)
+    return MachineRates(max(flops), 2 * COPIED / _fastest(lambda: target.copy_(source), device))
 
 
-def _fastest(run: Callable[[], Any], runs: int = 6) -> float:
+def _fastest(run: Callable[[], Any], device: str, runs: int = 6) -> float:
+    wait = (lambda: None) if device == 'cpu' else partial(torch.cuda.synchronize, device)
     times = []
     for _ in range(runs):
+        wait()
         start = time.perf_counter()
         run()
+        wait()
         times.append(time.perf_counter() - start)
     return min(times)
 

@@ -1,5 +1,6 @@
 """What a training step holds and sends: bytes saved for backward, reduced, and resident."""
 
+import gc
 import multiprocessing
 import os
 import resource
@@ -147,8 +148,11 @@ class OutOfMemoryError(RuntimeError):
     """A process was killed before it was done, as a system short of memory does."""
 
 
-def peak_memory(train: Callable[..., None], *args: Any, threads: int) -> int:
-    """Peak resident memory of a training run, in bytes, in a process of its own.
+def peak_memory(train: Callable[..., None], *args: Any, threads: int, device: str = 'cpu') -> int:
+    """Peak memory of a training run, in bytes.
+
+    On a GPU what PyTorch allocates there at most, over what it has allocated before. On a CPU the
+    resident memory, of a process of its own.
 
     The high-water mark of the process' resident set after ``train``, less the mark before it, when
     the libraries are loaded and a first convolution has run. So it is what parameters, gradients,
@@ -160,10 +164,13 @@ def peak_memory(train: Callable[..., None], *args: Any, threads: int) -> int:
         train: builds a model and trains it for a few steps; importable by name.
         *args: its arguments; they are pickled.
         threads: as in ``torch.set_num_threads``.
+        device: the one that it trains on.
 
     Raises:
-        OutOfMemoryError: if the process was killed.
+        OutOfMemoryError: if the process was killed, or the GPU's memory did not suffice.
     """
+    if torch.device(device).type == 'cuda':
+        return _allocated_peak(train, args, device)
     # A server with the libraries loaded, from which every process is forked.
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload(['mmexpand'])
@@ -185,6 +192,19 @@ def _set_in_environment(values: dict[str, str]) -> Iterator[None]:
     finally:
         os.environ.clear()
         os.environ.update(kept)
+
+
+def _allocated_peak(train: Callable[..., None], args: tuple, device: str) -> int:
+    gc.collect()
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    try:
+        train(*args)
+    except torch.OutOfMemoryError:
+        raise OutOfMemoryError(
+            f'the memory of {device} does not suffice; use a smaller input or rate'
+        ) from None
+    return torch.cuda.max_memory_allocated(device) - before
 
 
 def _peak_of(train: Callable[..., None], args: tuple, threads: int) -> int:

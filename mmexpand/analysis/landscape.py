@@ -73,13 +73,19 @@ def losses_at(
         loss: of the model as it is.
     """
     centre = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    # What a forward pass changes is to be the same at every point, too.
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     try:
         for point in points:
             for name, parameter in model.named_parameters():
                 steps = zip(point, directions, strict=True)
                 parameter.copy_(centre[name] + sum(step * axis[name] for step, axis in steps))
+            for name, buffer in model.named_buffers():
+                buffer.copy_(buffers[name])
             yield loss(model)
     finally:
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])
         for name, parameter in model.named_parameters():
             parameter.copy_(centre[name])
 

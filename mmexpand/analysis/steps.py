@@ -38,6 +38,8 @@ class Settings:
             least ``MIN_STEPS``.
         threads: as in ``torch.set_num_threads``.
         optimizer: a key of ``OPTIMIZERS``, the same for all models.
+        device: where models and images are.
+        amp: whether forwards run in mixed precision, the loss scaled as ``AmpOptimWrapper`` does.
 
     Raises:
         ValueError: for a value that means nothing; the message names it.
@@ -48,6 +50,8 @@ class Settings:
     budget: float = 60
     threads: int = field(default_factory=torch.get_num_threads)
     optimizer: str = 'fused'
+    device: str = 'cpu'
+    amp: bool = False
 
     def __post_init__(self):
         for name, least in (('steps', MIN_STEPS), ('warmup', 1), ('budget', 0), ('threads', 1)):
@@ -86,24 +90,38 @@ def mean_square_loss(output: Any) -> Tensor:
 
 @dataclass
 class Trainer:
-    """A model with its optimizer and input."""
+    """A model with its optimizer and input, all on one device."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     images: Tensor
     forward: Callable[[nn.Module, Tensor], Any]
+    amp: bool = False
+
+    def __post_init__(self):
+        self._device = self.images.device
+        on_gpu = self._device.type == 'cuda'
+        # On a CPU mixed precision is bfloat16, which needs no scaling.
+        self._scaler = torch.amp.GradScaler(self._device.type, enabled=self.amp and on_gpu)
 
     def step(self) -> StepTimes:
         """Do one training step: the loss counts as forward, freeing gradients as optimizer."""
-        start = time.perf_counter()
-        loss = mean_square_loss(self.forward(self.model, self.images))
-        forward = time.perf_counter()
-        loss.backward()
-        backward = time.perf_counter()
-        self.optimizer.step()
+        start = self._clock()
+        with torch.autocast(self._device.type, enabled=self.amp):
+            loss = mean_square_loss(self.forward(self.model, self.images))
+        forward = self._clock()
+        self._scaler.scale(loss).backward()
+        backward = self._clock()
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
         self.optimizer.zero_grad()
-        end = time.perf_counter()
+        end = self._clock()
         return StepTimes(forward - start, backward - forward, end - backward)
+
+    def _clock(self) -> float:
+        if self._device.type == 'cuda':
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
 
 
 def time_in_turns(

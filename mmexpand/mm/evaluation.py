@@ -58,7 +58,8 @@ def evaluate_one_batch(model: nn.Module, runner: Runner, batch: Any) -> None:
     try:
         loop.evaluator = copy.deepcopy(kept)
         # Not collected before the original: a metric's temporary folder is removed with either.
-        kept.__dict__.setdefault('dry_runs', []).append(loop.evaluator)
+        ending = [m for m in loop.evaluator.metrics if hasattr(type(m), '__del__')]
+        kept.__dict__.setdefault('dry_runs', []).extend(ending)
         with (
             _stand_in(runner, model),
             _silent(),

@@ -1,7 +1,7 @@
 """The two hooks of a config: one expands before training, one contracts after it."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -128,7 +128,9 @@ def _check_options(runner: Runner) -> None:
 
 def _check_order(runner: Runner, hook: ExpandHook) -> None:
     """'preserve' has the network initialised, and mmengine does that once."""
-    if not is_training(runner):
+    # What resumes, or has no initialisation, has nothing to lose.
+    starts = is_training(runner) and not runner._resume
+    if not starts or not hasattr(unwrap(runner.model), 'init_weights'):
         return
     hooks = [other for other in runner.hooks if isinstance(other, ExpandHook)]
     before = hooks[: hooks.index(hook)]
@@ -141,11 +143,11 @@ def _check_order(runner: Runner, hook: ExpandHook) -> None:
 
 def _check_initialisation(runner: Runner) -> None:
     """What a part preserves, its parent's ``init_cfg`` would write over, factor by factor."""
-    if not is_training(runner) or not has_model(runner.cfg):
+    if not is_training(runner) or runner._resume or not has_model(runner.cfg):
         return
     given = getattr(unwrap(runner.model), 'init_cfg', None)
     given = given if isinstance(given, (list, tuple)) else [given]
-    if all(one is None or type_name(one) == 'Pretrained' for one in given):
+    if not any(_reaches_factors(one) for one in given):
         return
     for name, wish in expand_wishes(runner.cfg):
         if name and wish.init == 'preserve':
@@ -153,6 +155,15 @@ def _check_initialisation(runner: Runner) -> None:
                 f'model.init_cfg would write over what {name} preserves: use ExpandHook with '
                 f"include={name!r} and init='preserve' instead of the builder"
             )
+
+
+def _reaches_factors(init_cfg: Mapping | None) -> bool:
+    """Whether an initialisation is of convolutions or linear layers, which factors are."""
+    if init_cfg is None or type_name(init_cfg) == 'Pretrained':
+        return False
+    layers = init_cfg.get('layer') or ()
+    layers = [layers] if isinstance(layers, str) else layers
+    return any(layer.startswith('Conv') or layer == 'Linear' for layer in layers)
 
 
 def _has_expand_hook(runner: Runner) -> bool:

@@ -28,7 +28,7 @@ from .checkpoints import CheckpointGuardHook
 from .compact_config import dicts, type_name
 from .contraction import check_writable
 from .datasets import DataError, check_datasets, guard_data, no_samples
-from .resume import is_whole
+from .resume import is_whole, resume_from_whole
 from .runtime import prepare_cpu
 
 PACKAGE = Path(__file__).parents[1]
@@ -218,6 +218,7 @@ def build_runner(cfg: Config, splits: tuple[str, ...]) -> Runner:
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     # Also for configs without a hook of ours: a checkpoint is never half loaded, or half resumed.
     runner.register_hook(CheckpointGuardHook(), priority='LOWEST')
+    resume_from_whole(runner)  # FlexibleRunner loads before its hooks are asked.
     guard_data(runner)
     return runner
 

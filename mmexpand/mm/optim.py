@@ -189,7 +189,8 @@ def _decay_products(optimizer: Optimizer, decays: Mapping[ExpandedLayer, float])
     # A fused one divides by the scale of mixed precision itself.
     scale = getattr(optimizer, 'grad_scale', None)
     for unit, decay in decays.items():
-        trained = [p for p in unit.expression.parameters() if p.grad is not None]
+        factors = unit.expression.parameters()
+        trained = [p for p in factors if p.requires_grad and p.grad is not None]
         if not decay or not trained:
             continue
         with torch.enable_grad():

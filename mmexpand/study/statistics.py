@@ -85,7 +85,8 @@ def summarise(study: Study, arm: Arm) -> ArmSummary:
     finals = [(run, load_result(study, run)) for run in final_runs(study, arm)]
     results = {run.seed: r for run, r in finals if score(study, r, 'test') is not None}
     scores = {seed: score(study, result, 'test') for seed, result in results.items()}
-    times = [result['seconds'] for result in results.values()]
+    # None where runs shared a GPU step by step.
+    times = [result['seconds'] for result in results.values() if result['seconds'] is not None]
     problems = [
         *_tuning_problems(study, arm, lr, tuned),
         *_run_problems(study, tuned, 'val'),

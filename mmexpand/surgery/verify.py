@@ -100,7 +100,7 @@ def verify(
             eval_mode(expanded),
             eval_mode(compact),
             _layerwise(units.values()),
-            _full_precision(),
+            full_precision(),
         ):
             stack.enter_context(context)
         selections = Selections()
@@ -218,7 +218,8 @@ def _random_input(unit: Unit) -> Tensor:
 
 
 @contextmanager
-def _full_precision() -> Iterator[None]:
+def full_precision() -> Iterator[None]:
+    """Float32 products as they are: not in TF32."""
     # TF32 rounds inputs to 10 bits: it would hide an error of that size.
     kept = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False

@@ -20,7 +20,13 @@ from mmexpand.analysis.footprint import (
     reduced_bytes,
     saved_bytes,
 )
-from mmexpand.analysis.steps import Settings, StepTimes, time_in_turns
+from mmexpand.analysis.steps import (
+    Settings,
+    StepTimes,
+    Trainer,
+    make_optimizer,
+    time_in_turns,
+)
 
 TOOLS = Path(__file__).parents[2] / 'tools/analysis_tools'
 CONFIGS = Path(__file__).parents[2] / 'configs'
@@ -205,6 +211,23 @@ def test_peers_stand_for_the_layers_that_are_expanded(peer):
     assert case.build_variant('folded', 2)[0].method == 'cl'
 
 
+def test_mixed_precision_is_that_of_the_forward():
+    seen = []
+
+    def forward(model, images):
+        seen.append(model(images))
+        return seen[-1]
+
+    model = nn.Conv2d(3, 4, 3)
+    before = model.weight.detach().clone()
+    images = torch.randn(1, 3, 8, 8)
+    for amp, dtype in ((False, torch.float32), (True, torch.bfloat16)):
+        Trainer(model, make_optimizer(model, 'fused'), images, forward, amp).step()
+        assert seen.pop().dtype == dtype
+        assert model.weight.dtype == torch.float32
+        assert not torch.equal(model.weight, before)
+
+
 # -- from end to end ------------------------------------------------------------------------------
 
 
@@ -242,7 +265,7 @@ def test_a_wrong_computation_is_not_timed():
 
 
 def test_variants_that_do_not_fit_are_left_out(monkeypatch):
-    def peak(train, case, name, *args, threads):
+    def peak(train, case, name, *args, threads, device):
         if name in ('layerwise', 'folded'):
             raise OutOfMemoryError('no memory')
         return 1

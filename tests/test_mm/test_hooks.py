@@ -21,6 +21,7 @@ from mmexpand import ExpandedConv2d, ExpandedConvTranspose2d
 from mmexpand.mm import builders
 from mmexpand.mm.checkpoints import match_checkpoint
 from mmexpand.mm.hooks import ExpandHook
+from mmexpand.mm.launch import build_runner
 from mmexpand.mm.models import build_compact_model
 from mmexpand.surgery import named_units
 from mmexpand.surgery.checkpoint import (
@@ -454,6 +455,26 @@ def test_the_compact_computation_validates(seg_cfg, monkeypatch):
     train(cfg)
     assert calls
     assert all(calls), 'the chain ran in eval mode'
+
+
+@pytest.mark.parametrize('kind', ['Runner', 'FlexibleRunner'])
+def test_the_latest_whole_checkpoint_is_resumed(seg_cfg, kind):
+    """Also by a Runner that loads before it asks its hooks."""
+    changes = dict(custom_hooks=[])
+    if kind == 'FlexibleRunner':
+        strategy = dict(type='SingleDeviceStrategy')
+        changes.update(strategy=strategy, env_cfg=dict(), runner_type=kind)
+    whole = seg_cfg(**changes)
+    build_runner(whole, ('train', 'val')).train()
+    last = Path(whole.work_dir) / 'iter_4.pth'
+    last.write_bytes(last.read_bytes()[:1000])
+    (last.parent / 'last_checkpoint').write_text(str(last))
+    cfg = seg_cfg(**changes, resume=True)
+    cfg.work_dir = whole.work_dir
+    runner = build_runner(cfg, ('train', 'val'))
+    runner.train()
+    assert runner._load_from.endswith('iter_2.pth')
+    assert runner.iter == 4
 
 
 def test_runners_that_cannot_be_rebuilt_name_the_builder(seg_cfg):

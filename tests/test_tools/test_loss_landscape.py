@@ -82,6 +82,20 @@ def test_filters_of_a_transposed_convolution(groups):
     assert not torch.allclose(step, layer.weight)
 
 
+def test_what_a_forward_pass_changes_is_put_back():
+    """As the running bases of mmseg's EMANet."""
+    model = nn.BatchNorm1d(2)
+    step = random_direction(model, torch.Generator())
+    x = torch.randn(8, 2)
+
+    def loss(network):
+        return float(network(x).mean() + network.running_mean.sum())
+
+    found = list(losses_at(model, [step], [(0,), (0,)], loss))
+    assert found[0] == found[1]
+    assert model.num_batches_tracked == 0
+
+
 class DropPath(nn.Module):
     pass
 

@@ -40,14 +40,16 @@ plus the memory traffic of the additional parameters' gradients and optimizer st
 bandwidth of a large copy, both rates measured in the same run. Saved: bytes kept for backward \
 besides parameters; those of folding are computed from parameters alone. Peak: peak resident \
 memory of a process that trains this variant alone, over what the loaded libraries take, freed \
-blocks being handed back at once. Reduced: bytes of gradients each process hands to the \
-all-reduce in a step, of plain DDP and where the gradients of folded kernels are reduced in the \
+blocks being handed back at once; on a GPU what PyTorch allocates there at most. Reduced: bytes of \
+gradients each process hands to the all-reduce in a step, of plain DDP and where the gradients \
+of folded kernels are reduced in the \
 place of their factors'."""
 
 
-def machine() -> dict:
+def machine(device: str = 'cpu') -> dict:
     """What the times depend on."""
     return dict(
+        device='CPU' if device == 'cpu' else torch.cuda.get_device_name(device),
         processor=_processor(),
         cores=os.cpu_count(),
         capability=torch.backends.cpu.get_cpu_capability(),
@@ -181,10 +183,11 @@ def markdown(machine: dict, settings: Settings, groups: Sequence[GroupResult]) -
         if rates
         else ''
     )
-    parts.append(
-        f'Measured on {machine["processor"]} ({machine["capability"]}), {settings.threads} '
-        f'threads, torch {machine["torch"]}{reached}.'
-    )
+    if machine['device'] == 'CPU':
+        where = f'{machine["processor"]} ({machine["capability"]}), {settings.threads} threads'
+    else:
+        where = f'{machine["device"]}{", mixed precision" if settings.amp else ""}'
+    parts.append(f'Measured on {where}, torch {machine["torch"]}{reached}.')
     return '\n\n'.join(part for part in parts if part) + '\n'
 
 

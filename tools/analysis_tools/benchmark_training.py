@@ -58,10 +58,15 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--optimizer', choices=OPTIMIZERS, default=defaults.optimizer, help="SGD's implementation"
     )
+    parser.add_argument('--device', default=defaults.device)
+    parser.add_argument('--amp', action='store_true', help='forwards in mixed precision')
     parser.add_argument(
         '--out-dir', type=Path, help='write benchmark.json, benchmark.md and benchmark.png here'
     )
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.device.startswith('cuda') and not torch.cuda.is_available():
+        parser.error('--device: there is no GPU that torch can use; leave it out')
+    return args
 
 
 def find_cases(args: argparse.Namespace) -> tuple[list[Case], list[float | None]]:
@@ -73,7 +78,15 @@ def find_cases(args: argparse.Namespace) -> tuple[list[Case], list[float | None]
 
 @tool(parse_args)
 def main(args: argparse.Namespace) -> None:
-    settings = Settings(args.steps, args.warmup, args.budget, args.threads, args.optimizer)
+    settings = Settings(
+        args.steps,
+        args.warmup,
+        args.budget,
+        args.threads,
+        args.optimizer,
+        args.device,
+        args.amp,
+    )
     cases, rates = find_cases(args)
     for rate in args.rates or ():
         check_rate(rate)
@@ -94,7 +107,7 @@ def main(args: argparse.Namespace) -> None:
             groups.append(run_group(case, rate, settings, progress))
             console.print(group_table(groups[-1]))
             if args.out_dir:
-                write_report(args.out_dir, machine(), settings, groups)
+                write_report(args.out_dir, machine(args.device), settings, groups)
     if args.out_dir:
         console.print(f'Written to {args.out_dir}: benchmark.json, benchmark.md, benchmark.png')
 

@@ -116,7 +116,7 @@ def loss_mode(model: nn.Module) -> nn.Module:
     model.train()
     for module in model.modules():
         if isinstance(module, (_NormBase, _DropoutNd, nn.MultiheadAttention)) or (
-            type(module).__name__ == 'DropPath'
+            type(module).__name__ in ('DropPath', 'DropBlock')
         ):
             module.eval()
     return model

@@ -1,0 +1,100 @@
+"""Blocks, mixed precision and NCCL on a GPU: ``CUDA_VISIBLE_DEVICES=0 pytest tests/test_gpu.py``.
+
+Other tests are run on the CPU everywhere."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from mmexpand import ExpandedConv2d
+from mmexpand.mm.launch import build_runner
+from mmexpand.surgery import named_units
+from mmexpand.surgery.checkpoint import META_KEY, is_expanded_state_dict, load_checkpoint
+from tests.processes import run_workers
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='there is no GPU')
+TRAIN = Path(__file__).parents[1] / 'tools' / 'train.py'
+METHODS = ['cl', 'ck', 'orepa', 'do', 'ac', 'rep']
+METHODS += ['repvgg', 'repvgg_cl', 'repvgg_ck', 'mobileone', 'acnet', 'dbb']
+
+
+def relative_error(value, reference):
+    # Some gradients are zero: of what a norm undoes.
+    return float((value.cpu() - reference.cpu()).norm() / reference.cpu().norm().clamp_min(1))
+
+
+def step(unit, x):
+    """Output and gradients of one training step."""
+    output = unit(x)
+    parameters = list(unit.parameters())
+    return [output.detach(), *torch.autograd.grad(output.square().sum(), parameters)]
+
+
+@pytest.mark.parametrize('forward', ['folded', 'layerwise', 'auto'])
+@pytest.mark.parametrize('method', METHODS)
+def test_a_step_is_that_of_the_cpu(method, forward):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(4, 8, 5, padding=2, stride=2, groups=2).double()
+    unit = ExpandedConv2d.from_conv(conv, 2, method=method, forward=forward)
+    for parameter in unit.parameters():
+        parameter.data.normal_()
+    x = torch.randn(4, 4, 15, 14, dtype=torch.float64)
+    there = copy.deepcopy(unit).cuda()
+    for got, expected in zip(step(there, x.cuda()), step(unit, x), strict=True):
+        assert got.is_cuda
+        assert relative_error(got, expected) < 1e-10
+    unit, there = unit.eval(), there.eval()
+    contracted = there.to_conv()
+    assert contracted.weight.is_cuda
+    assert relative_error(contracted(x.cuda()), unit(x)) < 1e-10
+    assert relative_error(contracted(x.cuda()), conv(x)) > 0.1, 'nothing was trained'
+
+
+HOWS = [
+    dict(method='cl', rate=2),
+    dict(method='cl', rate=2, shortcut=True, init='preserve'),
+    dict(method='orepa'),
+    dict(method='repvgg', forward='folded'),
+]
+
+
+def hooks(how):
+    return [dict(type='ExpandHook', include='backbone.encoder', **how), dict(type='ContractHook')]
+
+
+def check_compact(work_dir):
+    """A compact checkpoint that was verified is there."""
+    last = load_checkpoint(Path(work_dir) / 'compact_last.pth')
+    assert not is_expanded_state_dict(last['state_dict'])
+    assert 0 < last['meta'][META_KEY]['max_error'] < 1e-3
+
+
+@pytest.mark.parametrize('how', HOWS, ids=str)
+@pytest.mark.parametrize('dtype', ['float16', 'bfloat16'])
+def test_mixed_precision(seg_cfg, how, dtype):
+    cfg = seg_cfg(custom_hooks=hooks(how))
+    cfg.optim_wrapper.update(type='AmpOptimWrapper', dtype=dtype)
+    runner = build_runner(cfg, ('train', 'val'))
+    before = {k: v.clone() for k, v in runner.model.state_dict().items()}
+    runner.train()
+    after = runner.model.state_dict()
+    assert named_units(runner.model)
+    assert all(value.isfinite().all() for value in after.values())
+    both = before.keys() & after.keys()
+    assert any(not torch.equal(after[key], before[key].to(after[key].device)) for key in both)
+    check_compact(cfg.work_dir)
+
+
+@pytest.mark.parametrize('amp', [False, True])
+@pytest.mark.parametrize('how', HOWS, ids=str)
+def test_train_with_nccl(seg_cfg, tmp_path, how, amp):
+    cfg = seg_cfg(custom_hooks=hooks(how))
+    cfg.env_cfg = dict(dist_cfg=dict(backend='nccl'))
+    cfg.dump(tmp_path / 'config.py')
+    arguments = [tmp_path / 'config.py', '--launcher', 'pytorch'] + ['--amp'] * amp
+    done = run_workers(TRAIN, *arguments, processes=1)
+    assert 'compact' in done.stdout + done.stderr
+    check_compact(cfg.work_dir)

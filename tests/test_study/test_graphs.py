@@ -1,0 +1,110 @@
+"""The tool that runs a study's classifiers as CUDA graphs: here without the graphs."""
+
+import json
+import sys
+from math import cos, pi
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import ConfigDict
+
+from mmexpand.study.run import run_config
+from mmexpand.study.schedule import load_result
+from mmexpand.study.spec import Run
+from mmexpand.study.statistics import summarise
+
+TOOLS = Path(__file__).parents[2] / 'tools' / 'analysis_tools'
+EPOCHS = """
+epochs = {'train_cfg.max_epochs': 3, 'train_cfg': dict(
+    _delete_=True, type='EpochBasedTrainLoop', max_epochs=3, val_interval=2)}
+for arm in arms.values():
+    arm.setdefault('cfg_options', {})['train_cfg'] = epochs['train_cfg']
+    arm['cfg_options']['optim_wrapper.optimizer.weight_decay'] = 0.01
+arms['fixed'] = dict(arms['cl'], lr=0.05)
+"""
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    monkeypatch.syspath_prepend(str(TOOLS))
+    import study_graphs
+
+    yield study_graphs
+    sys.modules.pop('study_graphs')
+
+
+def test_learning_rates_are_a_runners(graphs):
+    optimizer = dict(optimizer=dict(lr=0.1))
+    steps = [dict(type='MultiStepLR', milestones=[1, 2], gamma=0.1)]
+    rates = graphs.learning_rates(ConfigDict(optim_wrapper=optimizer, param_scheduler=steps), 3, 2)
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+    cosine = [dict(type='CosineAnnealingLR', T_max=3, by_epoch=True, convert_to_iter_based=True)]
+    rates = graphs.learning_rates(ConfigDict(optim_wrapper=optimizer, param_scheduler=cosine), 3, 2)
+    assert rates == pytest.approx([0.05 * (1 + cos(pi * step / 6)) for step in range(6)])
+
+
+@pytest.mark.parametrize('arm', ['compact', 'cl'])
+def test_a_step_is_that_of_sgd(graphs, write_study, arm):
+    study = write_study(EPOCHS)
+    run = Run(study.arm(arm), 0.1, 0)
+    images = graphs.load_images(run_config(study, run), 'cpu')
+    trainer, other = (graphs.Trainer(study, run, images) for _ in range(2))
+    options = dict(lr=0.1, momentum=0.9, weight_decay=0.01)
+    optimizer = torch.optim.SGD(other.model.parameters(), **options)
+    for _ in range(2):
+        trainer.begin_epoch()
+        for step in range(trainer.steps):
+            trainer.step()
+            inputs, labels = trainer._inputs[step], trainer._labels[step]
+            optimizer.zero_grad()
+            other.model(inputs, labels, mode='loss')['loss'].backward()
+            optimizer.step()
+        trainer.end_epoch()
+    start = graphs.Trainer(study, run, images).model.state_dict()
+    expected = other.model.state_dict()
+    for name, value in trainer.model.state_dict().items():
+        assert torch.allclose(value, expected[name], atol=1e-6), name
+        assert not torch.equal(value, start[name]), name
+
+
+def test_results_are_the_studys(graphs, write_study, monkeypatch, capsys):
+    study = write_study(EPOCHS)
+    monkeypatch.setattr(sys, 'argv', ['study_graphs.py', 'small.py', '--device', 'cpu'])
+    graphs.main()
+    for arm, rates in (('compact', 3), ('cl', 3), ('fixed', 2)):
+        assert len(list((study.results_dir / arm).glob('*.json'))) == rates
+        summary = summarise(study, study.arm(arm))
+        assert all('edge of the grid' in problem for problem in summary.problems)
+        assert len(summary.scores) == 2
+    result = load_result(study, Run(study.arm('fixed'), 0.05, 1))
+    assert [step for step, _ in result['curve']] == [2 * result['steps'] // 3, result['steps']]
+    assert len(result['loss']) == 3
+    before = {path: path.stat().st_mtime_ns for path in study.results_dir.rglob('*.json')}
+    graphs.main()
+    assert {path: path.stat().st_mtime_ns for path in study.results_dir.rglob('*.json')} == before
+
+
+def test_what_would_be_late_is_left_out_and_what_diverges_is_said(
+    graphs, write_study, monkeypatch, capsys
+):
+    study = write_study(EPOCHS + "lrs = [1e30]\narms.pop('fixed')\narms.pop('cl')\n")
+    monkeypatch.setattr(sys, 'argv', ['study_graphs.py', 'small.py', '--device', 'cpu'])
+    graphs.main()
+    (path,) = study.results_dir.rglob('*.json')
+    assert json.loads(path.read_text())['status'] == 'diverged'
+    path.unlink()
+    write_study(EPOCHS)
+    monkeypatch.setattr(sys, 'argv', [*sys.argv, '--minutes', '0'])
+    graphs.main()
+    assert not list(study.results_dir.rglob('*.json'))
+    assert 'left out, there is no time for it' in capsys.readouterr().out
+
+
+def test_another_hook_is_refused(graphs, write_study):
+    study = write_study(
+        EPOCHS + "arms['cl']['cfg_options']['custom_hooks'] = [dict(type='EMAHook')]"
+    )
+    cfg = run_config(study, Run(study.arm('cl'), 0.1, 0))
+    with pytest.raises(ValueError, match='EMAHook is no ExpandHook'):
+        graphs.build_model(cfg)
