@@ -277,9 +277,9 @@ def train(trainers: list[Trainer], deadline: float, bar: Progress) -> None:
                 trainers.remove(trainer)
         if epoch == 0:
             started = time.monotonic()  # The first has what comes once.
-        elif epoch == 1:
-            needed = (time.monotonic() - started) * (epochs - 2)
-            share = min(1, (deadline - time.monotonic()) / needed)
+        else:
+            needed = (time.monotonic() - started) * (epochs - 1 - epoch) / epoch
+            share = min(1, (deadline - time.monotonic()) / max(needed, 1e-9))
             for late in trainers[max(0, int(share * len(trainers))) :]:
                 bar.console.print(f'{late.run}: left out, there is no time for it')
                 trainers.remove(late)
