@@ -210,6 +210,9 @@ def _measure_footprints(
         # TF32 rounds so much that the difference would show nothing.
         with full_precision():
             saved, output = saved_bytes(trainer.model, trainer.images, trainer.forward)
+        if trainer.amp:
+            with torch.autocast(trainer.images.device.type):
+                saved, _ = saved_bytes(trainer.model, trainer.images, trainer.forward)
         output = [tensor.detach() for tensor in tensors_in(output)]
         difference = None
         # Norms in branches take other statistics where they are folded: those differ.

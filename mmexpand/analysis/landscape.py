@@ -80,14 +80,19 @@ def losses_at(
             for name, parameter in model.named_parameters():
                 steps = zip(point, directions, strict=True)
                 parameter.copy_(centre[name] + sum(step * axis[name] for step, axis in steps))
-            for name, buffer in model.named_buffers():
-                buffer.copy_(buffers[name])
+            _put_back(model, buffers)
             yield loss(model)
     finally:
-        for name, buffer in model.named_buffers():
-            buffer.copy_(buffers[name])
+        _put_back(model, buffers)
         for name, parameter in model.named_parameters():
             parameter.copy_(centre[name])
+
+
+def _put_back(model: nn.Module, buffers: Mapping[str, Tensor]) -> None:
+    for name, buffer in model.named_buffers():
+        # A cache that the forward pass has made, or made anew, is no state.
+        if name in buffers and buffer.shape == buffers[name].shape:
+            buffer.copy_(buffers[name])
 
 
 def draw(landscapes: Sequence[Mapping]) -> 'Figure':

@@ -55,11 +55,12 @@ def evaluate_one_batch(model: nn.Module, runner: Runner, batch: Any) -> None:
         return
     loop = runner.val_loop
     kept = loop.evaluator
+    dry_runs = kept.__dict__.pop('dry_runs', [])  # Not to be copied, nor collected.
     try:
         loop.evaluator = copy.deepcopy(kept)
         # Not collected before the original: a metric's temporary folder is removed with either.
         ending = [m for m in loop.evaluator.metrics if hasattr(type(m), '__del__')]
-        kept.__dict__.setdefault('dry_runs', []).extend(ending)
+        dry_runs += ending
         with (
             _stand_in(runner, model),
             _silent(),
@@ -69,6 +70,7 @@ def evaluate_one_batch(model: nn.Module, runner: Runner, batch: Any) -> None:
             loop.run()
     finally:
         loop.evaluator = kept
+        kept.dry_runs = dry_runs
     _raise_first(errors['batch'])
     for error in errors['metric']:
         log(f'A metric cannot be computed on one batch, which proves nothing ({describe(error)})')

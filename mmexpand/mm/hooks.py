@@ -31,6 +31,7 @@ from .logs import log
 from .models import expand_wishes
 from .ranks import describe, on_main, start_alike
 from .rebuild import check_rebuildable, rebuild_optimizer, rewrap
+from .resume import will_resume
 from .warm_start import CompactOptimizer
 from .weight_sets import weight_sets
 
@@ -129,7 +130,7 @@ def _check_options(runner: Runner) -> None:
 def _check_order(runner: Runner, hook: ExpandHook) -> None:
     """'preserve' has the network initialised, and mmengine does that once."""
     # What resumes, or has no initialisation, has nothing to lose.
-    starts = is_training(runner) and not runner._resume
+    starts = is_training(runner) and not will_resume(runner)
     if not starts or not hasattr(unwrap(runner.model), 'init_weights'):
         return
     hooks = [other for other in runner.hooks if isinstance(other, ExpandHook)]
@@ -143,7 +144,7 @@ def _check_order(runner: Runner, hook: ExpandHook) -> None:
 
 def _check_initialisation(runner: Runner) -> None:
     """What a part preserves, its parent's ``init_cfg`` would write over, factor by factor."""
-    if not is_training(runner) or runner._resume or not has_model(runner.cfg):
+    if not is_training(runner) or will_resume(runner) or not has_model(runner.cfg):
         return
     given = getattr(unwrap(runner.model), 'init_cfg', None)
     given = given if isinstance(given, (list, tuple)) else [given]
@@ -157,13 +158,20 @@ def _check_initialisation(runner: Runner) -> None:
             )
 
 
+# By these mmengine's initialisations choose layers: a class, or what it is made from.
+FACTOR_NAMES = {
+    kind.__name__ for layer in (nn.Conv2d, nn.Linear) for kind in (layer, *layer.__bases__)
+}
+
+
 def _reaches_factors(init_cfg: Mapping | None) -> bool:
     """Whether an initialisation is of convolutions or linear layers, which factors are."""
     if init_cfg is None or type_name(init_cfg) == 'Pretrained':
         return False
     layers = init_cfg.get('layer') or ()
-    layers = [layers] if isinstance(layers, str) else layers
-    return any(layer.startswith('Conv') or layer == 'Linear' for layer in layers)
+    layers = {layers} if isinstance(layers, str) else set(layers)
+    # An override initialises all of a part, whatever its layers are.
+    return 'override' in init_cfg or bool(layers & FACTOR_NAMES)
 
 
 def _has_expand_hook(runner: Runner) -> bool:

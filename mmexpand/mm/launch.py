@@ -67,6 +67,17 @@ def count(text: str) -> int:
     return int(text)
 
 
+def device(text: str) -> str:
+    """An argument that is a device torch can use."""
+    try:
+        kind = torch.device(text).type
+    except RuntimeError:
+        raise ArgumentTypeError(f'cpu, cuda or cuda:N is wanted, got {text!r}') from None
+    if kind == 'cuda' and not torch.cuda.is_available():
+        raise ArgumentTypeError('there is no GPU that torch can use; leave it out')
+    return text
+
+
 def add_config_arguments(parser: ArgumentParser) -> None:
     """Add the arguments of everything that reads a config."""
     parser.add_argument(

@@ -6,7 +6,7 @@ import zipfile
 from pathlib import Path
 
 from mmengine.hooks import CheckpointHook
-from mmengine.runner import Runner
+from mmengine.runner import Runner, find_latest_checkpoint
 
 from ..surgery.checkpoint import CheckpointError
 from .logs import log
@@ -30,6 +30,13 @@ def resume_from_whole(runner: Runner) -> None:
     path = on_main(lambda: _latest_whole(runner))
     if path is not None:
         runner._load_from = path
+
+
+def will_resume(runner: Runner) -> bool:
+    """Whether a Runner that is to resume finds something to resume: else it starts anew."""
+    if not runner._resume:
+        return False
+    return runner._load_from is not None or find_latest_checkpoint(runner.work_dir) is not None
 
 
 def _latest_whole(runner: Runner) -> str | None:

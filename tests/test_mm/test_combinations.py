@@ -1,5 +1,6 @@
 """Several expansions of one model, layers that are shared, and averages."""
 
+import itertools
 from argparse import Namespace
 from pathlib import Path
 
@@ -123,9 +124,20 @@ def test_a_parents_init_cfg_over_a_builder_that_preserves_is_refused(seg_cfg):
         type='mmengine.ExpandBackbone', backbone=backbone, include='encoder', init='preserve'
     )
     cfg.model.init_cfg = dict(type='Normal', layer='Conv2d', std=0.02)
-    with pytest.raises(ValueError, match=r'model\.init_cfg would write over what backbone .*Hook'):
-        Runner.from_cfg(cfg).train()
-    cfg.model.init_cfg.layer = 'BatchNorm2d'  # no factor is one
+    override = dict(type='Normal', name='backbone', std=0.02)
+    refused = [
+        cfg.model.init_cfg,
+        dict(type='Normal', layer='_ConvNd', std=0.02),
+        dict(type='Normal', override=override),
+    ]
+    # With nothing to resume it starts anew.
+    for cfg.model.init_cfg, cfg.resume in itertools.product(refused, (False, True)):
+        words = r'model\.init_cfg would write over what backbone .*Hook'
+        with pytest.raises(ValueError, match=words):
+            Runner.from_cfg(cfg).train()
+    # No factor is one.
+    cfg.model.init_cfg = dict(type='Constant', layer='BatchNorm2d', val=1)
+    cfg.resume = False
     Runner.from_cfg(cfg).train()
 
 

@@ -48,7 +48,7 @@ def test_learning_rates_are_a_runners(graphs):
 def test_a_step_is_that_of_sgd(graphs, write_study, arm):
     study = write_study(EPOCHS)
     run = Run(study.arm(arm), 0.1, 0)
-    images = graphs.load_images(run_config(study, run), 'cpu')
+    images = graphs.load_images(study, 'cpu')
     trainer, other = (graphs.Trainer(study, run, images) for _ in range(2))
     options = dict(lr=0.1, momentum=0.9, weight_decay=0.01)
     optimizer = torch.optim.SGD(other.model.parameters(), **options)
@@ -108,3 +108,53 @@ def test_another_hook_is_refused(graphs, write_study):
     cfg = run_config(study, Run(study.arm('cl'), 0.1, 0))
     with pytest.raises(ValueError, match='EMAHook is no ExpandHook'):
         graphs.build_model(cfg)
+
+
+@pytest.mark.parametrize(
+    ('options', 'words'),
+    [
+        ("['optim_wrapper.clip_grad'] = dict(max_norm=1)", 'an optim_wrapper of SGD'),
+        ("['optim_wrapper.optimizer.nesterov'] = True", 'an optim_wrapper of SGD'),
+        ("['load_from'] = 'net.pth'", 'trains from the start'),
+        ("['train_dataloader.dataset.val_images'] = 4", 'arms differ in train_dataloader'),
+    ],
+)
+def test_what_it_does_not_do_is_refused(graphs, write_study, options, words):
+    study = write_study(EPOCHS + f"arms['cl']['cfg_options']{options}")
+    run = Run(study.arm('cl'), 0.1, 0)
+    with pytest.raises(ValueError, match=words):
+        graphs.Trainer(study, run, graphs.load_images(study, 'cpu'))
+
+
+def test_a_seed_is_the_same_beside_others_and_batches_may_differ(graphs, write_study, monkeypatch):
+    study = write_study(EPOCHS + "arms['cl']['cfg_options']['train_dataloader.batch_size'] = 4")
+    monkeypatch.setattr(sys, 'argv', ['study_graphs.py', 'small.py', '--device', 'cpu'])
+    graphs.main()
+    path = study.result_path(Run(study.arm('fixed'), 0.05, 1))
+    beside = json.loads(path.read_text())
+    path.unlink()
+    graphs.main()
+    assert json.loads(path.read_text()) == beside
+    other = load_result(study, Run(study.arm('compact'), 0.1, 0))
+    assert load_result(study, Run(study.arm('cl'), 0.1, 0))['steps'] > other['steps']
+
+
+def test_half_the_time_is_for_half_the_runs(graphs, write_study, monkeypatch):
+    study = write_study(EPOCHS.replace('max_epochs=3', 'max_epochs=20'))
+    images = graphs.load_images(study, 'cpu')
+    runs = [Run(study.arm('fixed'), 0.05, seed) for seed in range(8)]
+    trainers = [graphs.Trainer(study, run, images) for run in runs]
+    now = [0.0]
+    monkeypatch.setattr(graphs.time, 'monotonic', lambda: now[0])
+    step = graphs.Trainer.step
+
+    def slow(trainer):
+        now[0] += 1
+        step(trainer)
+
+    monkeypatch.setattr(graphs.Trainer, 'step', slow)
+    deadline = 2 * 8 * trainers[0].steps + 18 * 4 * trainers[0].steps
+    with graphs.Progress() as bar:
+        graphs.train(trainers, deadline, bar)
+    assert len(list(study.results_dir.rglob('*.json'))) == 4
+    assert now[0] <= deadline

@@ -18,7 +18,7 @@ from mmexpand.analysis.cases import Case
 from mmexpand.analysis.steps import OPTIMIZERS, Settings
 from mmexpand.core.site import check_rate
 from mmexpand.mm.contraction import check_writable
-from mmexpand.mm.launch import add_config_arguments, count, read_config, tool
+from mmexpand.mm.launch import add_config_arguments, count, device, read_config, tool
 
 
 def parse_args() -> argparse.Namespace:
@@ -58,14 +58,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--optimizer', choices=OPTIMIZERS, default=defaults.optimizer, help="SGD's implementation"
     )
-    parser.add_argument('--device', default=defaults.device)
+    parser.add_argument('--device', type=device, default=defaults.device)
     parser.add_argument('--amp', action='store_true', help='forwards in mixed precision')
     parser.add_argument(
         '--out-dir', type=Path, help='write benchmark.json, benchmark.md and benchmark.png here'
     )
     args = parser.parse_args()
-    if args.device.startswith('cuda') and not torch.cuda.is_available():
-        parser.error('--device: there is no GPU that torch can use; leave it out')
     return args
 
 

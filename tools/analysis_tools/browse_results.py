@@ -15,7 +15,7 @@ from mmengine.utils import track_iter_progress
 from mmexpand.deploy import load_compact_model
 from mmexpand.mm.contraction import check_writable
 from mmexpand.mm.datasets import check_datasets, guard_pipelines
-from mmexpand.mm.launch import add_config_arguments, count, read_config, tool
+from mmexpand.mm.launch import add_config_arguments, count, device, read_config, tool
 
 
 def parse_args() -> argparse.Namespace:
@@ -24,11 +24,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('checkpoint', help='checkpoint file, expanded or compact')
     parser.add_argument('--out-dir', required=True, help='directory for the pictures')
     parser.add_argument('--num', type=count, default=10, help='how many images of the test set')
-    parser.add_argument('--device', default='cpu')
+    parser.add_argument('--device', type=device, default='cpu')
     add_config_arguments(parser)
     args = parser.parse_args()
-    if args.device.startswith('cuda') and not torch.cuda.is_available():
-        parser.error('--device: there is no GPU that torch can use; leave it out')
     return args
 
 

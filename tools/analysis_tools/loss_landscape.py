@@ -30,7 +30,7 @@ from mmexpand.files import save_figure, written_whole
 from mmexpand.mm.compact_config import type_name
 from mmexpand.mm.contraction import check_writable
 from mmexpand.mm.datasets import check_datasets, guard_pipelines
-from mmexpand.mm.launch import ConfigError, add_config_arguments, count, read_config, tool
+from mmexpand.mm.launch import ConfigError, add_config_arguments, count, device, read_config, tool
 from mmexpand.mm.ranks import describe
 from mmexpand.surgery.checkpoint import load_checkpoint
 
@@ -52,13 +52,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--beside', nargs='+', default=[], metavar='JSON', help='earlier ones, to be drawn too'
     )
-    parser.add_argument('--device', default='cpu')
+    parser.add_argument('--device', type=device, default='cpu')
     add_config_arguments(parser)
     args = parser.parse_args()
     if args.span <= 0:
         parser.error(f'--span must be above 0, got {args.span}')
-    if args.device.startswith('cuda') and not torch.cuda.is_available():
-        parser.error('--device: there is no GPU that torch can use; leave it out')
     return args
 
 

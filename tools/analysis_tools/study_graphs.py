@@ -1,10 +1,10 @@
 """Runs of a study of small classifiers, many at once on one GPU, each step a CUDA graph.
 
 Python takes ten times as long to ask a GPU for a step of SmallNet as that takes: so one process has
-every step recorded and replayed, of many networks side by side. What is trained is what `study.py`
-trains, and results are written where it writes them, except for this: an epoch's last, smaller
-batch is left out, and there is no training time. First the arms of a fixed learning rate, then the
-rates of the others, then their seeds.
+every step recorded and replayed, of many networks side by side. SGD, its schedule and ExpandHook
+are as `study.py` has them, and results are written where it writes them; other settings are
+refused. An epoch's last, smaller batch is left out, and there is no training time. First the arms
+of a fixed learning rate are trained, then the rates of the others, then their seeds.
 """
 
 import argparse
@@ -21,8 +21,8 @@ from mmengine.registry import DATASETS, MODELS, PARAM_SCHEDULERS
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from mmexpand.mm.launch import add_debug_argument, count, tool
-from mmexpand.study.run import LOSS_POINTS, run_config, write_json
+from mmexpand.mm.launch import add_debug_argument, count, device, tool
+from mmexpand.study.run import LOSS_POINTS, run_config, shares_images, write_json
 from mmexpand.study.schedule import final_runs, load_result, tuning_runs
 from mmexpand.study.spec import Run, Study, load_study
 from mmexpand.surgery import ExpandConfig, contract, expand_
@@ -30,6 +30,8 @@ from mmexpand.version import __version__
 
 WARM_UP = 3
 """Steps before a capture, as PyTorch asks for."""
+
+SGD_OPTIONS = {'lr', 'momentum', 'weight_decay'}
 
 EVALUATED = 1000
 """Images at a time that are evaluated."""
@@ -44,19 +46,25 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--minutes', type=float, default=math.inf, help='leave out the last runs that take longer'
     )
-    parser.add_argument('--device', default='cuda')
+    parser.add_argument('--device', type=device, default='cuda')
     add_debug_argument(parser)
     args = parser.parse_args()
-    if args.device.startswith('cuda') and not torch.cuda.is_available():
-        parser.error('--device: there is no GPU that torch can use')
     return args
 
 
-def load_images(cfg: Config, device: str) -> dict[str, tuple[Tensor, Tensor]]:
-    """Images ``(N, 3, H, W)`` of uint8 and labels ``(N,)``, by split."""
+def load_images(study: Study, device: str) -> dict[str, tuple[Tensor, Tensor]]:
+    """Images ``(N, 3, H, W)`` of uint8 and labels ``(N,)``, by split.
+
+    Raises:
+        ValueError: if arms have other images.
+    """
+    configs = [run_config(study, Run(arm, study.lrs[0], 0)) for arm in study.arms.values()]
     images = {}
     for split in ('train', 'val', 'test'):
-        data = list(DATASETS.build(cfg[f'{split}_dataloader'].dataset))
+        dataset, *others = (cfg[f'{split}_dataloader'].dataset for cfg in configs)
+        if any(other != dataset for other in others):
+            raise ValueError(f'arms differ in {split}_dataloader.dataset: use study.py')
+        data = list(DATASETS.build(dataset))
         stacked = (torch.stack([item[key] for item in data]) for key in ('inputs', 'labels'))
         images[split] = tuple(tensor.to(device) for tensor in stacked)
     return images
@@ -89,9 +97,31 @@ def _learning_rates(param_scheduler: str, lr: float, epochs: int, steps: int) ->
     return rates
 
 
+def optimizer_options(cfg: Config) -> dict[str, float]:
+    """Learning rate, momentum and decay.
+
+    Raises:
+        ValueError: for what this does not do as a Runner does.
+    """
+    wrapper = dict(cfg.optim_wrapper)
+    options = dict(wrapper.pop('optimizer'))
+    plain = wrapper.pop('type', 'OptimWrapper') == 'OptimWrapper' and not wrapper
+    if not plain or options.pop('type') != 'SGD' or set(options) - SGD_OPTIONS:
+        raise ValueError(
+            'study_graphs.py trains with an optim_wrapper of SGD with lr, momentum and '
+            'weight_decay, and nothing else in it: use study.py'
+        )
+    if cfg.get('load_from') or 'EpochBased' not in cfg.train_cfg.get('type', ''):
+        raise ValueError(
+            'study_graphs.py trains from the start, in an EpochBasedTrainLoop: use study.py'
+        )
+    return options
+
+
 def build_model(cfg: Config) -> nn.Module:
     """The network, expanded as its hook says."""
     model = MODELS.build(cfg.model)
+    model.init_weights()
     for hook in cfg.get('custom_hooks') or []:
         fields = dict(hook)
         if fields.pop('type') != 'ExpandHook':
@@ -111,10 +141,8 @@ class Trainer:
 
     def __init__(self, study: Study, run: Run, images: dict[str, tuple[Tensor, Tensor]]):
         self.study, self.run, self._images = study, run, images
-        cfg = run_config(study, run)
-        options = dict(cfg.optim_wrapper.optimizer)
-        if options.pop('type') != 'SGD' or set(options) - {'lr', 'momentum', 'weight_decay'}:
-            raise ValueError(f'{run}: the optimizer must be SGD with lr, momentum, weight_decay')
+        cfg = self.cfg = run_config(study, run)
+        options = optimizer_options(cfg)
         self._momentum, self._decay = options.get('momentum', 0), options.get('weight_decay', 0)
         inputs, labels = images['train']
         device, batch = inputs.device, cfg.train_dataloader.batch_size
@@ -157,6 +185,8 @@ class Trainer:
 
     def begin_epoch(self) -> None:
         """Shuffle the images, and move each; not on the stream of the steps."""
+        # Whatever is trained beside it: every arm sees a seed's images in the same order.
+        torch.manual_seed(self.run.seed * self.epochs + self.epoch)
         images, labels = self._images['train']
         order = torch.randperm(len(images), device=images.device)[: self._labels.numel()]
         data = dict(inputs=images[order], labels=labels[order])
@@ -242,7 +272,7 @@ class Trainer:
             seconds=None,
             steps=self.epochs * self.steps,
             parameters=sum(p.numel() for p in self._parameters),
-            test_is_val=False,
+            test_is_val=shares_images(self.cfg),
             versions=dict(
                 torch=torch.__version__, mmengine=mmengine.__version__, mmexpand=__version__
             ),
@@ -258,15 +288,17 @@ def train(trainers: list[Trainer], deadline: float, bar: Progress) -> None:
     """Train all side by side and write their results; leave out the last that would be late."""
     epochs = max(trainer.epochs for trainer in trainers)
     task = bar.add_task(f'{len(trainers)} runs', total=epochs)
-    study, started = trainers[0].study, time.monotonic()
+    study = trainers[0].study
     for epoch in range(epochs):
+        started = time.monotonic()
         running = [trainer for trainer in trainers if trainer.epoch < trainer.epochs]
         for trainer in running:
             trainer.begin_epoch()
             trainer.synchronize()
-        for _ in range(max(trainer.steps for trainer in running)):
+        for step in range(max(trainer.steps for trainer in running)):
             for trainer in running:
-                trainer.step()
+                if step < trainer.steps:
+                    trainer.step()
         for trainer in running:
             try:
                 trainer.end_epoch()
@@ -275,11 +307,9 @@ def train(trainers: list[Trainer], deadline: float, bar: Progress) -> None:
                 result = dict(head, status='diverged', reason=str(error), loss=trainer.losses)
                 write_json(result, study.result_path(trainer.run))
                 trainers.remove(trainer)
-        if epoch == 0:
-            started = time.monotonic()  # The first has what comes once.
-        else:
-            needed = (time.monotonic() - started) * (epochs - 1 - epoch) / epoch
-            share = min(1, (deadline - time.monotonic()) / max(needed, 1e-9))
+        if 0 < epoch < epochs - 1:  # The first has what comes once.
+            needed = (time.monotonic() - started) * (epochs - 1 - epoch)
+            share = min(1, (deadline - time.monotonic()) / needed)
             for late in trainers[max(0, int(share * len(trainers))) :]:
                 bar.console.print(f'{late.run}: left out, there is no time for it')
                 trainers.remove(late)
@@ -315,12 +345,14 @@ def main(args: argparse.Namespace) -> None:
     torch.backends.cudnn.benchmark = True
     study = load_study(args.study)
     deadline = time.monotonic() + 60 * args.minutes
-    baseline = study.arm(study.baseline)
-    images = load_images(run_config(study, Run(baseline, study.lrs[0], 0)), args.device)
+    if args.device != 'cpu':
+        torch.cuda.set_device(args.device)
+    images = load_images(study, args.device)
     columns = TextColumn('{task.description}'), BarColumn(), TimeRemainingColumn()
     with Progress(*columns) as bar:
         for runs in stages(study):
-            wanted = [run for run in runs if load_result(study, run) is None]
+            results = ((run, load_result(study, run)) for run in runs)
+            wanted = [run for run, got in results if got is None or got['status'] == 'failed']
             for first in range(0, len(wanted), args.together):
                 train(start(study, wanted[first : first + args.together], images), deadline, bar)
 
