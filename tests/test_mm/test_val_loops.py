@@ -53,8 +53,10 @@ def test_metrics_that_a_loop_tells_hooks_only(seg_cfg):
     assert expected['mIoU'] > 0
 
 
-def test_a_metric_keeps_its_files_after_the_dry_run(seg_cfg):
-    found = compact(seg_cfg(custom_hooks=HOOKS, **{'val_evaluator.type': 'KeepsFiles'}))
+@pytest.mark.parametrize('times', [1, 2])
+def test_a_metric_keeps_its_files_after_the_dry_run(seg_cfg, times):
+    hooks = [*HOOKS[:-1], *[HOOKS[-1]] * times]
+    found = compact(seg_cfg(custom_hooks=hooks, **{'val_evaluator.type': 'KeepsFiles'}))
     assert found['metrics_compact']['mIoU'] > 0
 
 
