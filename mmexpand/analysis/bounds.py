@@ -1,6 +1,5 @@
 """What folding must cost: operations and bytes counted, against rates this machine reaches."""
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..core.expression import fold_macs
 from ..surgery import named_units
 from .complexity import unit_costs
+from .steps import clock
 
 PASSES = 6
 """Times that a step of SGD with momentum moves a parameter's worth of bytes: backward writes the
@@ -50,14 +50,11 @@ def measure_rates(device: str = 'cpu') -> MachineRates:
 
 
 def _fastest(run: Callable[[], Any], device: str, runs: int = 6) -> float:
-    wait = (lambda: None) if device == 'cpu' else partial(torch.cuda.synchronize, device)
     times = []
     for _ in range(runs):
-        wait()
-        start = time.perf_counter()
+        start = clock(device)
         run()
-        wait()
-        times.append(time.perf_counter() - start)
+        times.append(clock(device) - start)
     return min(times)
 
 

@@ -88,6 +88,13 @@ def mean_square_loss(output: Any) -> Tensor:
     return sum(tensor.square().mean() for tensor in tensors_in(output))
 
 
+def clock(device: str | torch.device) -> float:
+    """Seconds, once a device has done what it was asked for."""
+    if torch.device(device).type == 'cuda':
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
 @dataclass
 class Trainer:
     """A model with its optimizer and input, all on one device."""
@@ -106,22 +113,17 @@ class Trainer:
 
     def step(self) -> StepTimes:
         """Do one training step: the loss counts as forward, freeing gradients as optimizer."""
-        start = self._clock()
+        start = clock(self._device)
         with torch.autocast(self._device.type, enabled=self.amp):
             loss = mean_square_loss(self.forward(self.model, self.images))
-        forward = self._clock()
+        forward = clock(self._device)
         self._scaler.scale(loss).backward()
-        backward = self._clock()
+        backward = clock(self._device)
         self._scaler.step(self.optimizer)
         self._scaler.update()
         self.optimizer.zero_grad()
-        end = self._clock()
+        end = clock(self._device)
         return StepTimes(forward - start, backward - forward, end - backward)
-
-    def _clock(self) -> float:
-        if self._device.type == 'cuda':
-            torch.cuda.synchronize(self._device)
-        return time.perf_counter()
 
 
 def time_in_turns(

@@ -141,6 +141,16 @@ def go_on(cfg: Config) -> None:
         temporary.write_text(content)
 
 
+def result_head(study: Study, run: Run) -> dict:
+    """What every result says of its run."""
+    return dict(study=study.name, arm=run.arm.name, lr=run.lr, seed=run.seed)
+
+
+def versions() -> dict[str, str]:
+    """What a result was made with."""
+    return dict(torch=torch.__version__, mmengine=mmengine.__version__, mmexpand=__version__)
+
+
 def arm_problem(study: Study, arm: Arm) -> str | None:
     """Why no run of an arm can start, in a sentence; None where it can."""
     try:
@@ -173,7 +183,7 @@ def train(study: Study, run: Run) -> dict:
         runner.model.to(memory_format=torch.channels_last)
     hook = RecordHook()
     runner.register_hook(hook)
-    result = dict(study=study.name, arm=run.arm.name, lr=run.lr, seed=run.seed)
+    result = result_head(study, run)
     try:
         runner.train()
     except Diverged as error:
@@ -193,7 +203,7 @@ def train(study: Study, run: Run) -> dict:
         steps=runner.iter,
         parameters=sum(p.numel() for p in runner.model.parameters()),
         test_is_val=shares_images(runner.cfg),
-        versions=dict(torch=torch.__version__, mmengine=mmengine.__version__, mmexpand=__version__),
+        versions=versions(),
     )
 
 
@@ -224,6 +234,5 @@ def main() -> None:
     except Exception as error:
         traceback.print_exc()
         reason = f'{type(error).__name__}: {error}'
-        base = dict(study=study.name, arm=run.arm.name, lr=run.lr, seed=run.seed)
-        result = dict(base, status='failed', reason=reason)
+        result = dict(result_head(study, run), status='failed', reason=reason)
     write_json(result, study.result_path(run))

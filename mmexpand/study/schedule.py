@@ -15,7 +15,7 @@ from statistics import fmean
 import torch
 from mmengine.logging import print_log
 
-from .run import arm_problem, write_json
+from .run import arm_problem, result_head, write_json
 from .spec import Arm, Run, Study, StudyError
 
 
@@ -94,12 +94,14 @@ def run_study(
     _run_all(study, by_seed, 'seeds')
 
 
+def unfinished(study: Study, runs: Iterable[Run]) -> list[Run]:
+    """Those that have no result yet, or failed."""
+    results = ((run, load_result(study, run)) for run in runs)
+    return [run for run, result in results if result is None or result['status'] == 'failed']
+
+
 def _run_all(study: Study, runs: Iterable[Run], what: str) -> None:
-    wanted = []
-    for run in runs:
-        result = load_result(study, run)
-        if result is None or result['status'] == 'failed':
-            wanted.append(run)
+    wanted = unfinished(study, runs)
     if not wanted:
         return
     _log(f'{study.name}, {what}: {len(wanted)} runs to do, {study.jobs} at a time')
@@ -175,9 +177,9 @@ def _run(
     finally:
         devices.put(device)  # Else the next job of this thread waits for one for ever.
     if status:
-        base = dict(study=study.name, arm=run.arm.name, lr=run.lr, seed=run.seed)
         reason = f'its process ended with status {status}; see {folder / "output.txt"}'
-        write_json(dict(base, status='failed', reason=reason), study.result_path(run))
+        result = dict(result_head(study, run), status='failed', reason=reason)
+        write_json(result, study.result_path(run))
     return load_result(study, run)
 
 

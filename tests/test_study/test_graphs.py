@@ -1,9 +1,7 @@
 """The tool that runs a study's classifiers as CUDA graphs: here without the graphs."""
 
 import json
-import sys
 from math import cos, pi
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,8 +11,10 @@ from mmexpand.study.run import run_config
 from mmexpand.study.schedule import load_result
 from mmexpand.study.spec import Run
 from mmexpand.study.statistics import summarise
+from tests.tools_in_process import load
+from tests.tools_in_process import run as run_tool
 
-TOOLS = Path(__file__).parents[2] / 'tools' / 'analysis_tools'
+TOOL = 'analysis_tools/study_graphs.py'
 EPOCHS = """
 epochs = {'train_cfg.max_epochs': 3, 'train_cfg': dict(
     _delete_=True, type='EpochBasedTrainLoop', max_epochs=3, val_interval=2)}
@@ -26,12 +26,12 @@ arms['fixed'] = dict(arms['cl'], lr=0.05)
 
 
 @pytest.fixture
-def graphs(monkeypatch):
-    monkeypatch.syspath_prepend(str(TOOLS))
-    import study_graphs
+def graphs():
+    return load(TOOL)
 
-    yield study_graphs
-    sys.modules.pop('study_graphs')
+
+def train():
+    assert run_tool(TOOL, 'small.py', '--device', 'cpu') == (0, '')
 
 
 def test_learning_rates_are_a_runners(graphs):
@@ -68,10 +68,9 @@ def test_a_step_is_that_of_sgd(graphs, write_study, arm):
         assert not torch.equal(value, start[name]), name
 
 
-def test_results_are_the_studys(graphs, write_study, monkeypatch, capsys):
+def test_results_are_the_studys(write_study):
     study = write_study(EPOCHS)
-    monkeypatch.setattr(sys, 'argv', ['study_graphs.py', 'small.py', '--device', 'cpu'])
-    graphs.main()
+    train()
     for arm, rates in (('compact', 3), ('cl', 3), ('fixed', 2)):
         assert len(list((study.results_dir / arm).glob('*.json'))) == rates
         summary = summarise(study, study.arm(arm))
@@ -81,22 +80,18 @@ def test_results_are_the_studys(graphs, write_study, monkeypatch, capsys):
     assert [step for step, _ in result['curve']] == [2 * result['steps'] // 3, result['steps']]
     assert len(result['loss']) == 3
     before = {path: path.stat().st_mtime_ns for path in study.results_dir.rglob('*.json')}
-    graphs.main()
+    train()
     assert {path: path.stat().st_mtime_ns for path in study.results_dir.rglob('*.json')} == before
 
 
-def test_what_would_be_late_is_left_out_and_what_diverges_is_said(
-    graphs, write_study, monkeypatch, capsys
-):
+def test_what_would_be_late_is_left_out_and_what_diverges_is_said(write_study, capsys):
     study = write_study(EPOCHS + "lrs = [1e30]\narms.pop('fixed')\narms.pop('cl')\n")
-    monkeypatch.setattr(sys, 'argv', ['study_graphs.py', 'small.py', '--device', 'cpu'])
-    graphs.main()
+    train()
     (path,) = study.results_dir.rglob('*.json')
     assert json.loads(path.read_text())['status'] == 'diverged'
     path.unlink()
     write_study(EPOCHS)
-    monkeypatch.setattr(sys, 'argv', [*sys.argv, '--minutes', '0'])
-    graphs.main()
+    assert run_tool(TOOL, 'small.py', '--device', 'cpu', '--minutes', 0) == (0, '')
     assert not list(study.results_dir.rglob('*.json'))
     assert 'left out, there is no time for it' in capsys.readouterr().out
 
@@ -126,14 +121,13 @@ def test_what_it_does_not_do_is_refused(graphs, write_study, options, words):
         graphs.Trainer(study, run, graphs.load_images(study, 'cpu'))
 
 
-def test_a_seed_is_the_same_beside_others_and_batches_may_differ(graphs, write_study, monkeypatch):
+def test_a_seed_is_the_same_beside_others_and_batches_may_differ(write_study):
     study = write_study(EPOCHS + "arms['cl']['cfg_options']['train_dataloader.batch_size'] = 4")
-    monkeypatch.setattr(sys, 'argv', ['study_graphs.py', 'small.py', '--device', 'cpu'])
-    graphs.main()
+    train()
     path = study.result_path(Run(study.arm('fixed'), 0.05, 1))
     beside = json.loads(path.read_text())
     path.unlink()
-    graphs.main()
+    train()
     assert json.loads(path.read_text()) == beside
     other = load_result(study, Run(study.arm('compact'), 0.1, 0))
     assert load_result(study, Run(study.arm('cl'), 0.1, 0))['steps'] > other['steps']

@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator, Sequence
 from functools import cache
 
-import mmengine
 import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS, PARAM_SCHEDULERS
@@ -22,11 +21,17 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from mmexpand.mm.launch import add_debug_argument, count, device, tool
-from mmexpand.study.run import LOSS_POINTS, run_config, shares_images, write_json
-from mmexpand.study.schedule import final_runs, load_result, tuning_runs
+from mmexpand.study.run import (
+    LOSS_POINTS,
+    result_head,
+    run_config,
+    shares_images,
+    versions,
+    write_json,
+)
+from mmexpand.study.schedule import final_runs, tuning_runs, unfinished
 from mmexpand.study.spec import Run, Study, load_study
 from mmexpand.surgery import ExpandConfig, contract, expand_
-from mmexpand.version import __version__
 
 WARM_UP = 3
 """Steps before a capture, as PyTorch asks for."""
@@ -273,15 +278,8 @@ class Trainer:
             steps=self.epochs * self.steps,
             parameters=sum(p.numel() for p in self._parameters),
             test_is_val=shares_images(self.cfg),
-            versions=dict(
-                torch=torch.__version__, mmengine=mmengine.__version__, mmexpand=__version__
-            ),
+            versions=versions(),
         )
-
-
-def result_head(study: Study, run: Run) -> dict:
-    """What every result says of its run."""
-    return dict(study=study.name, arm=run.arm.name, lr=run.lr, seed=run.seed)
 
 
 def train(trainers: list[Trainer], deadline: float, bar: Progress) -> None:
@@ -351,8 +349,7 @@ def main(args: argparse.Namespace) -> None:
     columns = TextColumn('{task.description}'), BarColumn(), TimeRemainingColumn()
     with Progress(*columns) as bar:
         for runs in stages(study):
-            results = ((run, load_result(study, run)) for run in runs)
-            wanted = [run for run, got in results if got is None or got['status'] == 'failed']
+            wanted = unfinished(study, runs)
             for first in range(0, len(wanted), args.together):
                 train(start(study, wanted[first : first + args.together], images), deadline, bar)
 
