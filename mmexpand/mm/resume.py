@@ -6,7 +6,7 @@ import zipfile
 from pathlib import Path
 
 from mmengine.hooks import CheckpointHook
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import Runner
 
 from ..surgery.checkpoint import CheckpointError
 from .logs import log
@@ -36,12 +36,17 @@ def will_resume(runner: Runner) -> bool:
     """Whether a Runner that is to resume finds something to resume: else it starts anew."""
     if not runner._resume:
         return False
-    return runner._load_from is not None or find_latest_checkpoint(runner.work_dir) is not None
+    return runner._load_from is not None or _pointer(runner).is_file()
+
+
+def _pointer(runner: Runner) -> Path:
+    """The file in which mmengine writes the latest checkpoint's path."""
+    return Path(runner.work_dir, 'last_checkpoint')
 
 
 def _latest_whole(runner: Runner) -> str | None:
     """The path to resume from; None where mmengine's own choice is right."""
-    pointer = Path(runner.work_dir, 'last_checkpoint')
+    pointer = _pointer(runner)
     if not pointer.is_file():
         return None
     named = pointer.read_text().strip()
