@@ -23,6 +23,7 @@ def arm(**fields):
 
 arms = dict(
     compact=dict(config=config, cfg_options=data),
+    bn=arm(method='bn'),
     repvgg=arm(method='repvgg'),
     repvgg_folded=arm(method='repvgg', forward='folded'),
     repvgg_cl_folded=arm(method='repvgg_cl', rate=4, forward='folded'),

@@ -12,6 +12,6 @@ arms = dict(
     compact=dict(config=_base_.config, cfg_options=dict(_base_.data, **longer)),
     **{
         arm: dict(config=_base_.config, cfg_options=dict(_base_.arms[arm].cfg_options, **longer))
-        for arm in ('repvgg_folded', 'mobileone_folded')
+        for arm in ('bn', 'repvgg_folded', 'mobileone_folded')
     },
 )

@@ -24,7 +24,8 @@ LINEAR = [
     dict(method='rep'),
 ]
 NORMED = [
-    dict(method=name) for name in ('repvgg', 'repvgg_cl', 'repvgg_ck', 'mobileone', 'acnet', 'dbb')
+    dict(method=name)
+    for name in ('bn', 'repvgg', 'repvgg_cl', 'repvgg_ck', 'mobileone', 'acnet', 'dbb')
 ]
 ALL = LINEAR + NORMED
 

@@ -46,6 +46,7 @@ BLOCKS = {
     'do': Block(_do.do, _do.refusal),
     'ac': Block(rep.ac, rep.refusal),
     'rep': Block(rep.rep, rep.refusal),
+    'bn': Block(normed.bn, _cl.refusal),
     'acnet': Block(normed.acnet, normed.refusal),
     'repvgg': Block(normed.repvgg, normed.refusal),
     'repvgg_cl': Block(normed.repvgg_cl, normed.refusal),
@@ -57,7 +58,7 @@ BLOCKS = {
 METHODS = (
     *('cl', 'ck', 'fc', 'auto', 'cl+fc', 'ck+fc'),
     *('orepa', 'do', 'ac', 'rep', 'acnet', 'repvgg', 'dbb'),
-    *('repvgg_cl', 'repvgg_ck', 'mobileone'),
+    *('repvgg_cl', 'repvgg_ck', 'mobileone', 'bn'),
 )
 """Values of ``method``. Linear layers are expanded by 'fc' alone."""
 

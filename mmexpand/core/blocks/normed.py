@@ -15,6 +15,15 @@ def _sum(site: Site, branches: list[nn.Module]) -> nn.Module:
     return Sum([Norm(branch, site.bias) for branch in branches], site.padding, site.dilation)
 
 
+def bn(site: Site) -> nn.Module:
+    """BN(W): the layer with a batch norm behind it, the control of blocks with norms in branches.
+
+    A layer with such a norm is merged as exactly as a block is; what a block gains beyond it, its
+    branches have gained.
+    """
+    return _sum(site, [site.branch(site.kernel_size).conv()])
+
+
 def repvgg(site: Site) -> nn.Module:
     """BN(W_kxk) + BN(W_1x1) + BN(I) (Ding et al., "RepVGG", CVPR 2021, Sec. 3.2)."""
     return _sum(site, rep_branches(site.branch(site.kernel_size)))
