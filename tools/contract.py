@@ -23,7 +23,7 @@ from mmexpand.mm.launch import (
     suits_shape,
     tool,
 )
-from mmexpand.mm.models import build_expanded_model
+from mmexpand.mm.models import build_expanded_model, expand_wishes
 from mmexpand.surgery.checkpoint import (
     CheckpointError,
     get_state_dict,
@@ -78,6 +78,11 @@ def contract(args: argparse.Namespace, cfg, checkpoint: dict) -> Contraction:  #
 def main(args: argparse.Namespace) -> None:
     checkpoint = load_expanded(args.checkpoint)
     cfg = load_config(args)
+    if not expand_wishes(cfg):
+        raise CheckpointError(
+            f'{args.checkpoint} is of an expanded model, and {args.config} expands nothing: use '
+            'the config that it was trained with'
+        )
     check_writable(cfg.work_dir)
     result = contract(args, cfg, checkpoint)
     path = Path(cfg.work_dir) / f'compact_{Path(args.checkpoint).name}'

@@ -485,8 +485,8 @@ class ExpandedLayer(nn.Module):
             self.set_weight(weight, bias)
         except ValueError as error:
             raise ValueError(
-                f'{name}: a compact weight cannot be loaded into this expanded layer: {error}; '
-                'raise the rate, or start from the initialisation instead of the checkpoint'
+                f'{name}: a compact weight cannot be loaded into this expanded layer: {error}; or '
+                'start from the initialisation instead of the checkpoint'
             ) from None
 
     @property

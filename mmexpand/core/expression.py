@@ -680,4 +680,7 @@ class Norm(PerChannel):
 
     def kernel_refusal(self) -> str:
         """Always: the kernel depends on the batch."""
-        return 'its branches are normalised by the batch, so no weights stand for a kernel'
+        return (
+            'its branches are normalised by the batch, so no weights stand for a kernel; take a '
+            'linear block for layers that start from given weights, or leave them out'
+        )

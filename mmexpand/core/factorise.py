@@ -34,7 +34,10 @@ def cl_refusal(shapes: Sequence[Shape], groups: int) -> str:
     m, n, first, last = _channels(shapes, groups)
     if first >= m and last >= n:
         return ''
-    return f"factors of {first} and {last} channels can't hold {m} inputs and {n} outputs"
+    return (
+        f"factors of {first} and {last} channels can't hold {m} inputs and {n} outputs; "
+        'raise the rate'
+    )
 
 
 def ck_refusal(shapes: Sequence[Shape], groups: int) -> str:

@@ -1,5 +1,7 @@
 """Expansion in the ``model`` part of a config."""
 
+from types import MethodType
+
 from mmengine.logging import print_log
 from mmengine.registry import MODELS
 from torch import nn
@@ -42,10 +44,13 @@ def expand_built(module: nn.Module, cfg: ExpandConfig) -> Plan:
     """Expand a module that has just been built, before its ``init_weights`` was called.
 
     'preserve' needs the weights that are to be preserved: ``init_weights`` is called first, and
-    mmengine does not call it again.
+    does nothing when the Runner calls it. (mmengine's own does nothing a second time, but what a
+    network's class adds to it would write to the factors.)
     """
     if cfg.init == 'preserve' and hasattr(module, 'init_weights') and not _is_initialised(module):
         module.init_weights()
+        # Bound, so that a copy's is its own.
+        module.init_weights = MethodType(_init_no_more, module)
     planned = plan(module, cfg)
     if planned:
         more = planned.params_after - planned.params_before
@@ -63,6 +68,13 @@ def expand_built(module: nn.Module, cfg: ExpandConfig) -> Plan:
     return done
 
 
+def _init_no_more(module: nn.Module) -> None:
+    """In the place of the Runner's call of ``init_weights``; its class's own is back after it."""
+    del module.init_weights
+
+
 def _is_initialised(module: nn.Module) -> bool:
+    if 'init_weights' in vars(module):
+        return True
     # A module that is not mmengine's does not say: another expansion then has seen to it.
     return getattr(module, 'is_init', is_expanded(module))

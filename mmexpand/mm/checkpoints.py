@@ -139,8 +139,8 @@ def match_checkpoint(
         refusal = _factorise_refusal(model, state_dict)
         if refusal and training:
             raise CheckpointError(
-                f'a compact checkpoint cannot start this expanded model: {refusal}; raise the '
-                'rate or do without load_from'
+                f'a compact checkpoint cannot start this expanded model: {refusal}; or do without '
+                'load_from'
             )
         if refusal:
             contract_(model)

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from mmengine.hooks import EMAHook
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import nn
@@ -128,14 +129,19 @@ def _check_options(runner: Runner) -> None:
 
 
 def _check_order(runner: Runner, hook: ExpandHook) -> None:
-    """'preserve' has the network initialised, and mmengine does that once."""
+    """EMAHook copies what there is; 'preserve' has the network initialised, which is done once."""
+    before = runner.hooks[: runner.hooks.index(hook)]
+    if any(isinstance(other, EMAHook) for other in before):
+        raise ValueError(
+            'EMAHook comes before ExpandHook, and has copied the network that is not expanded: '
+            f'leave out the priority of ExpandHook, which is {ExpandHook.priority}'
+        )
     # What resumes, or has no initialisation, has nothing to lose.
     starts = is_training(runner) and not will_resume(runner)
     if not starts or not hasattr(unwrap(runner.model), 'init_weights'):
         return
-    hooks = [other for other in runner.hooks if isinstance(other, ExpandHook)]
-    before = hooks[: hooks.index(hook)]
-    if hook.cfg.init == 'default' and any(other.cfg.init == 'preserve' for other in before):
+    expanded = [other.cfg for other in before if isinstance(other, ExpandHook)]
+    if hook.cfg.init == 'default' and any(cfg.init == 'preserve' for cfg in expanded):
         raise ValueError(
             "an ExpandHook with init='default' comes after one with 'preserve', which has the "
             'network initialised, so that its own factors would not be: put it in front'

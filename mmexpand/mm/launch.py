@@ -148,6 +148,13 @@ def open_config(
         cfg.merge_from_dict(cfg_options or {})
     except Exception as error:  # mmengine asserts, and looks up keys and indexes.
         raise ConfigError(f'{option} does not fit {config}: {_foreign(error)}') from error
+    hooks = (cfg_options or {}).get('custom_hooks', ())
+    if any(isinstance(hook, str) for hook in hooks):
+        raise ConfigError(
+            f'{option}: custom_hooks is a list of text, not of hooks, which cannot be written '
+            'there; name the keys of one instead: default_hooks.expand.type=ExpandHook '
+            'default_hooks.expand.include=backbone default_hooks.contract.type=ContractHook'
+        )
     return cfg
 
 

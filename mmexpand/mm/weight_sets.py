@@ -9,6 +9,7 @@ from mmengine.hooks import CheckpointHook, EMAHook
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from ..surgery.checkpoint import is_expanded_state_dict
 from ..surgery.copying import copy_model
 from ..surgery.weights import load_weights
 from .checkpoints import match_checkpoint, unwrap
@@ -52,7 +53,9 @@ def _load_best(model: nn.Module, hook: CheckpointHook, path: str) -> nn.Module |
         return None
     with together():
         model = copy_model(model)
-        match_checkpoint(model, dict(state_dict=weights), training=True, resume=True)
+        # After a warm start the best may be the compact network's of before.
+        expanded = is_expanded_state_dict(weights)
+        match_checkpoint(model, dict(state_dict=weights), training=True, resume=expanded)
         model.load_state_dict(weights)
     return model
 

@@ -228,8 +228,7 @@ def _plan_layer(layer: nn.Module, aliases: list[str], cfg: ExpandConfig) -> Laye
     if impossible:
         raise ValueError(
             f"init='preserve' is impossible for {aliases[0]} with method={cfg.method!r} and "
-            f'rate={cfg.rate}: {impossible}; raise the rate, exclude the layer, or use '
-            "init='default'"
+            f"rate={cfg.rate}: {impossible}; or exclude the layer, or use init='default'"
         )
     return LayerPlan(
         aliases[0],

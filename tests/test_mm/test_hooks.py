@@ -13,6 +13,7 @@ from mmengine.registry import MODELS
 from mmengine.runner import FlexibleRunner, Runner
 from mmseg.apis import init_model
 from mmseg.models.backbones import UNet
+from mmseg.models.segmentors import EncoderDecoder
 from torch import nn
 from torch.nn.init import trunc_normal_
 
@@ -188,6 +189,39 @@ def test_a_networks_own_init_weights_reaches_the_factors(seg_cfg, init, by, meth
     torch.testing.assert_close(constant, torch.full_like(constant, 0.25), rtol=1e-4, atol=1e-5)
     assert found[f'{UNITS[1]}.weight'].std().item() == pytest.approx(0.02, rel=0.3)
     assert found[f'{UNITS[2]}.weight'].std().item() > 0.05
+
+
+@MODELS.register_module()
+class OwnInitOfAll(EncoderDecoder):
+    """Writes to all parameters of a part after its parent's initialisation, as DETR does."""
+
+    calls = 0
+
+    def init_weights(self):
+        super().init_weights()
+        OwnInitOfAll.calls += 1
+        for parameter in self.backbone.parameters():
+            if parameter.dim() > 1:
+                trunc_normal_(parameter, std=0.02)
+
+
+@pytest.mark.parametrize('by', ['ExpandHook', 'ExpandModel'])
+def test_what_is_preserved_is_initialised_once(seg_cfg, by):
+    how = dict(include='backbone.encoder', init='preserve', rate=2)
+    cfg = seg_cfg(**{'train_cfg.max_iters': 0, 'custom_hooks': [dict(type='ContractHook')]})
+    cfg.model.type = 'OwnInitOfAll'
+    if by == 'ExpandHook':
+        cfg.custom_hooks.insert(0, dict(type=by, **how))
+    else:
+        cfg.model = dict(type=by, model=cfg.model, **how)
+    OwnInitOfAll.calls = 0
+    model = train(cfg).model
+    assert OwnInitOfAll.calls == 1
+    for name in UNITS:
+        assert named_units(model)[name].weight.std().item() == pytest.approx(0.02, rel=0.3)
+    # It is the class's own again.
+    model.init_weights()
+    assert OwnInitOfAll.calls == 2
 
 
 def test_resume_gives_the_same_as_not_stopping(seg_cfg):
@@ -538,3 +572,9 @@ def test_expand_hook_runs_before_ema_hook_wherever_it_stands(seg_cfg):
     runner = Runner.from_cfg(seg_cfg(custom_hooks=[EMA, *hooks()]))
     kinds = [type(hook) for hook in runner.hooks]
     assert kinds.index(ExpandHook) < kinds.index(EMAHook)
+
+
+def test_an_expand_hook_told_to_run_after_ema_hook_is_refused(seg_cfg):
+    late = dict(hooks()[0], priority='LOW')
+    with pytest.raises(ValueError, match=r'EMAHook comes before ExpandHook.*VERY_HIGH'):
+        train(seg_cfg(custom_hooks=[EMA, late]))

@@ -109,6 +109,9 @@ def train(cfg):
     return runner
 
 
+KERNEL = 'backbone.encoder.0.0.convs.0.conv.weight'
+
+
 def hook(**options):
     return dict(type='ExpandHook', include='backbone.encoder', init='preserve', **options)
 
@@ -151,13 +154,33 @@ def test_a_resumed_training_goes_on_expanded(compact_run, tmp_path):
     assert list(end) == list(expected)
     for name, value in expected.items():
         torch.testing.assert_close(end[name], value, rtol=1e-3, atol=1e-4, msg=name)
-    name = 'backbone.encoder.0.0.convs.0.conv.weight'
-    moved = (expected[name] - start[name]).abs().max()
-    assert (end[name] - expected[name]).abs().max() < 0.01 * moved
+    moved = (expected[KERNEL] - start[KERNEL]).abs().max()
+    assert (end[KERNEL] - expected[KERNEL]).abs().max() < 0.01 * moved
     # What it has written is resumed as any expanded checkpoint.
     again.merge_from_dict({'load_from': None, 'train_cfg.max_iters': 10})
     again.experiment_name = 'further'
     assert train(again).iter == 10
+
+
+def test_the_best_may_stay_the_compact_networks(seg_cfg, tmp_path):
+    cfg = seg_cfg(custom_hooks=[], **{'train_cfg.max_iters': 8, 'train_cfg.val_interval': 4})
+    cfg.default_hooks.checkpoint.save_best = 'mIoU'
+    train(cfg)
+    checkpoint = Path(cfg.work_dir) / 'iter_8.pth'
+    # It has a score that nothing beats.
+    saved = torch.load(checkpoint, weights_only=False)
+    saved['message_hub']['runtime_info']['best_score'] = 100.0
+    torch.save(saved, checkpoint)
+    best = saved['message_hub']['runtime_info']['best_ckpt']
+    hooks = [hook(warm_start=True), dict(type='ContractHook')]
+    again = resumed(cfg, checkpoint, str(tmp_path / 'expanded'), hooks)
+    again.train_cfg.max_iters = 12
+    train(again)
+    found = load_checkpoint(tmp_path / 'expanded/compact_best.pth')['state_dict']
+    for name, value in load_checkpoint(best)['state_dict'].items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5, msg=name)
+    last = load_checkpoint(tmp_path / 'expanded/compact_last.pth')['state_dict']
+    assert not torch.allclose(last[KERNEL], found[KERNEL], rtol=1e-4, atol=1e-5)
 
 
 def test_without_the_option_it_is_refused_and_named(compact_run, tmp_path):

@@ -65,6 +65,10 @@ CASES = [
         "'SGDD' is no optimizer.*SGD",
     ),
     (f'{TRAIN} --cfg-options model.backbone.type=UNett', 'UNett is not in'),
+    (
+        f"{TRAIN} --cfg-options custom_hooks=[dict(type='ExpandHook')]",
+        'a list of text, not of hooks.*default_hooks.expand.type=ExpandHook',
+    ),
     (f'{TRAIN} --cfg-options model.backbone.depth=3', 'UNet cannot be built.*depth'),
     (f'{TRAIN} --cfg-options train_dataloader.dataset.type=Nowhere', 'Nowhere is not in'),
     (f'{TRAIN} --cfg-options custom_hooks.0.type=ExpandHok', 'ExpandHok is not in'),
@@ -90,6 +94,7 @@ CASES = [
     ('plan.py {CONFIG} --method cx', 'method must be one of'),
     ('plan.py {CONFIG} --method fc', 'nothing to expand'),
     ('plan.py {PLAIN}', 'expands nothing; say what to plan for'),
+    ('contract.py {PLAIN} {EXPANDED} --work-dir {OUT}', 'expands nothing'),
     ('contract.py {PLAIN} {EXPANDED} --work-dir {OUT} ' + SHAPE, 'expands nothing'),
     (f'{BENCHMARK} --config {{PLAIN}}', 'expands nothing'),
     (f'{BENCHMARK} --rates 0', 'rate must be'),
