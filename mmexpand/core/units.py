@@ -16,6 +16,10 @@ from .factorise import INITS
 from .order import FORWARDS
 from .site import Site, check_choice, check_rate, pads_apart
 
+FEW = 64
+"""Pixels below which norms in branches see the batch itself: the gradient of statistics, which a
+folded kernel does not pass on to it, is what keeps that of so few in bounds."""
+
 ConvUnit = TypeVar('ConvUnit', bound='ExpandedConv2d')
 
 
@@ -146,6 +150,8 @@ class ExpandedConv2d(ExpandedLayer):
         if not x.numel():
             # No statistics to take: as of proposals of which none is left.
             return self._apply_folded(x)
+        if self._layer_pixels(x.shape) < FEW:
+            return self._apply_branches(x)
         affine = self.fold(probe=Probe(self._pad(x), self.site))
         return self._apply_kernel(x, *self.kernel_for_forward(affine))
 

@@ -22,7 +22,7 @@ def ExpandModel(model: dict, data_preprocessor: dict | None = None, **expand: ob
     Raises:
         TypeError, ValueError: see ``ExpandConfig`` and ``plan``.
     """
-    cfg = ExpandConfig(**expand)
+    cfg = ExpandConfig.of(expand)
     if data_preprocessor is not None:
         model = {'data_preprocessor': data_preprocessor, **model}
     built = MODELS.build(model)

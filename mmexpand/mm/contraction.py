@@ -141,7 +141,11 @@ def verify_on_batch(
         except VerificationError:
             raise
         except Exception as error:
-            log(f'Features are compared, since the outputs cannot be: {describe(error)}')
+            log(
+                "Verification compares the features that the heads get: mode='tensor' of this "
+                f'network does not run on a batch ({describe(error)}). Layers behind are '
+                'compared one by one'
+            )
     return compare(features), 'features'
 
 
@@ -155,7 +159,10 @@ def _attempt(mode: str, data: dict) -> Callable[[nn.Module], None]:
         try:
             model(**copy.deepcopy(data), mode=mode)
         except Exception as error:
-            log(f'No inputs of layers from mode={mode!r}: {describe(error)}')
+            log(
+                f'Verification goes on without mode={mode!r}, which does not run in eval mode '
+                f'({describe(error)}): layers that only it reaches get random inputs'
+            )
 
     return step
 

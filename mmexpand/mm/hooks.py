@@ -60,7 +60,7 @@ class ExpandHook(CheckpointGuardHook):
     def __init__(self, compact_gradients: bool = True, warm_start: bool = False, **expand: object):
         self.compact_gradients = compact_gradients
         self.warm_start = warm_start
-        self.cfg = ExpandConfig(**expand)
+        self.cfg = ExpandConfig.of(expand)
         self._compact_optimizer: CompactOptimizer | None = None
 
     def before_run(self, runner: Runner) -> None:

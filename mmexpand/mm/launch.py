@@ -1,5 +1,6 @@
 """From a config and a command line to a Runner: what the tools share."""
 
+import difflib
 import gc
 import os
 import re
@@ -19,7 +20,7 @@ from mmengine.config import Config, DictAction
 from mmengine.dataset import BaseDataset
 from mmengine.dist import is_distributed
 from mmengine.hub import get_config
-from mmengine.registry import OPTIMIZERS, RUNNERS
+from mmengine.registry import OPTIMIZERS, RUNNERS, Registry
 from mmengine.runner import Runner, find_latest_checkpoint
 
 from ..surgery import VerificationError
@@ -384,18 +385,25 @@ def _raised_on_purpose(error: Exception, folders: tuple[Path, ...]) -> bool:
     return ours and last.line.startswith('raise ') and not isinstance(error, AssertionError)
 
 
-def _being_built(entry: TracebackType | None) -> tuple[Any, dict] | None:
-    """What mmengine was building from which arguments, of nested objects the innermost."""
+def _being_built(entry: TracebackType | None) -> tuple[Any, dict, Registry] | None:
+    """What mmengine was building from which arguments and registry; if nested, the innermost."""
     found = None
     for frame, _ in traceback.walk_tb(entry):
         if frame.f_code.co_name == 'build_from_cfg':
             seen = frame.f_locals
-            found = seen.get('obj_cls', seen.get('obj_type')), dict(seen.get('args') or {})
+            kind = seen.get('obj_cls') or seen.get('obj_type')
+            found = kind, dict(seen.get('args') or {}), seen.get('registry')
     return found
 
 
-def _explain_building(error: Exception, kind: Any, arguments: dict) -> str:
+def _explain_building(error: Exception, kind: Any, arguments: dict, registry: Registry) -> str:
     name = getattr(kind, '__name__', kind)
+    if isinstance(error, KeyError) and isinstance(kind, str):
+        known = [*registry.module_dict, *(registry.parent.module_dict if registry.parent else ())]
+        near = difflib.get_close_matches(kind, known, n=3)
+        if near:
+            words = f'there is no {kind} in the registry {registry.name!r} or its parent'
+            return f'{words}; near matches: {", ".join(near)}'
     if not (isinstance(kind, type) and issubclass(kind, BaseDataset)):
         return f'{name} cannot be built as the config says: {_foreign(error)}'
     if 'need at least one array' in str(error):  # mmengine joins the samples that there are.

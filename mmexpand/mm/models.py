@@ -114,7 +114,7 @@ def _builder_wishes(node: Any, path: str) -> Iterator[Wish]:
 
 def _expand_config(node: Mapping, others: tuple[str, ...]) -> ExpandConfig:
     ignored = {'type', 'priority', '_scope_', 'compact_gradients', 'warm_start', *others}
-    return ExpandConfig(**{key: value for key, value in node.items() if key not in ignored})
+    return ExpandConfig.of({key: value for key, value in node.items() if key not in ignored})
 
 
 def converts_channels(data_preprocessor: nn.Module) -> bool:

@@ -1,8 +1,10 @@
 """What a user asks for."""
 
+import difflib
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 from ..core.blocks import check_method
 from ..core.factorise import INITS
@@ -49,6 +51,23 @@ class ExpandConfig:
     forward: str = 'auto'
     shortcut: bool = False
     nonlinear: str | None = None
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> 'ExpandConfig':
+        """Those of a hook or a builder.
+
+        Raises:
+            TypeError, ValueError: as above; for an unknown option, with near matches.
+        """
+        known = [field.name for field in fields(cls)]
+        for name in options:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1) or known
+                raise TypeError(
+                    f'there is no option {name!r} of ExpandHook and the builders; near matches: '
+                    + ', '.join(near)
+                )
+        return cls(**options)
 
     def __post_init__(self):
         check_method(self.method, self.shortcut, self.nonlinear)

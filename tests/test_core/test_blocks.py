@@ -212,6 +212,29 @@ def test_norms_measured_where_taps_see_padding_only(how):
 
 
 @pytest.mark.parametrize('how', NORMED, ids=name)
+def test_of_few_pixels_the_gradient_is_that_of_the_branches(how):
+    """As deep down in a network with small images: it grew by orders of magnitude a layer."""
+    size = sizes(how)[0]
+    layers = [
+        part for _ in range(4) for part in (nn.Conv2d(4, 4, size, padding=size // 2), nn.ReLU())
+    ]
+    branches = nn.Sequential(*layers).double()
+    mmexpand.expand_(branches, ExpandConfig(**how))
+    folded = copy.deepcopy(branches)
+    for unit in folded[::2]:
+        unit.forward_order = 'folded'
+    few, many = (torch.randn(2, 4, side, side, dtype=torch.float64) for side in (5, 6))
+    for x, same in ((few, True), (many, False)):
+        gradients = []
+        for model in (branches, folded):
+            x.requires_grad_().grad = None
+            model(x).square().sum().backward()
+            gradients.append(x.grad)
+        assert gradients[0].abs().max() > 0
+        assert torch.allclose(*gradients, rtol=1e-9, atol=1e-12) == same
+
+
+@pytest.mark.parametrize('how', NORMED, ids=name)
 def test_norms_that_a_network_keeps_in_eval_mode_stay_so(how):
     """As mmdet's backbones do with norm_eval=True, all norms inside."""
     branches = Net(how).double()

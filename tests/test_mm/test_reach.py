@@ -186,7 +186,7 @@ def test_a_head_that_needs_data_samples():
         patch.setattr('mmexpand.mm.contraction.log', lines.append)
         result = contract_and_verify(model, segmentation_batch())
     assert result.compared == 'features'
-    assert any('Features are compared' in line and 'data_samples' in line for line in lines)
+    assert any('compares the features' in line and 'data_samples' in line for line in lines)
     assert 'end to end (features)' in report_lines('compact_last.pth', result)[0]
     for name, how in result.verification.how.items():
         assert how == (CAPTURED if name.startswith('decode_head') else IN_MODEL), name
