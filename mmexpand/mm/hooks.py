@@ -93,6 +93,8 @@ class ExpandHook(CheckpointGuardHook):
                 f'  {", ".join(layer.names)}: {layer.method.upper()}, rate {layer.rate}, '
                 f'{layer.params_before:,} -> {layer.params_after:,} parameters'
             )
+        if is_training(runner):
+            _warn_of_frozen(model, [layer.name for layer in plan])
         if isinstance(runner.model, DistributedDataParallel):
             rewrap(runner, self.compact_gradients)
         if is_training(runner):
@@ -118,6 +120,17 @@ class ExpandHook(CheckpointGuardHook):
         if self._compact_optimizer is not None:
             self._compact_optimizer.carry_over(runner)
             self._compact_optimizer = None
+
+
+def _warn_of_frozen(model: nn.Module, expanded: list[str]) -> None:
+    units = named_units(model)
+    frozen = [n for n in expanded if not any(p.requires_grad for p in units[n].parameters())]
+    if frozen:
+        log(
+            f'ExpandHook: {len(frozen)} of them are frozen, {frozen[0]} first, and gain nothing '
+            'by it: leave them out with exclude',
+            logging.WARNING,
+        )
 
 
 def _check_options(runner: Runner) -> None:

@@ -574,6 +574,25 @@ def test_expand_hook_runs_before_ema_hook_wherever_it_stands(seg_cfg):
     assert kinds.index(ExpandHook) < kinds.index(EMAHook)
 
 
+def test_frozen_layers_are_named(seg_cfg, monkeypatch):
+    class Frozen(UNet):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.encoder[0].requires_grad_(False)
+
+    MODELS.register_module(name='Frozen', module=Frozen, force=True)
+    lines = []
+    monkeypatch.setattr('mmexpand.mm.hooks.log', lambda line, *_: lines.append(line))
+    cfg = seg_cfg(custom_hooks=hooks(), **{'train_cfg.max_iters': 1})
+    train(cfg)
+    assert not any('are frozen' in line for line in lines)
+    cfg.model.backbone.type = 'Frozen'
+    cfg.experiment_name = 'frozen'
+    train(cfg)
+    (line,) = [line for line in lines if 'are frozen' in line]
+    assert f'1 of them are frozen, {UNITS[0]} first' in line
+
+
 def test_an_expand_hook_told_to_run_after_ema_hook_is_refused(seg_cfg):
     late = dict(hooks()[0], priority='LOW')
     with pytest.raises(ValueError, match=r'EMAHook comes before ExpandHook.*VERY_HIGH'):
