@@ -49,7 +49,7 @@ def page(results: list[dict], missing: list[str]) -> str:
     counts = (
         f'Of {len(results) + len(missing)} families {len(by_status["exact"])} are exact, '
         f'{len(by_status["failed"])} fail, {len(by_status["stock"])} do not run stock on this '
-        f'machine, {len(missing)} have not been tried.'
+        'machine' + (f', {len(missing)} have not been tried.' if missing else '.')
     )
     parts = [
         INTRO.format(versions=versions(), counts=counts),
