@@ -574,6 +574,18 @@ def test_expand_hook_runs_before_ema_hook_wherever_it_stands(seg_cfg):
     assert kinds.index(ExpandHook) < kinds.index(EMAHook)
 
 
+@pytest.mark.parametrize('how', [dict(), dict(method='repvgg', forward='folded')], ids=str)
+def test_a_compiled_training_is_the_same(seg_cfg, how):
+    models = []
+    for options in ({}, dict(compile=dict(backend='aot_eager'))):
+        cfg = seg_cfg(custom_hooks=hooks(**how), **options)
+        cfg.experiment_name = f'compiled{bool(options)}'
+        models.append(train(cfg).model.state_dict())
+        assert (Path(cfg.work_dir) / 'compact_last.pth').exists()
+    for name, value in models[0].items():
+        torch.testing.assert_close(models[1][name], value, rtol=1e-3, atol=1e-5, msg=name)
+
+
 def test_frozen_layers_are_named(seg_cfg, monkeypatch):
     class Frozen(UNet):
         def __init__(self, *args, **kwargs):
