@@ -12,7 +12,15 @@ from ..files import save_figure, written_whole
 from ..report import check_report
 from .run import arm_problem, write_json
 from .spec import Study
-from .statistics import ArmSummary, Difference, decimals, difference, in_words, summarise
+from .statistics import (
+    ArmSummary,
+    Difference,
+    decimals,
+    difference,
+    in_words,
+    summarise,
+    time_ratio,
+)
 
 HEAD = (
     *('arm', 'learning rate', 'seeds', 'mean', 'sd', 'difference', '95 % interval', 'above'),
@@ -81,12 +89,30 @@ def _findings(
         if arm.scores and arm.arm.name in found
     ]
     problems = [problem + '.' for arm in arms for problem in arm.problems]
+    problems += _not_timed(arms, baseline)
     untried = [arm.arm.name for arm in arms if not arm.scores]
     cannot = (arm_problem(study, arm.arm) for arm in arms if not (arm.scores or arm.tuning))
     problems += [problem + '.' for problem in cannot if problem]
     if untried:
         problems.append(f'No seed has been run to its end: {", ".join(untried)}.')
     return _Findings(study.metric, rows, sentences, problems)
+
+
+def _not_timed(arms: list[ArmSummary], baseline: ArmSummary) -> list[str]:
+    other = [
+        arm.arm.name
+        for arm in arms
+        if math.isfinite(arm.seconds / baseline.seconds)
+        and math.isnan(time_ratio(arm, baseline))
+        and arm is not baseline
+    ]
+    if not other:
+        return []
+    return [
+        f'No training time is given of arms that were not trained at the same time as '
+        f'{baseline.arm.name}: {", ".join(other)}; tools/analysis_tools/benchmark_training.py '
+        'takes the time of both in turns.'
+    ]
 
 
 def _markdown(found: _Findings) -> str:
@@ -115,7 +141,7 @@ def _row(
         interval = '' if math.isnan(found.low) else f'{low} to {high}'
         count = f'{found.wins} of {len(found.values)}'
         numbers += [f'{found.mean:+.{places}f}', interval, count]
-    return (*numbers, _number(arm.seconds / baseline.seconds, 2))
+    return (*numbers, _number(time_ratio(arm, baseline), 2))
 
 
 def _number(value: float, places: int) -> str:

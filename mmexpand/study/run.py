@@ -184,6 +184,7 @@ def train(study: Study, run: Run) -> dict:
     hook = RecordHook()
     runner.register_hook(hook)
     result = result_head(study, run)
+    started = round(time.time())
     try:
         runner.train()
     except Diverged as error:
@@ -200,6 +201,7 @@ def train(study: Study, run: Run) -> dict:
         curve=[[step, metrics.get(study.metric)] for step, metrics in curve],
         loss=hook.record['loss'],
         seconds=round(hook.record['seconds'], 2),
+        period=[started, round(time.time())],
         steps=runner.iter,
         parameters=sum(p.numel() for p in runner.model.parameters()),
         test_is_val=shares_images(runner.cfg),

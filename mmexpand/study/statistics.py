@@ -55,6 +55,8 @@ class ArmSummary:
         scores: the metric on the test split by seed.
         seconds: mean time of a training's iterations, without loading their data (see
             ``run.clock``); NaN where none has finished, or the machine was not equally free.
+        period: when the first of its trainings began and the last ended, in seconds; None where
+            that is not known.
         results: of its final runs, by seed.
         problems: a sentence each: runs that diverged, failed or are missing.
     """
@@ -64,6 +66,7 @@ class ArmSummary:
     tuning: dict[float, float]
     scores: dict[int, float]
     seconds: float
+    period: tuple[float, float] | None = None
     results: dict[int, dict] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
 
@@ -108,7 +111,29 @@ def summarise(study: Study, arm: Arm) -> ArmSummary:
     # A run that tunes and is reported too is named once.
     problems = tuple(dict.fromkeys(problems))
     seconds = fmean(times) if _comparable(times) else math.nan
-    return ArmSummary(arm, lr, _mean_by_lr(study, tuned), scores, seconds, results, problems)
+    period = _period(results.values())
+    return ArmSummary(
+        arm, lr, _mean_by_lr(study, tuned), scores, seconds, period, results, problems
+    )
+
+
+def _period(results: Iterable[dict]) -> tuple[float, float] | None:
+    periods = [result.get('period') for result in results]
+    if not periods or None in periods:
+        return None
+    return min(start for start, _ in periods), max(end for _, end in periods)
+
+
+def time_ratio(arm: ArmSummary, baseline: ArmSummary) -> float:
+    """An arm's training time as a multiple of the baseline's; NaN if not of one time.
+
+    A machine is not the same one at another time: others use it, or it is slowed down.
+    """
+    if arm.period is None or baseline.period is None:
+        return math.nan
+    if arm.period[0] > baseline.period[1] or baseline.period[0] > arm.period[1]:
+        return math.nan
+    return arm.seconds / baseline.seconds
 
 
 def _comparable(times: list[float]) -> bool:

@@ -100,6 +100,16 @@ def test_no_time_is_given_where_the_machine_was_not_equally_free(full, put, tmp_
     assert '- cl: its trainings took 25 to 50 s, the machine was not equally free' in text
 
 
+@pytest.mark.parametrize('period', [[200, 210], None])
+def test_no_time_is_given_of_an_arm_trained_at_another_time(full, put, tmp_path, period):
+    for seed in (0, 1):
+        put(full, 'cl', 0.1, seed, val=70, period=period)
+    text = write_report(full, tmp_path / 'out')
+    assert ' | 0 of 2 |  |' in text and ' | 1.00 |' in text
+    assert '- No training time is given of arms that were not trained at the same time' in text
+    assert 'compact: cl; tools/analysis_tools/benchmark_training.py' in text
+
+
 def test_a_validation_that_gave_nothing_is_left_out_of_the_curves(full, put, tmp_path):
     """mmdet's evaluator gives nothing as long as nothing is detected."""
     put(full, 'cl', 0.1, 1, val=70, curve=[[2, None], [4, 70]])

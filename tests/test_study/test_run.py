@@ -26,6 +26,8 @@ def test_result(study, arm):
     assert [step for step, _ in result['loss']] == list(range(1, 9))
     assert result['test']['accuracy'] > 50
     assert result['seconds'] > 0
+    started, ended = result['period']
+    assert 0 <= ended - started < 600
     assert set(result['versions']) == {'torch', 'mmengine', 'mmexpand'}
     write_json(result, study.result_path(run))
     assert study.result_path(run).stat().st_size < 6000
