@@ -109,7 +109,7 @@ def _not_timed(arms: list[ArmSummary], baseline: ArmSummary) -> list[str]:
     if not other:
         return []
     return [
-        f'No training time is given of arms that were not trained at the same time as '
+        'No training time is given of arms that were not trained at the same time as '
         f'{baseline.arm.name}: {", ".join(other)}; tools/analysis_tools/benchmark_training.py '
         'takes the time of both in turns.'
     ]

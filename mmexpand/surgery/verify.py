@@ -92,8 +92,9 @@ def verify(
     units = named_units(expanded)
     if not units:
         raise ValueError('the model has no expanded layer: there is nothing to verify')
+    like = next(iter(units.values())).like
     if tolerance is None:
-        tolerance = TOLERANCES[next(iter(units.values())).like.dtype]
+        tolerance = TOLERANCES[like.dtype]
     layers = _Layers(units, compact, tolerance)
     with ExitStack() as stack:
         for context in (
@@ -104,7 +105,6 @@ def verify(
         ):
             stack.enter_context(context)
         selections = Selections()
-        like = next(iter(units.values())).like
         with layers.compared(IN_MODEL), selections, _same_draws(like):
             reference = forward(expanded)
         with selections.repeated(), _same_draws(like):

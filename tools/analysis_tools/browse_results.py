@@ -26,8 +26,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--num', type=count, default=10, help='how many images of the test set')
     parser.add_argument('--device', type=device, default='cpu')
     add_config_arguments(parser)
-    args = parser.parse_args()
-    return args
+    return parser.parse_args()
 
 
 @tool(parse_args)

@@ -53,8 +53,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--device', type=device, default='cuda')
     add_debug_argument(parser)
-    args = parser.parse_args()
-    return args
+    return parser.parse_args()
 
 
 def load_images(study: Study, device: str) -> dict[str, tuple[Tensor, Tensor]]:
