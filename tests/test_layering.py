@@ -17,7 +17,7 @@ ALLOWED = {
     'mm': {'core', 'surgery', 'analysis', 'mm', 'models', 'files', 'report', 'version'},
     'models': {'models'},
     'deploy': {'core', 'surgery', 'mm', 'files', 'deploy'},
-    'study': {'mm', 'files', 'report', 'study', 'version'},
+    'study': {'core', 'mm', 'files', 'report', 'study', 'version'},
 }
 
 

@@ -1,7 +1,7 @@
 # Which blocks help a detector without norms? YOLO-LITE on BCCD.
 baseline = 'compact'
 metric = 'pascal_voc/mAP'
-lrs = [0.0005, 0.001, 0.0014, 0.002, 0.005, 0.01]
+lrs = [0.00025, 0.0005, 0.001, 0.0014, 0.002, 0.005, 0.01, 0.02]
 seeds = [0, 1, 2, 3, 4]
 tune_seeds = [0]
 results_dir = '../../resources/studies/bccd_yolo-lite'
@@ -28,7 +28,7 @@ arms = dict(
     repvgg=arm(method='repvgg'),
     repvgg_folded=arm(method='repvgg', forward='folded'),
     repvgg_cl_folded=arm(method='repvgg_cl', rate=4, forward='folded'),
-    mobileone_folded=arm(method='mobileone', rate=4, forward='folded'),
+    mobileone_folded=arm(method='mobileone', rate=4, forward='folded', exclude='kernel:1x1'),
     orepa=arm(method='orepa', init='preserve'),
     rep=arm(method='rep', init='preserve'),
     do=arm(method='do', init='preserve'),

@@ -27,7 +27,7 @@ arms = dict(
     repvgg=arm(method='repvgg'),
     repvgg_folded=arm(method='repvgg', forward='folded'),
     repvgg_cl_folded=arm(method='repvgg_cl', rate=4, forward='folded'),
-    mobileone_folded=arm(method='mobileone', rate=4, forward='folded'),
+    mobileone_folded=arm(method='mobileone', rate=4, forward='folded', exclude='kernel:1x1'),
     orepa=arm(method='orepa'),
     rep=arm(method='rep'),
     do=arm(method='do', init='preserve'),

@@ -1,7 +1,6 @@
 """The place of a layer, as blocks see it: what it computes, and factors that fit into it."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from numbers import Real
@@ -23,21 +22,6 @@ def check_rate(rate: float) -> None:
         raise TypeError(f'rate must be a number above 0, got {rate!r}')
     if not (rate > 0 and math.isfinite(rate)):
         raise ValueError(f'rate must be a number above 0, got {rate!r}')
-
-
-def check_choice(key: str, value: str, choices: Sequence[str]) -> None:
-    """Refuse a value that is none of those there are.
-
-    Args:
-        key: the name of the option, for the message.
-        value: what it was given.
-        choices: what it can be.
-
-    Raises:
-        ValueError: naming the choices.
-    """
-    if value not in choices:
-        raise ValueError(f'{key} must be one of {", ".join(map(repr, choices))}, got {value!r}')
 
 
 def widen(channels: int, rate: float) -> int:

@@ -13,8 +13,9 @@ from .eligibility import refusal
 from .expanded_layer import ExpandedLayer
 from .expression import Chain, Probe, Shape, geometry, leaves, output_size
 from .factorise import INITS
+from .names import check_choice
 from .order import FORWARDS
-from .site import Site, check_choice, check_rate, pads_apart
+from .site import Site, check_rate, pads_apart
 
 FEW = 64
 """Pixels below which norms in branches see the batch itself: the gradient of statistics, which a

@@ -1,6 +1,5 @@
 """Knowledge transfer: a teacher's losses beside a model's own, while it trains (Sec. 4.1)."""
 
-import difflib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..core.names import near_matches
 from ..surgery.checkpoint import get_state_dict, load_checkpoint
 from ..surgery.copying import copy_model
 from .checkpoints import AIDS, is_training, match_checkpoint, unwrap
@@ -197,9 +197,9 @@ def _plain(value: Any) -> Any:
 def _check_module(model: nn.Module, name: str, key: str) -> None:
     names = [found for found, _ in model.named_modules() if found]
     if name not in names:
-        near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
-        shown = f'near matches: {", ".join(near)}' if near else f'there are {", ".join(names[:5])}'
-        raise ValueError(f'DistillHook: {key}={name!r} is no module of the model; {shown}')
+        raise ValueError(
+            f'DistillHook: {key}={name!r} is no module of the model; {near_matches(name, names)}'
+        )
 
 
 def _add_aids(runner: Runner, trained: dict[str, nn.Module]) -> None:

@@ -13,6 +13,7 @@ from mmengine.runner import Runner, ValLoop
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
+from ..surgery.modes import kept_modes
 from .logs import log
 from .ranks import describe, together
 
@@ -172,14 +173,13 @@ class _Recorder(Hook):
 @contextmanager
 def _stand_in(runner: Runner, model: nn.Module, *hooks: Hook) -> Iterator[None]:
     """The runner with another model and other hooks: its own save, log, or swap EMA weights."""
-    kept, own, modes = runner.model, runner._hooks, {m: m.training for m in model.modules()}
+    kept, own = runner.model, runner._hooks
     runner.model, runner._hooks = model, list(hooks)
     try:
-        yield
+        with kept_modes(model):
+            yield
     finally:
         runner.model, runner._hooks = kept, own
-        for module, mode in modes.items():
-            module.training = mode
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """From a config and a command line to a Runner: what the tools share."""
 
-import difflib
 import gc
 import os
 import re
@@ -23,6 +22,7 @@ from mmengine.hub import get_config
 from mmengine.registry import OPTIMIZERS, RUNNERS, Registry
 from mmengine.runner import Runner, find_latest_checkpoint
 
+from ..core.names import near_matches
 from ..surgery import VerificationError
 from ..surgery.checkpoint import WEIGHTS_ONLY, describe_blocked, load_checkpoint, load_file
 from .checkpoints import CheckpointGuardHook
@@ -400,10 +400,9 @@ def _explain_building(error: Exception, kind: Any, arguments: dict, registry: Re
     name = getattr(kind, '__name__', kind)
     if isinstance(error, KeyError) and isinstance(kind, str):
         known = [*registry.module_dict, *(registry.parent.module_dict if registry.parent else ())]
-        near = difflib.get_close_matches(kind, known, n=3)
-        if near:
-            words = f'there is no {kind} in the registry {registry.name!r} or its parent'
-            return f'{words}; near matches: {", ".join(near)}'
+        words = f'there is no {kind} in the registry {registry.name!r} or its parent'
+        near = near_matches(kind, known, otherwise='')
+        return f'{words}; {near}; is its module among custom_imports?'
     if not (isinstance(kind, type) and issubclass(kind, BaseDataset)):
         return f'{name} cannot be built as the config says: {_foreign(error)}'
     if 'need at least one array' in str(error):  # mmengine joins the samples that there are.

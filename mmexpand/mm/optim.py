@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from ..core.expanded_layer import ExpandedLayer
 from ..core.expression import ROLES, parameter_roles
-from ..core.site import check_choice
+from ..core.names import check_choice
 from ..surgery import compact_looks, named_units
 from .checkpoints import unwrap
 

@@ -1,6 +1,5 @@
 """What a study is: arms, seeds, learning rates, and the metric, read from a config and checked."""
 
-import difflib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from typing import Any
 
 from mmengine.config import Config
 
+from ..core.names import near_matches
 from ..mm.launch import is_packaged
 
 KEYS = {
@@ -119,8 +119,7 @@ class Study:
             StudyError: naming near matches, if there is none.
         """
         if name not in self.arms:
-            near = difflib.get_close_matches(name, self.arms, n=3) or list(self.arms)
-            raise StudyError(f'{self.path} has no arm {name!r}; near matches: {", ".join(near)}')
+            raise StudyError(f'{self.path} has no arm {name!r}; {near_matches(name, self.arms)}')
         return self.arms[name]
 
 

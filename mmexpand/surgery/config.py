@@ -1,6 +1,5 @@
 """What a user asks for."""
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -8,8 +7,9 @@ from typing import Any
 
 from ..core.blocks import check_method
 from ..core.factorise import INITS
+from ..core.names import check_choice, near_matches
 from ..core.order import FORWARDS
-from ..core.site import check_choice, check_rate
+from ..core.site import check_rate
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,9 @@ class ExpandConfig:
         known = [field.name for field in fields(cls)]
         for name in options:
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1) or known
                 raise TypeError(
-                    f'there is no option {name!r} of ExpandHook and the builders; near matches: '
-                    + ', '.join(near)
+                    f'there is no option {name!r} of ExpandHook and the builders; '
+                    + near_matches(name, known)
                 )
         return cls(**options)
 

@@ -7,12 +7,19 @@ from torch import nn
 
 
 @contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode, then in the modes that its modules had."""
+def kept_modes(model: nn.Module) -> Iterator[None]:
+    """The model in whatever mode it is put, then in the modes that its modules had."""
     modes = {module: module.training for module in model.modules()}
-    model.eval()  # mmseg's UNet.train returns nothing.
     try:
         yield
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode, then in the modes that its modules had."""
+    with kept_modes(model):
+        model.eval()  # mmseg's UNet.train returns nothing.
+        yield

@@ -1,6 +1,5 @@
 """Which layers of a model are expanded, into what, and why the others are not."""
 
-import difflib
 import fnmatch
 import re
 from collections import Counter
@@ -12,6 +11,7 @@ from torch import nn
 from ..core.blocks import BLOCKS, choose_block
 from ..core.eligibility import EXPANDED_ALREADY, refusal
 from ..core.expression import Shape, as_kernel, kernel_refusal, leaves
+from ..core.names import near_matches
 from ..core.site import Site
 from ..core.units import ExpandedConv2d, ExpandedLinear
 from .config import ExpandConfig
@@ -185,9 +185,8 @@ def _no_match(key: str, pattern: str, kinds: dict[str, set[str]]) -> str:
     known = {'.'.join(name.split('.')[:depth]) for name in names for depth in range(1, 5)}
     if pattern.startswith(('kernel:', 'kind:')):
         known = set().union(*kinds.values())
-    near = difflib.get_close_matches(pattern, sorted(known | set(names)), n=3, cutoff=0.4)
-    shown = f'near matches: {", ".join(near)}' if near else f'layers are: {", ".join(names[:5])}'
-    return f'{key}={pattern!r} matches no convolution or linear layer; {shown}'
+    near = near_matches(pattern, [*names, *sorted(known.difference(names))], 'layers are:')
+    return f'{key}={pattern!r} matches no convolution or linear layer; {near}'
 
 
 def _unchosen(aliases: list[str], chosen: set[str], excluded: set[str]) -> str:

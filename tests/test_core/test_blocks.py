@@ -51,7 +51,8 @@ def trained(unit):
 
 
 def sizes(how):
-    return [5, 7] if 'ck' in how['method'] else [3, (5, 3)]
+    more = [1] if how['method'] == 'mobileone' else []
+    return [5, 7] if 'ck' in how['method'] else [3, (5, 3), *more]
 
 
 @pytest.mark.filterwarnings('ignore:Using padding=')

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ..site import Site, check_choice
+from ..names import check_choice
+from ..site import Site
 from . import ck as _ck
 from . import cl as _cl
 from . import do as _do
@@ -51,7 +52,7 @@ BLOCKS = {
     'repvgg': Block(normed.repvgg, normed.refusal),
     'repvgg_cl': Block(normed.repvgg_cl, normed.refusal),
     'repvgg_ck': Block(normed.repvgg_ck, lambda site: _ck.refusal(site) or normed.refusal(site)),
-    'mobileone': Block(normed.mobileone, normed.refusal),
+    'mobileone': Block(normed.mobileone, normed.mobileone_refusal),
     'dbb': Block(normed.dbb, normed.refusal),
 }
 

@@ -45,11 +45,19 @@ def repvgg_ck(site: Site) -> nn.Module:
 
 
 def mobileone(site: Site) -> nn.Module:
-    """BN(W_kxk), r of them, + BN(W_1x1) + BN(I) (Vasu et al., "MobileOne", CVPR 2023, Sec. 3.2)."""
+    """BN(W_kxk), r of them, + BN(W_1x1) + BN(I) (Vasu et al., "MobileOne", CVPR 2023, Sec. 3.2).
+
+    Of a 1x1 layer, which is one of the r already, the last 1x1 is left out.
+    """
     plain = site.branch(site.kernel_size)
-    return _sum(
-        site, [*(plain.conv() for _ in range(max(1, round(site.rate)))), *small_branches(plain)]
-    )
+    branches = [plain.conv() for _ in range(max(1, round(site.rate)))]
+    small = small_branches(plain)
+    return _sum(site, [*branches, *(small[1:] if site.kernel_size == (1, 1) else small)])
+
+
+def mobileone_refusal(site: Site) -> str:
+    """Why smaller kernels cannot be centred in this one, which a 1x1 needs none of, or ''."""
+    return '' if site.kernel_size == (1, 1) else site.not_odd()
 
 
 def acnet(site: Site) -> nn.Module:
