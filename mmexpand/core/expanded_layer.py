@@ -15,7 +15,6 @@ from .blocks.nonlinear import NonlinearChain
 from .expression import (
     Chain,
     Norm,
-    Probe,
     Shape,
     add_bias,
     apply_macs,
@@ -27,6 +26,7 @@ from .expression import (
 )
 from .leaf import FoldedLeaf
 from .order import Segments, cheapest_segments, count_macs
+from .probe import Probe
 from .site import Site
 
 FACTORS = 'factors'

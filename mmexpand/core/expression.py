@@ -6,87 +6,22 @@ folds (``fold``), how it is applied layer by layer (``forward``), what that cost
 ``nn.Conv2d`` and ``nn.Linear``, so that a framework's initialisation and its options reach them.
 """
 
-import math
 from collections.abc import Callable, Sequence
-from itertools import chain, product
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .algebra import Affine, fold, fold_order, kernel_size
-from .site import Site
+from .probe import Probe
+from .site import output_size
 
 Shape = tuple[int, int, int, int]
 """A kernel's shape ``(out, in / groups, kh, kw)``."""
 
 Solve = Callable[[Tensor, list[Tensor], int], list[Tensor]]
 """Finds factors with a given product: kernel, present factors, groups -> factors in float64."""
-
-
-STEPS = (5, 3)
-"""Pixels of an axis, of which one is taken; the first that leaves ``SAMPLES``."""
-
-SAMPLES = 256
-"""Output pixels, of all images together, that a norm's statistics are taken from at least."""
-
-
-class Probe:
-    """A batch, thinned out, on which norms in branches measure their statistics.
-
-    Statistics need only a part of the pixels: every ``step``-th of an axis, so few that branches
-    applied to them cost next to nothing. The step is odd: pooling and upsampling make even and odd
-    pixels differ. Gradients of the statistics reach the kernels, not the batch.
-
-    The pixels are gathered once for all branches. (Not a convolution with a large stride: with
-    1x1 kernels and channels_last images that writes beyond its memory in torch 2.9 on a CPU.)
-
-    Args:
-        x: the batch ``(N, m, H, W)``, padded where the layer does it apart.
-        site: of the layer.
-    """
-
-    def __init__(self, x: Tensor, site: Site):
-        size = output_size(x.shape[2:], site.kernel_size, site.stride, site.padding, site.dilation)
-        pixels = len(x) * size[0] * size[1]
-        # Of a transposed convolution they are to be of every kind: on pixels, and between them.
-        zeros = math.prod(site.upsampling or (1,))
-        steps = (s for s in STEPS if pixels >= SAMPLES * s * s and math.gcd(s, zeros) == 1)
-        self._step = next(steps, 1)
-        strides = [self._step * stride for stride in site.stride]
-        taps = x.new_zeros(
-            x.shape[1], *site.kernel_size, len(x), *(-(-n // self._step) for n in size)
-        )
-        for tap in product(*map(range, site.kernel_size)):
-            offsets = (
-                at * d - p for at, d, p in zip(tap, site.dilation, site.padding, strict=True)
-            )
-            (rows, to_rows), (columns, to_columns) = map(
-                _inside, x.shape[2:], taps.shape[4:], strides, offsets
-            )
-            pixels = x.detach()[:, :, rows, columns].transpose(0, 1)
-            taps[:, tap[0], tap[1], :, to_rows, to_columns] = pixels
-        # (groups, m / groups, kh, kw, pixels)
-        self._taps = taps.unflatten(0, (site.groups, -1)).flatten(4)
-
-    def outputs(self, kernel: Tensor) -> Tensor:
-        """What a kernel, centred in the layer's, gives: ``(out, pixels)`` in its dtype."""
-        groups, _, height, width, _ = self._taps.shape
-        y, x = (height - kernel.shape[2]) // 2, (width - kernel.shape[3]) // 2
-        taps = self._taps[:, :, y : y + kernel.shape[2], x : x + kernel.shape[3]].flatten(1, 3)
-        weight = kernel.to(taps.dtype).flatten(1).unflatten(0, (groups, -1))
-        return (weight @ taps).flatten(0, 1).to(kernel.dtype)
-
-
-def _inside(size: int, count: int, stride: int, offset: int) -> tuple[slice, slice]:
-    """Of the places offset + i stride, i < count, those in an axis of this size, and their i."""
-    first = max(0, -(offset // stride))
-    last = min(count, (size - 1 - offset) // stride + 1)
-    if last <= first:
-        return slice(0, 0), slice(0, 0)
-    return slice(first * stride + offset, (last - 1) * stride + offset + 1, stride), slice(
-        first, last
-    )
 
 
 class Node(nn.Module):
@@ -218,18 +153,6 @@ def parameter_roles(expression: nn.Module) -> dict[str, str]:
 
 def _scales(node: nn.Module) -> bool:
     return isinstance(node, (Scale, Norm))
-
-
-def output_size(
-    size: Sequence[int],
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> tuple[int, int]:
-    """Height and width of a convolution's output."""
-    axes = zip(size, kernel, stride, padding, dilation, strict=True)
-    return tuple((s + 2 * p - d * (k - 1) - 1) // step + 1 for s, k, step, p, d in axes)
 
 
 def geometry(conv: nn.Conv2d) -> tuple[Sequence[int], ...]:
@@ -664,15 +587,11 @@ class Norm(PerChannel):
         return weight, self.norm.bias.to(dtype) + centre * scale
 
     def _measure(self, weight: Tensor, bias: Tensor | None, probe: Probe) -> tuple[Tensor, Tensor]:
-        outputs = probe.outputs(weight)
-        # Two passes of products: torch.var_mean takes several times as long on a CPU.
-        mean = outputs.mean(1)
-        variance = (outputs - mean[:, None]).square().mean(1)
+        mean, variance = probe.statistics(weight)
         mean = mean if bias is None else mean + bias
         with torch.no_grad():
             # The same as F.batch_norm: the running variance is the unbiased one.
-            samples = outputs.shape[1]
-            unbiased = variance * samples / max(1, samples - 1)
+            unbiased = variance * probe.samples / max(1, probe.samples - 1)
             momentum, norm = self.norm.momentum, self.norm
             norm.running_var.lerp_(unbiased.to(norm.running_var), momentum)
             norm.running_mean.lerp_(mean.to(norm.running_mean), momentum)

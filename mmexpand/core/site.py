@@ -1,12 +1,14 @@
 """The place of a layer, as blocks see it: what it computes, and factors that fit into it."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from numbers import Real
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 Pair = tuple[int, int]
 
@@ -152,11 +154,13 @@ class Site:
         how = dict(bias=bias, device=self.like.device, dtype=self.like.dtype)
         if self.linear:
             return nn.Linear(inputs, outputs, **how)
-        return nn.Conv2d(
+        stride = self.stride if strides else (1, 1)
+        skips = tuple(kernel_size) == (1, 1) and max(stride) > 1
+        return (SkippingConv2d if skips else nn.Conv2d)(
             inputs,
             outputs,
             kernel_size,
-            stride=self.stride if strides else 1,
+            stride=stride,
             padding=tuple(max(0, p) for p in self.padding) if pads else 0,
             dilation=self.dilation if tuple(kernel_size) != (1, 1) else 1,
             groups=self.groups if groups is None else groups,
@@ -192,6 +196,33 @@ class Site:
         return ''
 
 
+class SkippingConv2d(nn.Conv2d):
+    """A 1x1 convolution with a stride, as one without on the pixels that it sees.
+
+    The gradient of the former's weight, of less than eight channels that are kept last, is written
+    beyond its memory on a CPU (uxlfoundation/oneDNN#6035; seen with torch 2.9).
+    """
+
+    def _conv_forward(
+        self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        y, x = self.stride
+        seen = F.pad(input, self._reversed_padding_repeated_twice)[..., ::y, ::x]
+        return F.conv2d(seen, weight, bias, groups=self.groups)
+
+
 def pads_apart(conv: nn.Conv2d | nn.ConvTranspose2d) -> bool:
     """Whether a convolution pads as no factor can: once, before the first one."""
     return conv.transposed or conv.padding_mode != 'zeros' or isinstance(conv.padding, str)
+
+
+def output_size(
+    size: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> tuple[int, int]:
+    """Height and width of a convolution's output."""
+    axes = zip(size, kernel, stride, padding, dilation, strict=True)
+    return tuple((s + 2 * p - d * (k - 1) - 1) // step + 1 for s, k, step, p, d in axes)

@@ -11,11 +11,12 @@ from .algebra import Affine, transpose
 from .blocks import choose_block
 from .eligibility import refusal
 from .expanded_layer import ExpandedLayer
-from .expression import Chain, Probe, Shape, geometry, leaves, output_size
+from .expression import Chain, Shape, geometry, leaves
 from .factorise import INITS
 from .names import check_choice
 from .order import FORWARDS
-from .site import Site, check_rate, pads_apart
+from .probe import Probe
+from .site import Site, check_rate, output_size, pads_apart
 
 FEW = 64
 """Pixels below which norms in branches see the batch itself: the gradient of statistics, which a

@@ -12,7 +12,8 @@ import mmexpand
 from mmexpand import ExpandConfig, ExpandedConv2d
 from mmexpand.core.blocks import BLOCKS
 from mmexpand.core.blocks.filters import cosines
-from mmexpand.core.expression import Norm, Probe
+from mmexpand.core.expression import Norm
+from mmexpand.core.probe import steps
 from mmexpand.surgery.checkpoint import contract_state_dict, is_expanded_state_dict
 
 LINEAR = [
@@ -189,7 +190,7 @@ def test_norms_measured_on_all_pixels_are_batch_norms(how):
     for unit in (measured.first, measured.second):
         unit.forward_order = 'folded'
     x = torch.randn(2, 4, 9, 8, dtype=torch.float64)
-    assert Probe(x, measured.first.site)._step == 1
+    assert steps(2 * 9 * 8, measured.first.site) == (1, 1)
     torch.testing.assert_close(measured(x), branches(x), rtol=1e-9, atol=1e-9)
     for ours, theirs in zip(norms(measured), norms(branches), strict=True):
         torch.testing.assert_close(ours.running_var, theirs.running_var)
@@ -279,7 +280,7 @@ def test_training_with_norms_learns_and_contracts_exactly(how, forward):
     model = Net(how).double()
     mmexpand.expand_(model, ExpandConfig(forward=forward, **how))
     optimizer = torch.optim.SGD(model.parameters(), 0.02, momentum=0.9)
-    assert Probe(torch.empty(8, 4, 24, 24), model.first.site)._step > 1
+    assert steps(8 * 24 * 24, model.first.site) == (3, 3)
     losses = []
     for _ in range(40):
         x = torch.randn(8, 4, 24, 24, dtype=torch.float64)
@@ -302,3 +303,21 @@ def test_training_with_norms_learns_and_contracts_exactly(how, forward):
 @pytest.mark.parametrize('how', ALL, ids=name)
 def test_block_files_show_one_formula(how):
     assert '=' in BLOCKS[name(how)].build.__doc__ or 'BN' in BLOCKS[name(how)].build.__doc__
+
+
+@pytest.mark.parametrize('padding', [1, 2])
+@pytest.mark.parametrize('method', ['rep', 'repvgg', 'mobileone'])
+def test_few_channels_kept_last_with_a_stride(method, padding):
+    """Of a strided 1x1 convolution oneDNN writes that gradient beyond its memory."""
+    last = torch.channels_last
+    conv = nn.Conv2d(3, 16, 3, stride=2, padding=padding)
+    unit = ExpandedConv2d.from_conv(conv, 1, forward='layerwise', method=method)
+    images = torch.randn(4, 3, 32, 32)
+    outputs = unit(images)
+    weights = torch.randn_like(outputs)
+    expected = torch.autograd.grad((outputs * weights).sum(), [*unit.parameters()])
+    unit, images = unit.to(memory_format=last), images.contiguous(memory_format=last)
+    for _ in range(20):
+        gradients = torch.autograd.grad((unit(images) * weights).sum(), [*unit.parameters()])
+        for gradient, reference in zip(gradients, expected, strict=True):
+            assert relative_error(gradient, reference) < 1e-3

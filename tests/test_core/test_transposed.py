@@ -14,8 +14,8 @@ import mmexpand
 from mmexpand import ExpandConfig, ExpandedConv2d, ExpandedConvTranspose2d
 from mmexpand.analysis.complexity import layer_costs
 from mmexpand.core.algebra import transpose
-from mmexpand.core.expression import Probe
 from mmexpand.core.leaf import FoldedLeaf
+from mmexpand.core.probe import steps
 from mmexpand.core.site import Site
 from mmexpand.mm.warm_start import pulled_back
 from mmexpand.surgery.checkpoint import contract_state_dict, is_expanded_state_dict
@@ -118,8 +118,7 @@ def test_norms_are_measured_on_pixels_of_every_kind(how, stride):
     torch.testing.assert_close(measured(x), branches(x), rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(measured.to_conv().weight, branches.to_conv().weight)
     # Of stride 3, every third pixel would be of one kind.
-    probe = Probe(measured._pad(torch.randn(2, 4, 18, 18)), measured.site)
-    assert probe._step == {2: 3, 3: 1}[stride]
+    assert steps(2500, measured.site) == {2: (3, 3), 3: (1, 1)}[stride]
 
 
 def test_norms_preserve_nothing_and_say_so():

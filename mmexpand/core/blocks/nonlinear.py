@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..algebra import Affine
-from ..expression import Chain, Probe
+from ..expression import Chain
+from ..probe import Probe
 from ..site import Site
 
 NO_KERNEL = "there is ReLU between its factors (nonlinear='relu'), and no single layer is the same"
