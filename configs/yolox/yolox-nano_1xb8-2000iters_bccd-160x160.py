@@ -1,5 +1,5 @@
 _base_ = '../yolo_lite/yolo-lite_1xb8-2000iters_bccd-160x160.py'
-# mmdet's YOLOX-nano as it is, trained as YOLO-LITE is here: no mosaic, no averaged weights.
+# mmdet's YOLOX-nano and its optimizer as they are, on YOLO-LITE's images here: no mosaic, no average.
 norm_cfg = dict(type='BN', momentum=0.03, eps=0.001)
 act_cfg = dict(type='Swish')
 thin = dict(use_depthwise=True, norm_cfg=norm_cfg, act_cfg=act_cfg)
@@ -18,4 +18,10 @@ model = dict(
     bbox_head=dict(type='YOLOXHead', num_classes=3, in_channels=64, feat_channels=64, **thin),
     train_cfg=dict(assigner=dict(type='SimOTAAssigner', center_radius=2.5)),
     test_cfg=dict(score_thr=0.01, nms=dict(type='nms', iou_threshold=0.65)),
+)
+optim_wrapper = dict(
+    _delete_=True,
+    type='OptimWrapper',
+    optimizer=dict(type='SGD', lr=0.01, momentum=0.9, weight_decay=0.0005, nesterov=True),
+    paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
 )
