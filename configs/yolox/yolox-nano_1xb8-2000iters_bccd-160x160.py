@@ -1,5 +1,5 @@
 _base_ = '../yolo_lite/yolo-lite_1xb8-2000iters_bccd-160x160.py'
-# mmdet's YOLOX-nano and its optimizer as they are, on YOLO-LITE's images here: no mosaic, no average.
+# mmdet's YOLOX-nano and its optimizer as they are, without mosaic and averaged weights.
 norm_cfg = dict(type='BN', momentum=0.03, eps=0.001)
 act_cfg = dict(type='Swish')
 thin = dict(use_depthwise=True, norm_cfg=norm_cfg, act_cfg=act_cfg)
