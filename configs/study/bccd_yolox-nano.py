@@ -20,6 +20,9 @@ def arm(**fields):
 
 arms = dict(
     compact=dict(config=config, cfg_options=data),
-    repvgg_folded=arm(method='repvgg', forward='folded'),  # The 3x3 kernels, depthwise ones.
+    # What norms alone do, behind those that it has: of the layers that RepVGG's block takes.
+    bn=arm(method='bn', include='kernel:3x3'),
+    repvgg=arm(method='repvgg'),
+    repvgg_folded=arm(method='repvgg', forward='folded'),  # The 3x3 kernels, most are depthwise.
     mobileone_folded=arm(method='mobileone', rate=4, forward='folded'),  # The 1x1 kernels too.
 )

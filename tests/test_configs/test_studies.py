@@ -21,6 +21,11 @@ RECOMMENDED = [
     ('bccd_yolo-lite', 'bn', BN),
     ('bccd_yolo-lite', 'repvgg_folded', REPVGG),
     (
+        'bccd_yolox-nano',
+        'repvgg_folded',
+        ROOT / 'configs/yolox/yolox-nano_expand-repvgg_1xb8-2000iters_bccd-160x160.py',
+    ),
+    (
         'camvid_unet',
         'repvgg_folded',
         UNET / 'unet-s4-d8_expand-repvgg_fcn_1xb8-1500iters_camvid-96x128.py',

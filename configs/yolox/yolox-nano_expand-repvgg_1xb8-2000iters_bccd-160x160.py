@@ -1,0 +1,6 @@
+_base_ = 'yolox-nano_1xb8-2000iters_bccd-160x160.py'
+custom_hooks = [
+    dict(type='NumClassCheckHook'),
+    dict(type='ExpandHook', method='repvgg', forward='folded'),
+    dict(type='ContractHook'),
+]
