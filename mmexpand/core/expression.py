@@ -284,6 +284,8 @@ class Sum(nn.ModuleList, Node):
 
     def fold(self, dtype: torch.dtype, probe: Probe | None = None) -> Affine:
         """The sum of kernels and of biases."""
+        if probe is not None and probe.few_inputs and all(map(_is_measured, self)):
+            return _fold_measured(list(self), self.shape[2:], dtype, probe)
         weight, bias = fold_node(self[0], dtype, probe)
         return self._add_others(weight, bias, dtype, 1, probe)
 
@@ -297,8 +299,7 @@ class Sum(nn.ModuleList, Node):
     ) -> Affine:
         for node in list(self)[1:]:
             other, other_bias = fold_node(node, dtype, probe)
-            y, x = self._margin(node)
-            weight = weight + sign * F.pad(other, (x, x, y, y))
+            weight = weight + sign * centred(other, self.shape[2:])
             if other_bias is not None:
                 bias = sign * other_bias if bias is None else bias + sign * other_bias
         return weight, bias
@@ -575,27 +576,15 @@ class Norm(PerChannel):
 
     def fold(self, dtype: torch.dtype, probe: Probe | None = None) -> Affine:
         """Kernel and bias in eval mode by the running statistics, or by those of a probe."""
+        if probe is not None and _is_measured(self):
+            return _fold_measured([self], self.shape[2:], dtype, probe)
         weight, bias = fold_node(self.node, dtype, probe)
-        if probe is None or not self.norm.training:  # The latter with a network's norm_eval.
-            scale, mean = self._scale(dtype), self.norm.running_mean.to(dtype)
-        else:
-            scale, mean = self._measure(weight, bias, probe)
+        scale, mean = self._scale(dtype), self.norm.running_mean.to(dtype)
         weight = weight * per_channel(scale, weight)
         if not self.shifts:
             return weight, None
         centre = -mean if bias is None else bias - mean
         return weight, self.norm.bias.to(dtype) + centre * scale
-
-    def _measure(self, weight: Tensor, bias: Tensor | None, probe: Probe) -> tuple[Tensor, Tensor]:
-        mean, variance = probe.statistics(weight)
-        mean = mean if bias is None else mean + bias
-        with torch.no_grad():
-            # The same as F.batch_norm: the running variance is the unbiased one.
-            unbiased = variance * probe.samples / max(1, probe.samples - 1)
-            momentum, norm = self.norm.momentum, self.norm
-            norm.running_var.lerp_(unbiased.to(norm.running_var), momentum)
-            norm.running_mean.lerp_(mean.to(norm.running_mean), momentum)
-        return self.norm.weight.to(weight.dtype) * (variance + self.norm.eps).rsqrt(), mean
 
     def kernel_refusal(self) -> str:
         """Always: the kernel depends on the batch."""
@@ -603,3 +592,45 @@ class Norm(PerChannel):
             'its branches are normalised by the batch, so no weights stand for a kernel; take a '
             'linear block for layers that start from given weights, or leave them out'
         )
+
+
+def centred(kernel: Tensor, size: Sequence[int]) -> Tensor:
+    """A kernel with zeros around it, up to this height and width."""
+    y, x = ((whole - part) // 2 for whole, part in zip(size, kernel.shape[2:], strict=True))
+    return F.pad(kernel, (x, x, y, y)) if y or x else kernel
+
+
+def _is_measured(node: nn.Module) -> bool:
+    return isinstance(node, Norm) and node.norm.training  # Not with a network's norm_eval.
+
+
+def _fold_measured(
+    branches: Sequence[Norm], size: Sequence[int], dtype: torch.dtype, probe: Probe
+) -> Affine:
+    """The sum of branches normalised by a probe's statistics, which the running ones follow.
+
+    All at once: of small kernels it is the number of operations that costs.
+
+    Args:
+        branches: built for one layer.
+        size: height and width of the sum.
+        dtype: what to compute in.
+        probe: of a batch.
+    """
+    norms = [branch.norm for branch in branches]
+    folded = [fold_node(branch.node, dtype, probe) for branch in branches]
+    kernels = torch.stack([centred(weight, size) for weight, _ in folded])
+    mean, variance = probe.statistics(kernels)
+    with torch.no_grad():
+        # The same as F.batch_norm: the running variance is the unbiased one.
+        unbiased = variance * (probe.samples / max(1, probe.samples - 1))
+        for norm, (_, bias), ours, theirs in zip(norms, folded, mean, unbiased, strict=True):
+            whole = ours if bias is None else ours + bias
+            norm.running_mean.lerp_(whole.to(norm.running_mean), norm.momentum)
+            norm.running_var.lerp_(theirs.to(norm.running_var), norm.momentum)
+    scale = torch.stack([norm.weight for norm in norms]).to(dtype)
+    scale = scale * (variance + norms[0].eps).rsqrt()
+    weight = (kernels * scale[..., None, None, None]).sum(0)
+    if not branches[0].shifts:
+        return weight, None
+    return weight, torch.stack([norm.bias for norm in norms]).to(dtype).sub(mean * scale).sum(0)

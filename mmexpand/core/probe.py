@@ -41,30 +41,36 @@ class Probe:
         self._taps = _gather(x.detach(), site).unflatten(0, (site.groups, -1)).flatten(4)
         self.samples = self._taps.shape[4]
         inputs = self._taps[0, ..., 0].numel()
-        self._few_inputs = inputs <= max(FEW_INPUTS, 2 * site.out_channels // site.groups)
+        self.few_inputs = inputs <= max(FEW_INPUTS, 2 * site.out_channels // site.groups)
         self._moments: tuple[Tensor, Tensor] | None = None
 
-    def statistics(self, kernel: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and biased variance ``(out,)`` of what a kernel, centred in the layer's, gives.
+    def statistics(self, kernels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and biased variance of what kernels, centred in the layer's, give.
 
-        They are linear and quadratic in the kernel: where its inputs are few, their covariance is
+        They are linear and quadratic in a kernel: where its inputs are few, their covariance is
         taken once, and no branch is applied to the pixels.
+
+        Args:
+            kernels: ``(branches, out, in / groups, kh, kw)``.
+
+        Returns:
+            Both ``(branches, out)``.
         """
         groups, _, height, width, _ = self._taps.shape
-        y, x = (height - kernel.shape[2]) // 2, (width - kernel.shape[3]) // 2
-        rows, columns = slice(y, y + kernel.shape[2]), slice(x, x + kernel.shape[3])
-        weight = kernel.flatten(1).unflatten(0, (groups, -1))
-        if self._few_inputs:
-            mean, covariance = self._moments_of_inputs(kernel.dtype)
+        y, x = (height - kernels.shape[3]) // 2, (width - kernels.shape[4]) // 2
+        rows, columns = slice(y, y + kernels.shape[3]), slice(x, x + kernels.shape[4])
+        weight = kernels.flatten(2).unflatten(1, (groups, -1))
+        if self.few_inputs:
+            mean, covariance = self._moments_of_inputs(kernels.dtype)
             mean = mean[:, :, rows, columns].flatten(1)
             covariance = covariance[:, :, rows, columns, :, rows, columns].flatten(4).flatten(1, 3)
-            variance = ((weight @ covariance) * weight).sum(2)
-            return (weight @ mean[:, :, None]).flatten(), variance.flatten()
+            variance = ((weight @ covariance) * weight).sum(3)
+            return (weight @ mean[:, :, None]).flatten(1), variance.flatten(1)
         taps = self._taps[:, :, rows, columns].flatten(1, 3)
-        outputs = (weight.to(taps.dtype) @ taps).flatten(0, 1).to(kernel.dtype)
+        outputs = (weight.to(taps.dtype) @ taps).to(kernels.dtype)
         # Two passes of products: torch.var_mean takes several times as long on a CPU.
-        mean = outputs.mean(1)
-        return mean, (outputs - mean[:, None]).square().mean(1)
+        mean = outputs.mean(3, keepdim=True)
+        return mean.flatten(1), (outputs - mean).square().mean(3).flatten(1)
 
     def _moments_of_inputs(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Mean ``(groups, m, kh, kw)`` and covariance ``(groups, m, kh, kw, m, kh, kw)``."""
@@ -84,7 +90,7 @@ def _gather(x: Tensor, site: Site) -> Tensor:
     step = steps(len(x) * size[0] * size[1], site)
     strides = [a * b for a, b in zip(step, site.stride, strict=True)]
     images = x.transpose(0, 1)
-    if math.prod(strides) <= math.prod(site.kernel_size):
+    if math.prod(strides) < math.prod(site.kernel_size):
         images = images.contiguous()  # Once, rather than once a tap.
     thinned = [-(-n // s) for n, s in zip(size, step, strict=True)]
     taps = x.new_zeros(x.shape[1], *site.kernel_size, len(x), *thinned)

@@ -24,11 +24,11 @@ def test_statistics_are_those_of_the_outputs(monkeypatch, few_inputs, groups, ke
     measured = probe.Probe(x, Site.of(layer, 1))
     whole = F.pad(weight, [(3 - k) // 2 for k in kernel[::-1] for _ in range(2)])
     outputs = F.conv2d(x, whole, None, stride, padding, dilation, groups).transpose(0, 1).flatten(1)
-    assert measured._few_inputs == (few_inputs > 0)
+    assert measured.few_inputs == (few_inputs > 0)
     assert measured.samples == outputs.shape[1]
     expected = outputs.mean(1), outputs.var(1, correction=0)
-    found = measured.statistics(weight)
-    for ours, theirs in zip(found, expected, strict=True):
+    found = measured.statistics(torch.stack([torch.ones_like(weight), weight]))
+    for ours, theirs in zip([both[1] for both in found], expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
         (gradient,) = torch.autograd.grad(ours.square().sum(), weight, retain_graph=True)
         (reference,) = torch.autograd.grad(theirs.square().sum(), weight, retain_graph=True)
