@@ -1,7 +1,7 @@
 # Do blocks with norms help a stock compact detector? mmdet's YOLOX-nano on BCCD.
 baseline = 'compact'
 metric = 'pascal_voc/mAP'
-lrs = [0.005, 0.01, 0.02, 0.04]
+lrs = [0.01, 0.02, 0.04, 0.08]
 seeds = [0, 1, 2, 3, 4]
 tune_seeds = [0]
 results_dir = '../../resources/studies/bccd_yolox-nano'
