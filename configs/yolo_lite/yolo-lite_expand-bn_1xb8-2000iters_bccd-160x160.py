@@ -4,5 +4,5 @@ custom_hooks = [
     dict(type='ExpandHook', include='backbone', method='bn'),
     dict(type='ContractHook'),
 ]
-# The best of three for it; the compact network's is 0.001.
+# The best of four for it; the compact network's is 0.001.
 optim_wrapper = dict(optimizer=dict(lr=0.01))
