@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from .algebra import Affine, fold, fold_order, kernel_size
 from .probe import Probe
-from .site import output_size
+from .site import margins, output_size
 
 Shape = tuple[int, int, int, int]
 """A kernel's shape ``(out, in / groups, kh, kw)``."""
@@ -259,15 +259,8 @@ class Sum(nn.ModuleList, Node):
         super().__init__(nodes)
         self._crops = [
             tuple(max(0, m * d - p) for m, p, d in zip(margin, padding, dilation, strict=True))
-            for margin in map(self._margin, self)
+            for margin in (margins(self.shape[2:], shape_of(node)[2:]) for node in self)
         ]
-
-    def _margin(self, node: nn.Module) -> tuple[int, int]:
-        """Taps between the border of the whole kernel and this branch's, by axis."""
-        return tuple(
-            (whole - part) // 2
-            for whole, part in zip(self.shape[2:], shape_of(node)[2:], strict=True)
-        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Add up the branches' outputs."""
@@ -596,7 +589,7 @@ class Norm(PerChannel):
 
 def centred(kernel: Tensor, size: Sequence[int]) -> Tensor:
     """A kernel with zeros around it, up to this height and width."""
-    y, x = ((whole - part) // 2 for whole, part in zip(size, kernel.shape[2:], strict=True))
+    y, x = margins(size, kernel.shape[2:])
     return F.pad(kernel, (x, x, y, y)) if y or x else kernel
 
 

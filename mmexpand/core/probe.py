@@ -6,7 +6,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from .site import Site, output_size
+from .site import Site, margins, output_size
 
 STEPS = ((5, 5), (3, 3))
 """Pixels of each axis, of which one is taken; the first that leaves ``SAMPLES``."""
@@ -56,8 +56,8 @@ class Probe:
         Returns:
             Both ``(branches, out)``.
         """
-        groups, _, height, width, _ = self._taps.shape
-        y, x = (height - kernels.shape[3]) // 2, (width - kernels.shape[4]) // 2
+        groups = len(self._taps)
+        y, x = margins(self._taps.shape[2:4], kernels.shape[3:])
         rows, columns = slice(y, y + kernels.shape[3]), slice(x, x + kernels.shape[4])
         weight = kernels.flatten(2).unflatten(1, (groups, -1))
         if self.few_inputs:

@@ -173,9 +173,9 @@ class Site:
         Its padding is less by the taps that it lacks. Below none the image is cropped (``Sum``).
         """
         padding = tuple(
-            p - d * ((k - small) // 2)
-            for p, d, k, small in zip(
-                self.padding, self.dilation, self.kernel_size, kernel_size, strict=True
+            p - d * margin
+            for p, d, margin in zip(
+                self.padding, self.dilation, margins(self.kernel_size, kernel_size), strict=True
             )
         )
         return replace(self, kernel_size=tuple(kernel_size), padding=padding, bias=False)
@@ -214,6 +214,11 @@ class SkippingConv2d(nn.Conv2d):
 def pads_apart(conv: nn.Conv2d | nn.ConvTranspose2d) -> bool:
     """Whether a convolution pads as no factor can: once, before the first one."""
     return conv.transposed or conv.padding_mode != 'zeros' or isinstance(conv.padding, str)
+
+
+def margins(whole: Sequence[int], part: Sequence[int]) -> Pair:
+    """Taps between the border of a kernel and that of a smaller one centred in it, by axis."""
+    return tuple((large - small) // 2 for large, small in zip(whole, part, strict=True))
 
 
 def output_size(
