@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 import mmexpand
-from mmexpand.analysis.complexity import describe_segments, layer_costs
+from mmexpand.analysis.complexity import layer_costs
 from mmexpand.mm.launch import (
     ConfigError,
     add_config_arguments,
@@ -88,7 +88,7 @@ def show_layers(plans: list, costs: dict) -> Table:
                 layer.method.upper(),
                 f'{layer.rate:g}',
                 ' '.join('x'.join(map(str, shape)) for shape in layer.factor_shapes),
-                describe_segments(cost.segments) if cost else '',
+                cost.runs if cost else '',
                 f'{layer.params_before:,}',
                 f'{layer.params_after:,}',
                 *macs,

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..core.order import Segments
 from ..surgery import named_units
 from ..surgery.modes import eval_mode
 
@@ -20,23 +19,23 @@ class LayerCost:
         input_shape: of the layer in this model.
         macs_compact: multiply-accumulate operations of the layer that it stands for.
         macs_layerwise: of the paper's chain.
-        macs_auto: of the cheapest order of association, folding included.
-        segments: that order.
+        macs_auto: of the cheaper of the two, folding included.
+        runs: that one: 'layerwise' or 'folded'.
     """
 
     input_shape: tuple[int, ...]
     macs_compact: int
     macs_layerwise: int
     macs_auto: int
-    segments: Segments
+    runs: str
 
 
 @torch.no_grad()
 def layer_costs(model: nn.Module, forward: Callable[[nn.Module], Any]) -> dict[str, LayerCost]:
     """Count the cost of every unit of an expanded model in one forward pass.
 
-    A layer that is called several times is counted for all calls; the order shown is that of the
-    last.
+    A layer that is called several times is counted for all calls; ``runs`` is that of the
+    last call.
 
     Args:
         model: an expanded model, run in eval mode and left as it was.
@@ -73,24 +72,13 @@ def unit_costs(
 
 
 def _cost(unit: nn.Module, input_shapes: list[tuple[int, ...]]) -> LayerCost:
-    count = len(unit.factor_shapes)
-    folded, layerwise = ((0, count),), tuple((index, index + 1) for index in range(count))
     totals = [0, 0, 0]
     for input_shape in input_shapes:
+        layerwise = unit.count_macs(input_shape, folded=False)
+        folded = unit.count_macs(input_shape, folded=True) if unit.has_kernel else layerwise
         # In training mode a block with norms in its branches is never folded.
-        segments = unit.segments(input_shape) if unit.is_linear else layerwise
-        totals[0] += unit.count_macs(input_shape, folded, with_folding=False)
-        totals[1] += unit.count_macs(input_shape, layerwise)
-        totals[2] += unit.count_macs(input_shape, segments)
-    return LayerCost(input_shapes[-1], *totals, segments)
-
-
-def describe_segments(segments: Segments) -> str:
-    """An order of association in words: 'layerwise', 'folded', or like '1 (2 3)'."""
-    count = segments[-1][1]
-    if len(segments) == 1:
-        return 'folded'
-    if len(segments) == count:
-        return 'layerwise'
-    parts = (' '.join(str(i + 1) for i in range(start, stop)) for start, stop in segments)
-    return ' '.join(f'({part})' if ' ' in part else part for part in parts)
+        cheaper = unit.is_linear and folded <= layerwise
+        totals[0] += unit.count_macs(input_shape, folded=True, with_folding=False)
+        totals[1] += layerwise
+        totals[2] += folded if cheaper else layerwise
+    return LayerCost(input_shapes[-1], *totals, 'folded' if cheaper else 'layerwise')

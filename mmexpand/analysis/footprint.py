@@ -28,7 +28,8 @@ class SavedBytes:
 
     Attributes:
         activations: of tensors that were computed from the input, the input included.
-        folding: of tensors that were computed from parameters alone: products of factors.
+        folding: of tensors that were computed from parameters alone: folded kernels. Products
+            that a fold keeps for its own gradient are not seen; they are part of the peak memory.
     """
 
     activations: int
@@ -44,11 +45,9 @@ def saved_bytes(
     the graph still holds it when the forward pass is over. Parameters and buffers do not count:
     the model holds them anyway.
 
-    Folded kernels, and what their product needs in backward, are told from activations by where
-    they come from, not by size or by the name of a method: every operation is seen as it runs,
-    and what it makes belongs to the activations if any of its arguments does, the input being the
-    first of them. What is left was computed from parameters alone: products of factors, and copies
-    of factors in another layout. A compact network has none: the kernels it saves are parameters.
+    Folded kernels are told from activations by the operations that made them: the result of an
+    operation belongs to the activations if any of its arguments does, the input being the first.
+    A compact network saves no folded kernel: its kernels are parameters.
 
     Args:
         model: in training mode.

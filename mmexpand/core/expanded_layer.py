@@ -1,15 +1,12 @@
 """What the expanded layers share: linear factors in the place of one layer (Sec. 3)."""
 
 import copy
-import logging
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
-from torch.utils.checkpoint import checkpoint
 
-from .algebra import Affine, fold, has_taps
+from .algebra import Affine
 from .blocks import BLOCKS
 from .blocks.nonlinear import NonlinearChain
 from .expression import (
@@ -20,57 +17,22 @@ from .expression import (
     apply_macs,
     as_kernel,
     fold_macs,
-    fold_node,
     kernel_refusal,
     leaves,
 )
+from .folded import FoldedKernel
 from .leaf import FoldedLeaf
-from .order import Segments, cheapest_segments, count_macs
+from .offer import Offer
 from .probe import Probe
 from .site import Site
+
+FORWARDS = ('auto', 'layerwise', 'folded')
 
 FACTORS = 'factors'
 """Where a chain is in a unit; the expression of another block is under the block's name."""
 
 SITE_KEY = 'expanded_site'
 """The buffer of any other block's expression that says what it is built from."""
-
-logger = logging.getLogger(__name__)
-
-
-# Fused optimizers change parameters without a trace on their version counters.
-_optimizer_steps = 0
-
-
-def _count_optimizer_step(*_: object) -> None:
-    global _optimizer_steps
-    _optimizer_steps += 1
-
-
-register_optimizer_step_post_hook(_count_optimizer_step)
-
-
-class Offer:
-    """A weight and bias that a unit lets be written to, and whether they were.
-
-    Attributes:
-        weight: in the shape of the layer's.
-        bias: in the shape of the layer's, or None.
-    """
-
-    def __init__(self, weight: Tensor, bias: Tensor | None):
-        self.weight, self.bias = weight, bias
-        self._before = weight.clone(), None if bias is None else bias.clone()
-
-    @property
-    def weight_was_written(self) -> bool:
-        """Whether the weight is another one."""
-        return not torch.equal(self.weight, self._before[0])
-
-    @property
-    def bias_was_written(self) -> bool:
-        """Whether there is a bias, and it is another one."""
-        return self.bias is not None and not torch.equal(self.bias, self._before[1])
 
 
 class ExpandedLayer(nn.Module):
@@ -95,9 +57,8 @@ class ExpandedLayer(nn.Module):
         self.forward_order = forward
         expression = BLOCKS[block].build(site)
         self.has_kernel = not isinstance(expression, NonlinearChain)
-        # A state dict is to say that a layer is transposed, and its chain is never run in parts.
+        # A state dict tells by the name that a layer is transposed.
         chain = isinstance(expression, Chain) and site.upsampling is None
-        self._is_chain = chain and self.has_kernel
         self._root = FACTORS if chain else block
         self.add_module(self._root, expression)
         if self._root != FACTORS:
@@ -110,8 +71,7 @@ class ExpandedLayer(nn.Module):
         # The layer without its parameters, in a tuple so that it is no submodule: contraction
         # gives back this class with these attributes and hooks.
         self._layer = (_without_parameters(layer),)
-        self._folded: tuple | None = None
-        self._last_segments: Segments | None = None
+        self.kernel = self._new_kernel()
         self.leaf: FoldedLeaf | None = None
         self._offered: Offer | None = None
         self.train(layer.training)
@@ -120,6 +80,9 @@ class ExpandedLayer(nn.Module):
     def expression(self) -> nn.Module:
         """What the kernel is computed from."""
         return self._modules[self._root]
+
+    def _new_kernel(self) -> FoldedKernel:
+        return FoldedKernel(self.expression, self._turn, self._lay_out)
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer: the same shapes in and out as the layer it stands for.
@@ -132,89 +95,54 @@ class ExpandedLayer(nn.Module):
         if self._offered is not None:
             self.take_offered()
         if not self.has_kernel:
-            return self.forward_layerwise(x)
-        if self.training and not self.is_linear and self.forward_order == 'folded':
-            return self._apply_measured(x)
-        if self.training and (self.forward_order == 'layerwise' or not self.is_linear):
-            return self._apply_layerwise(x)
-        folded = self.forward_order == 'folded' or self.leaf is not None
-        if not self.training or folded:
-            return self._apply_folded(x)
-        segments = self.segments(x.shape)
-        if segments != self._last_segments:
-            self._last_segments = segments
-            logger.debug('%s at %s: %s', self._layer[0], tuple(x.shape), segments)
-        if len(segments) == 1:
-            return self._apply_folded(x)
-        if not self._is_chain:
-            return self._apply_layerwise(x)
-        if segments[0] == (0, 1) and not has_taps(as_kernel(self.factors[0].weight)):
-            # The first 1x1 costs next to nothing beside the others, and its output is r times
-            # larger than its input: kept is the input, from which backward applies it again.
-            # (Checkpointing stops there: what follows is not computed twice.)
-            x = checkpoint(
-                self._apply_segments,
-                x,
-                segments[:2],
-                use_reentrant=False,
-                preserve_rng_state=False,
-            )
-            segments = segments[2:]
-        return self._apply_segments(x, segments)
+            return self._apply_branches(x)
+        if self.training and self._measures:
+            folded = self.forward_order == 'folded'
+            return self._apply_measured(x) if folded else self._apply_branches(x)
+        if self.training and not self._runs_folded(x):
+            return self._apply_branches(x)
+        return self._apply_kernel(x, *self.folded())
+
+    @property
+    def _measures(self) -> bool:
+        """Whether norms in branches take statistics of the batch, in training mode."""
+        return not self.is_linear and any(
+            norm.training
+            for module in self.modules()
+            if isinstance(module, Norm)
+            for norm in [module.norm]
+        )
+
+    def _runs_folded(self, x: Tensor) -> bool:
+        """Whether training runs on the folded kernel: 'auto' does where that is cheaper."""
+        if self.leaf is not None or self.forward_order == 'folded':
+            return True
+        if self.forward_order == 'layerwise':
+            return False
+        return self.count_macs(x.shape, folded=True) <= self.count_macs(x.shape, folded=False)
 
     def forward_layerwise(self, input: Tensor) -> Tensor:
         """Apply one factor after another, in any mode: the paper's chain."""
         if self._offered is not None:
             self.take_offered()
-        return self._apply_layerwise(input)
-
-    def _apply_layerwise(self, x: Tensor) -> Tensor:
-        if self._is_chain:
-            return self._apply_segments(x, self._layerwise)
-        return self._apply_branches(x)
-
-    def segments(self, input_shape: Sequence[int]) -> Segments:
-        """The cheapest order of association for an input of this shape."""
-        if self._is_chain:
-            pixels = self.output_pixels(input_shape)
-            return cheapest_segments(tuple(self.factor_shapes), pixels, self.groups)
-        if not self.has_kernel:
-            return self._layerwise
-        orders = self._folded_order, self._layerwise
-        return min(orders, key=lambda order: self.count_macs(input_shape, order))
-
-    @property
-    def _folded_order(self) -> Segments:
-        return ((0, len(self.factor_shapes)),)
-
-    @property
-    def _layerwise(self) -> Segments:
-        return tuple((index, index + 1) for index in range(len(self.factor_shapes)))
+        return self._apply_branches(input)
 
     def count_macs(
-        self, input_shape: Sequence[int], segments: Segments, with_folding: bool = True
+        self, input_shape: Sequence[int], folded: bool, with_folding: bool = True
     ) -> int:
-        """Multiply-accumulate operations of a forward pass in a given order of association.
+        """Multiply-accumulate operations of a forward pass.
 
         Args:
             input_shape: of the layer's input.
-            segments: the order: of a block that is no chain, all factors at once or each by
-                itself.
+            folded: whether one kernel is applied, or one factor after another.
             with_folding: whether to count the products of factors, not only their application.
         """
-        if self._is_chain:
-            pixels = self.output_pixels(input_shape)
-            return count_macs(self.factor_shapes, pixels, self.groups, segments, with_folding)
-        if len(segments) > 1:
+        if not folded:
             batch, size = self._padded_size(input_shape)
             return batch * apply_macs(self.expression, size)[0]
         out, inside, height, width = self.expression.shape
         applied = self._layer_pixels(input_shape) * out * inside * height * width
         return applied + with_folding * fold_macs(self.expression)
-
-    def output_pixels(self, input_shape: Sequence[int]) -> tuple[int, ...]:
-        """Output pixels of every factor of a chain, batch included."""
-        raise NotImplementedError
 
     def _padded_size(self, input_shape: Sequence[int]) -> tuple[int, tuple[int, int]]:
         """The batch, and the image as the expression gets it."""
@@ -223,9 +151,6 @@ class ExpandedLayer(nn.Module):
     def _layer_pixels(self, input_shape: Sequence[int]) -> int:
         """Pixels at which the layer applies its whole kernel, batch included."""
         raise NotImplementedError
-
-    def _apply_folded(self, x: Tensor) -> Tensor:
-        return self._apply_kernel(x, *self._fold_for_forward())
 
     def _apply_kernel(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Apply the layer with this kernel."""
@@ -237,17 +162,6 @@ class ExpandedLayer(nn.Module):
 
     def _apply_measured(self, x: Tensor) -> Tensor:
         """Apply the kernel that an expression with norms folds to by this batch's statistics."""
-        raise NotImplementedError
-
-    def _apply_segments(self, x: Tensor, segments: Segments) -> Tensor:
-        for segment in segments:
-            affine = self.kernel_for_forward(self.fold(segment))
-            x = self._apply_product(x, *affine, segment)
-        return x
-
-    def _apply_product(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, segment: tuple[int, int]
-    ) -> Tensor:
         raise NotImplementedError
 
     @property
@@ -290,56 +204,30 @@ class ExpandedLayer(nn.Module):
         """A parameter: of the device and dtype of all."""
         return next(self.expression.parameters())
 
-    def fold(self, segment: tuple[int, int] | None = None, probe: Probe | None = None) -> Affine:
-        """The whole kernel and bias, 4-dimensional; or the product of a range of a chain's factors.
+    def folded(self) -> Affine:
+        """The kernel and bias that the layer is applied with; kept until a factor changes."""
+        if self.training and self.leaf is not None:
+            return self.leaf.refresh()
+        return self.kernel.get()
+
+    def fold(self, probe: Probe | None = None) -> Affine:
+        """The kernel and bias, 4-dimensional, folded from the present factors.
 
         Computed in float32 at least, and outside autocast: a product of rounded factors drifts.
         """
         like = self.like
-        nodes = self.expression
-        if segment is not None:
-            nodes = list(nodes)[slice(*segment)]
-            if len(nodes) == 1:
-                return as_kernel(nodes[0].weight), nodes[0].bias
         wide = torch.promote_types(like.dtype, torch.float32)
         with torch.autocast(like.device.type, enabled=False):
-            if segment is None:
-                affine = nodes.fold(wide, probe)
-            else:
-                affine = fold([fold_node(node, wide) for node in nodes], self.groups)
-        weight, bias = _cast(affine, like.dtype)
-        return self._turn(weight), bias
+            weight, bias = self.expression.fold(wide, probe)
+        weight = weight if self._turn is None else self._turn(weight)
+        return weight.to(like.dtype), None if bias is None else bias.to(like.dtype)
 
-    def _turn(self, kernel: Tensor) -> Tensor:
-        """The layer's kernel for what the expression folds to, and back."""
+    _turn = None
+    """Makes the layer's kernel of the expression's, and back; None: they are the same."""
+
+    def _lay_out(self, kernel: Tensor) -> Tensor:
+        """Give a kernel the memory format that the network runs in."""
         return kernel
-
-    def factor_state(self) -> tuple:
-        """Equal as long as no factor was trained, changed in place, loaded, replaced or moved."""
-        tensors = list(self.expression.parameters())
-        if not self.is_linear:
-            tensors += self.expression.buffers()
-        return _optimizer_steps, tuple((t.data_ptr(), t._version, t.dtype) for t in tensors)
-
-    def kernel_for_forward(self, affine: Affine) -> Affine:
-        """A product in the memory format that the network runs in."""
-        return affine
-
-    def _constant_fold(self) -> Affine:
-        """The whole product, kept until a factor changes; for where no gradient is asked for."""
-        state = self.factor_state()
-        if self._folded is None or self._folded[0] != state:
-            with torch.no_grad():
-                self._folded = state, self.kernel_for_forward(self.fold())
-        return self._folded[1]
-
-    def _fold_for_forward(self) -> Affine:
-        if self.training and self.leaf is not None:
-            return self.leaf.refresh()
-        trained = any(parameter.requires_grad for parameter in self.expression.parameters())
-        if not (trained and torch.is_grad_enabled()):
-            return self._constant_fold()
-        return self.kernel_for_forward(self.fold())
 
     def train(self, mode: bool = True) -> nn.Module:
         """Set the mode, and forget the kept product.
@@ -352,13 +240,16 @@ class ExpandedLayer(nn.Module):
 
     def forget_products(self) -> None:
         """Fold anew at the next use: for changes of factors that leave no trace on them."""
-        self._folded = None
-        if self.leaf is not None:
-            self.leaf.forget()
+        self.kernel.forget()
 
     def __getstate__(self) -> dict:
         """Pickle and deep-copy without kept products: a copy is not part of a reducer."""
-        return {**self.__dict__, '_folded': None, 'leaf': None}
+        return {**self.__dict__, 'kernel': None, 'leaf': None}
+
+    def __setstate__(self, state: dict) -> None:
+        """Take up a pickled or copied state; the kernel is folded again."""
+        super().__setstate__(state)
+        self.kernel = self._new_kernel()
 
     @torch.no_grad()
     def offer_weight(self) -> None:
@@ -402,14 +293,16 @@ class ExpandedLayer(nn.Module):
         if reason:
             raise ValueError(reason)
         weight, bias = (t if t is None else t.to(self.like.device).double() for t in (weight, bias))
-        self.expression.set_kernel(self._turn(as_kernel(weight)), bias)
+        kernel = as_kernel(weight)
+        self.expression.set_kernel(kernel if self._turn is None else self._turn(kernel), bias)
 
     def _contract(self) -> nn.Module:
         self.take_offered()
         with torch.no_grad():
             weight, bias = self.expression.fold(torch.float64)
         dtype = self.like.dtype
-        weight = self._as_layer_weight(self._turn(weight)).to(dtype).contiguous()
+        weight = weight if self._turn is None else self._turn(weight)
+        weight = self._as_layer_weight(weight).to(dtype).contiguous()
         return self._as_layer(weight, None if bias is None else bias.to(dtype))
 
     def stand_in(self) -> nn.Module:
@@ -507,8 +400,3 @@ def _without_parameters(layer: nn.Module) -> nn.Module:
     bare.__dict__.update((k, v.copy()) for k, v in layer.__dict__.items() if isinstance(v, dict))
     bare._parameters = dict.fromkeys(layer._parameters)
     return bare
-
-
-def _cast(affine: Affine, dtype: torch.dtype) -> Affine:
-    weight, bias = affine
-    return weight.to(dtype), None if bias is None else bias.to(dtype)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class FoldedLeaf:
-    """The product of a unit's factors, cut off from them until ``deliver``.
+    """The folded kernel of a unit, cut off from the factors until ``deliver``.
 
     Attributes:
         weight: the folded kernel as the network sees it.
@@ -27,10 +27,9 @@ class FoldedLeaf:
 
     def __init__(self, unit: 'ExpandedLayer'):
         self._unit = unit
-        self._product: Affine | None = None
-        self._state: tuple | None = None
+        self._folded: Affine | None = None
         with torch.no_grad():
-            weight, bias = unit.kernel_for_forward(unit.fold())
+            weight, bias = unit.kernel.get()
         self.weight = nn.Parameter(weight.clone())
         self.bias = None if bias is None else nn.Parameter(bias.clone())
 
@@ -40,17 +39,16 @@ class FoldedLeaf:
         return [leaf for leaf in (self.weight, self.bias) if leaf is not None]
 
     def refresh(self) -> Affine:
-        """The leaves, holding the product of the present factors.
+        """The leaves, holding the fold of the present factors.
 
-        They are written anew when a factor has changed or a gradient was delivered since, and
-        only then: writing them between a forward and its backward would spoil the gradient.
+        They are written again when a factor has changed, and only then: writing them between a
+        forward and its backward would spoil the gradient.
         """
         self._unit.take_offered()
-        state = self._unit.factor_state()
-        if self._product is None or self._state != state:
-            with torch.enable_grad():
-                self._product = self._unit.kernel_for_forward(self._unit.fold())
-            self._state = state
+        with torch.enable_grad():
+            folded = self._unit.kernel.get()
+        if folded is not self._folded:
+            self._folded = folded
             with torch.no_grad():
                 for leaf, value in zip(self.parameters, self._values(), strict=True):
                     leaf.copy_(value)
@@ -60,7 +58,7 @@ class FoldedLeaf:
         """Turn the leaves' gradients into the factors', adding to what those have."""
         if all(leaf.grad is None for leaf in self.parameters):
             return
-        if self._product is None:
+        if self._folded is None:
             self.refresh()
         pairs = [
             (value, leaf.grad)
@@ -72,11 +70,6 @@ class FoldedLeaf:
         torch.autograd.backward(values, gradients, inputs=trained)
         for leaf in self.parameters:
             leaf.grad = None
-        self._product = None
-
-    def forget(self) -> None:
-        """Make the next ``refresh`` write the leaves anew."""
-        self._product = None
 
     def _values(self) -> list[torch.Tensor]:
-        return [value for value in self._product if value is not None]
+        return [value for value in self._folded if value is not None]

@@ -7,14 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .algebra import Affine, transpose
+from .algebra import transpose
 from .blocks import choose_block
 from .eligibility import refusal
-from .expanded_layer import ExpandedLayer
-from .expression import Chain, Shape, geometry, leaves
+from .expanded_layer import FORWARDS, ExpandedLayer
+from .expression import Chain, Shape, leaves
 from .factorise import INITS
 from .names import check_choice
-from .order import FORWARDS
 from .probe import Probe
 from .site import Site, check_rate, output_size, pads_apart
 
@@ -87,15 +86,6 @@ class ExpandedConv2d(ExpandedLayer):
             setattr(self, name, getattr(layer, name))
         self.memory_format = _memory_format(layer.weight)
 
-    def output_pixels(self, input_shape: Sequence[int]) -> tuple[int, ...]:
-        """Output pixels of every factor, batch included, for an input ``(N, m, H, W)``."""
-        batch, size = self._padded_size(input_shape)
-        pixels = []
-        for factor in self.factors:
-            size = output_size(size, *geometry(factor))
-            pixels.append(batch * size[0] * size[1])
-        return tuple(pixels)
-
     def _padded_size(self, input_shape: Sequence[int]) -> tuple[int, tuple[int, int]]:
         *batch, _, height, width = input_shape
         layer = self._layer[0]
@@ -111,13 +101,9 @@ class ExpandedConv2d(ExpandedLayer):
         height, width = output_size(size, layer.kernel_size, layer.stride, padding, layer.dilation)
         return batch * height * width
 
-    def kernel_for_forward(self, affine: Affine) -> Affine:
-        """A product in the memory format that the network runs in.
-
-        A channels_last kernel would turn the whole network channels_last.
-        """
-        weight, bias = affine
-        return weight.contiguous(memory_format=self.memory_format), bias
+    def _lay_out(self, kernel: Tensor) -> Tensor:
+        # A channels_last kernel would turn the whole network channels_last.
+        return kernel.contiguous(memory_format=self.memory_format)
 
     def _pad(self, x: Tensor) -> Tensor:
         layer = self._layer[0]
@@ -135,15 +121,6 @@ class ExpandedConv2d(ExpandedLayer):
     # nn.Conv2d's, with a kernel that the caller made from ours (efficient_conv_bn_eval).
     _conv_forward = _apply_kernel
 
-    def _apply_product(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, segment: tuple[int, int]
-    ) -> Tensor:
-        factors = list(self.factors)[slice(*segment)]
-        stride = tuple(max(f.stride[axis] for f in factors) for axis in (0, 1))
-        dilation = tuple(max(f.dilation[axis] for f in factors) for axis in (0, 1))
-        x = self._pad(x) if segment[0] == 0 else x
-        return F.conv2d(x, weight, bias, stride, factors[0].padding, dilation, self.groups)
-
     def _apply_branches(self, x: Tensor) -> Tensor:
         # Some factors are in the format that folding wants: they must not spread it.
         return self.expression(self._pad(x)).contiguous(memory_format=self.memory_format)
@@ -151,11 +128,11 @@ class ExpandedConv2d(ExpandedLayer):
     def _apply_measured(self, x: Tensor) -> Tensor:
         if not x.numel():
             # No statistics to take: as of proposals of which none is left.
-            return self._apply_folded(x)
+            return self._apply_kernel(x, *self.folded())
         if self._layer_pixels(x.shape) < FEW:
             return self._apply_branches(x)
-        affine = self.fold(probe=Probe(self._pad(x), self.site))
-        return self._apply_kernel(x, *self.kernel_for_forward(affine))
+        weight, bias = self.fold(Probe(self._pad(x), self.site))
+        return self._apply_kernel(x, self._lay_out(weight), bias)
 
     def to_conv(self) -> nn.Conv2d:
         """The exact convolution it came from, its weight the product of the factors.
@@ -304,17 +281,14 @@ class ExpandedLinear(ExpandedLayer):
         super().__init__(layer, *args)
         self.in_features, self.out_features = layer.in_features, layer.out_features
 
-    def output_pixels(self, input_shape: Sequence[int]) -> tuple[int, ...]:
-        """Rows of the output of every factor, for an input ``(..., m)``."""
-        return (torch.Size(input_shape[:-1]).numel(),) * len(self.factors)
+    def _padded_size(self, input_shape: Sequence[int]) -> tuple[int, tuple[int, int]]:
+        return torch.Size(input_shape[:-1]).numel(), (1, 1)
+
+    def _layer_pixels(self, input_shape: Sequence[int]) -> int:
+        return torch.Size(input_shape[:-1]).numel()
 
     def _apply_kernel(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(x, self._as_layer_weight(weight), bias)
-
-    def _apply_product(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, segment: tuple[int, int]
-    ) -> Tensor:
-        return self._apply_kernel(x, weight, bias)
 
     def _apply_branches(self, x: Tensor) -> Tensor:
         return self.expression(x)

@@ -15,6 +15,7 @@ from ..core.expression import ROLES, parameter_roles
 from ..core.names import check_choice
 from ..surgery import compact_looks, named_units
 from .checkpoints import unwrap
+from .clipping import clip_by_layer
 
 FACTOR_DECAYS = ('each', 'shared', 'product')
 """Values of ``factor_decay``."""
@@ -44,6 +45,8 @@ class ExpandOptimWrapperConstructor:
               decay divided by the number of factors, which decay a product together), or
               'product' (half lambda times the squared norm of the folded kernel; Khodak et al.,
               ICLR 2021).
+            - clip_factors: whether ``clip_grad`` measures the gradients of factors; by default
+              it measures those of the folded kernels, as in the compact network.
 
     Raises:
         ValueError: for another ``factor_decay``, or one that can't be.
@@ -54,6 +57,7 @@ class ExpandOptimWrapperConstructor:
         self.base = options.pop('base_constructor', 'DefaultOptimWrapperConstructor')
         self.multipliers = {key: options.pop(key, value) for key, value in MULTIPLIERS.items()}
         self.factor_decay = options.pop('factor_decay', 'each')
+        self.clip_factors = options.pop('clip_factors', False)
         check_choice('paramwise_cfg.factor_decay', self.factor_decay, FACTOR_DECAYS)
         self.options = options or None
         self.optim_wrapper_cfg = optim_wrapper_cfg
@@ -69,6 +73,8 @@ class ExpandOptimWrapperConstructor:
         )
         for wrapper in wrappers:
             self._hand_over(wrapper, names, model)
+            if not self.clip_factors:
+                clip_by_layer(wrapper, model)
         return optim_wrapper
 
     def compact_names(self, model: nn.Module) -> list[list[str]]:
@@ -189,15 +195,12 @@ def _decay_products(optimizer: Optimizer, decays: Mapping[ExpandedLayer, float])
     # A fused one divides by the scale of mixed precision itself.
     scale = getattr(optimizer, 'grad_scale', None)
     for unit, decay in decays.items():
-        factors = unit.expression.parameters()
-        trained = [p for p in factors if p.requires_grad and p.grad is not None]
-        if not decay or not trained:
+        factors = list(unit.expression.parameters())
+        if not decay or all(p.grad is None for p in factors):
             continue
-        with torch.enable_grad():
+        with torch.no_grad():
             weight, _ = unit.fold()
-            # Not backward(), whose accumulation DDP listens to.
-            decayed = decay * weight.detach() * (1 if scale is None else scale)
-            gradients = torch.autograd.grad(weight, trained, decayed, allow_unused=True)
-        for parameter, gradient in zip(trained, gradients, strict=True):
-            if gradient is not None:
+        decayed = decay * weight * (1 if scale is None else scale)
+        for parameter, gradient in unit.kernel.pull_back(decayed, None).items():
+            if parameter.grad is not None:
                 parameter.grad.add_(gradient)

@@ -125,20 +125,9 @@ def pulled_back(
         weight: in the shape of the layer's weight; None: nothing.
         bias: in the shape of the layer's bias; None: nothing.
     """
-    with torch.enable_grad():
-        folded = unit.fold()
-    given = [None if weight is None else as_kernel(weight), bias]
-    pairs = [
-        (value, gradient.to(value))
-        for value, gradient in zip(folded, given, strict=True)
-        if gradient is not None
-    ]
-    trained = [p for p in unit.expression.parameters() if p.requires_grad]
-    if not pairs or not trained:
+    if weight is None and bias is None:
         return {}
-    values, gradients = zip(*pairs, strict=True)
-    found = torch.autograd.grad(values, trained, gradients, allow_unused=True)
-    return {p: g for p, g in zip(trained, found, strict=True) if g is not None}
+    return unit.kernel.pull_back(None if weight is None else as_kernel(weight), bias)
 
 
 def _set(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, state: dict) -> None:

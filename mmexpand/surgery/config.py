@@ -6,9 +6,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ..core.blocks import check_method
+from ..core.expanded_layer import FORWARDS
 from ..core.factorise import INITS
 from ..core.names import check_choice, near_matches
-from ..core.order import FORWARDS
 from ..core.site import check_rate
 
 

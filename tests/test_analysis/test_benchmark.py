@@ -76,9 +76,7 @@ def test_saved_bytes_of_a_compact_model():
 def test_saved_bytes_of_a_folded_model():
     saved = count_saved(small_expanded('folded'))
     assert saved.activations == SMALL_ACTIVATIONS
-    # The kernel, and the product of two factors that it is made of.
-    least = 4 * (4 * 3 * 9 + min(4 * 6 * 9, 8 * 3 * 9))
-    assert least <= saved.folding <= least + 4 * FACTOR_PARAMETERS
+    assert saved.folding == 4 * 4 * 3 * 9  # The folded kernel.
 
 
 def test_saved_bytes_of_the_chain():

@@ -1,7 +1,6 @@
 """Every order of association trains the same network: float64, and each of PyTorch's modes."""
 
 import copy
-import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -83,26 +82,6 @@ def test_fused_optimizer(method):
         assert losses == pytest.approx(layerwise, rel=1e-10)
 
 
-def test_auto_keeps_no_wide_output_of_the_first_factor():
-    unit = ExpandedConv2d.from_conv(nn.Conv2d(16, 16, 3), 4)
-    x = torch.randn(1, 16, 3, 3)
-    assert unit.segments(x.shape) == ((0, 1), (1, 2), (2, 3))
-
-    def saved_shapes(forward):
-        shapes = []
-        with torch.autograd.graph.saved_tensors_hooks(
-            lambda tensor: shapes.append(tuple(tensor.shape)) or tensor, lambda tensor: tensor
-        ):
-            forward(x)
-        return shapes
-
-    wide = (1, 64, 3, 3)
-    assert wide in saved_shapes(unit.forward_layerwise)
-    kept = saved_shapes(unit)
-    assert wide not in kept
-    assert tuple(x.shape) in kept
-
-
 def test_gradient_accumulation():
     layerwise = train(net('layerwise'), accumulate=3)
     for forward in FORWARDS[1:]:
@@ -145,22 +124,15 @@ def test_autocast_rounds_the_product_once(dtype, forward):
     assert all(p.grad.abs().max() > 0 for p in model.parameters())
 
 
-def test_the_choice_is_logged_and_follows_the_input(caplog):
+def test_auto_is_the_cheaper_of_both():
     unit = ExpandedConv2d.from_conv(nn.Conv2d(16, 16, 3))
-    with caplog.at_level(logging.DEBUG, 'mmexpand'):
-        unit(torch.randn(1, 16, 64, 64))
-        unit(torch.randn(1, 16, 64, 64))
-        unit(torch.randn(1, 16, 3, 3))
-    assert [record.args[-1] for record in caplog.records] == [((0, 3),), ((0, 1), (1, 2), (2, 3))]
-    assert '(1, 16, 64, 64)' in caplog.records[0].getMessage()
-
-
-def test_half_folded_is_chosen_where_it_is_cheapest():
-    # Few inputs, many outputs, few pixels: only the first two factors are worth multiplying.
-    unit = ExpandedConv2d.from_conv(nn.Conv2d(4, 64, 3).double(), 4)
-    x = torch.randn(1, 4, 6, 6, dtype=torch.float64)
-    assert unit.segments(x.shape) == ((0, 2), (2, 3))
-    torch.testing.assert_close(unit(x), unit.forward_layerwise(x), rtol=1e-12, atol=1e-12)
+    for size, folded in ((64, True), (3, False)):
+        x = torch.randn(1, 16, size, size)
+        costs = [unit.count_macs(x.shape, folded=each) for each in (True, False)]
+        assert (costs[0] < costs[1]) is folded
+        unit.kernel.forget()
+        unit(x)
+        assert (unit.kernel._kept is not None) is folded
 
 
 def test_compiled_training_step():

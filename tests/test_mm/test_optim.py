@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from mmengine.optim import build_optim_wrapper
+from mmengine.optim import AmpOptimWrapper, build_optim_wrapper
 from torch import nn
 
 import mmexpand
@@ -185,8 +185,12 @@ def test_norms_in_branches_are_scales_whatever_their_class():
     assert plain['conv1.repvgg.0.norm.weight'] == (2.0, 0.0)
 
 
-@pytest.mark.parametrize('momentum', [0.0, 0.9])
-def test_null_with_outer_factors_frozen_the_kernel_follows_compact_sgd(momentum):
+CLIPS = [None, dict(max_norm=0.05), dict(type='value', clip_value=0.002)]
+
+
+@pytest.mark.parametrize('amp', [False, True])
+@pytest.mark.parametrize('clip', CLIPS, ids=str)
+def test_null_with_outer_factors_frozen_the_kernel_follows_compact_sgd(clip, amp):
     """'preserve' makes the outer factors semi-orthogonal: then the inner one is the kernel."""
     torch.manual_seed(0)
     compact = Net().double()
@@ -196,17 +200,42 @@ def test_null_with_outer_factors_frozen_the_kernel_follows_compact_sgd(momentum)
         unit.factors[0].requires_grad_(False)
         unit.factors[2].weight.requires_grad_(False)
         unit.factors[1].bias.requires_grad_(False)
-    trained = [[p for p in m.parameters() if p.requires_grad] for m in (compact, expanded)]
-    optimizers = [torch.optim.SGD(p, 0.05, momentum=momentum) for p in trained]
+    cfg = sgd()
+    cfg['optimizer'].update(lr=0.05, weight_decay=0.0)
+    if clip:
+        cfg['clip_grad'] = clip
     start = compact.conv1.weight.clone()
-    for _ in range(50):
+    wrappers = [build_optim_wrapper(compact, cfg), build_optim_wrapper(expanded, by_layer(cfg))]
+    scalers = [torch.amp.GradScaler('cpu', init_scale=2.0**10, enabled=amp) for _ in wrappers]
+    for _ in range(30):
         x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
-        for model, optimizer in zip((compact, expanded), optimizers, strict=True):
-            optimizer.zero_grad()
-            (model(x) - x.mean()).square().mean().backward()
-            optimizer.step()
+        for model, wrapper, scaler in zip((compact, expanded), wrappers, scalers, strict=True):
+            if amp:  # AmpOptimWrapper itself requires a GPU.
+                wrapper.loss_scaler, wrapper._scale_update_param = scaler, None
+                wrapper.__class__ = AmpOptimWrapper
+                scaler.scale((model(x) - x.mean()).square().mean()).backward()
+                wrapper.step()
+                wrapper.zero_grad()
+            else:
+                wrapper.update_params((model(x) - x.mean()).square().mean())
     assert (compact.conv1.weight - start).abs().max() > 1e-3
     for name in ('conv1', 'conv2'):
         ours, theirs = getattr(expanded, name), getattr(compact, name)
         torch.testing.assert_close(ours.weight, theirs.weight, rtol=1e-10, atol=1e-10)
         torch.testing.assert_close(ours.bias, theirs.bias, rtol=1e-10, atol=1e-10)
+
+
+def test_clipping_may_measure_the_factors():
+    torch.manual_seed(0)
+    norms = []
+    for paramwise in ({}, dict(clip_factors=True)):
+        torch.manual_seed(0)
+        model = Net().double()
+        mmexpand.expand_(model, ExpandConfig('cl', include='conv2'))
+        cfg = dict(by_layer(sgd(**paramwise)), clip_grad=dict(max_norm=1e-3))
+        wrapper = build_optim_wrapper(model, cfg)
+        model(torch.randn(2, 3, 8, 8, dtype=torch.float64)).square().mean().backward()
+        wrapper.step()
+        norms.append(nn.utils.get_total_norm([p.grad for p in model.parameters()]).item())
+    assert norms[1] == pytest.approx(1e-3, rel=1e-3)
+    assert abs(norms[0] - norms[1]) > 1e-4, 'both measured the factors'

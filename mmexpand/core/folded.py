@@ -1,0 +1,237 @@
+"""The kernel that a unit runs on, folded once for as long as its factors stay the same.
+
+A fold depends on the factors, never on the batch. It is one node of the autograd graph, shared by
+all forward passes up to the next optimizer step: the engine adds up the gradients of the folded
+kernel, and the node pulls the sum back to the factors.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.autograd.graph import saved_tensors_hooks
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from .algebra import Affine
+from .expression import Chain, fold_node
+from .product import ChainProduct, fits, memory
+
+PullBack = Callable[..., Sequence[Tensor | None]]
+"""Gradients of an expression's parameters for those of its kernel and bias."""
+
+
+class KernelGradient:
+    """The gradient of a folded kernel and bias, summed up over backward passes.
+
+    Attributes:
+        enabled: whether it is kept; off by default.
+        weight: in the shape of the layer's weight; None before the first backward pass.
+        bias: in the shape of the layer's bias, or None.
+    """
+
+    def __init__(self):
+        self.enabled = False
+        self.clear()
+
+    def clear(self) -> None:
+        """Start the sum again."""
+        self.weight: Tensor | None = None
+        self.bias: Tensor | None = None
+
+    def add(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Add the gradients of a backward pass, if enabled."""
+        if self.enabled:
+            self.weight = weight if self.weight is None else self.weight + weight
+            if bias is not None:
+                self.bias = bias if self.bias is None else self.bias + bias
+
+
+@dataclass(frozen=True)
+class _Folded:
+    affine: Affine
+    state: tuple
+    has_graph: bool
+
+
+class FoldedKernel:
+    """Folds an expression, and keeps the result until a factor changes.
+
+    Args:
+        expression: linear, at least in eval mode.
+        turn: makes the layer's kernel of the expression's; None: they are the same.
+        lay_out: gives a kernel the memory format that the network runs in.
+    """
+
+    def __init__(
+        self,
+        expression: nn.Module,
+        turn: Callable[[Tensor], Tensor] | None,
+        lay_out: Callable[[Tensor], Tensor],
+    ):
+        _count_optimizer_steps()
+        self._expression, self._turn, self._lay_out = expression, turn, lay_out
+        self.gradient = KernelGradient()
+        self._kept: _Folded | None = None
+        self._product: tuple[tuple, ChainProduct | None] | None = None
+
+    def forget(self) -> None:
+        """Fold again at the next use: for changes of factors that leave no trace on them."""
+        self._kept = None
+
+    @torch.compiler.disable
+    def get(self) -> Affine:
+        """Return the kernel and bias; differentiable where gradients are enabled."""
+        parameters = list(self._expression.parameters())
+        wanted = torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
+        state = self._state(parameters)
+        kept = self._kept
+        if kept is None or kept.state != state or (wanted and not kept.has_graph):
+            affine = _Fold.apply(self, *parameters) if wanted else self.fold()[0]
+            self._kept = kept = _Folded(affine, state, wanted)
+        return kept.affine
+
+    def _state(self, parameters: list[nn.Parameter]) -> tuple:
+        """Equal as long as no factor was trained, changed in place, loaded, replaced or moved."""
+        tensors = [*parameters, *self._expression.buffers()]
+        # A fused optimizer leaves no trace on the versions of what it changes.
+        return _optimizer_steps, tuple(
+            (t.data_ptr(), t._version, t.dtype, t.requires_grad) for t in tensors
+        )
+
+    @torch.no_grad()
+    def fold(self) -> tuple[Affine, PullBack]:
+        """Return the kernel and bias without a graph, and the function that pulls gradients back.
+
+        Folded in float32 at least, and outside autocast: a product of rounded factors drifts.
+        """
+        expression = self._expression
+        dtype = next(expression.parameters()).dtype
+        wide = dtype if dtype == torch.float64 else torch.float32
+        with torch.autocast(next(expression.parameters()).device.type, enabled=False):
+            product = self._chain_product()
+            if product is not None:
+                (weight, bias), saved = product.multiply()
+                affine = self._lay_out(weight), bias
+                return affine, lambda *gradients: product.pull_back(saved, *gradients)
+            with _detached(expression) as parameters, torch.enable_grad(), _saved_as_usual():
+                weight, bias = fold_node(expression, wide)
+                weight = weight if self._turn is None else self._turn(weight)
+                weight = self._lay_out(weight.to(dtype))
+                bias = None if bias is None else bias.to(dtype)
+        affine = weight.detach(), None if bias is None else bias.detach()
+        return affine, _graph_pull_back((weight, bias), parameters)
+
+    def pull_back(self, weight: Tensor | None, bias: Tensor | None) -> dict[nn.Parameter, Tensor]:
+        """Return the gradients of the trained factors for those of the kernel and bias.
+
+        Args:
+            weight: ``(n, m / groups, kh, kw)``, of the layer; None: zero.
+            bias: ``(n,)``; None: zero.
+        """
+        affine, pull_back = self.fold()
+        gradients = [
+            torch.zeros_like(value) if gradient is None else gradient.to(value)
+            for value, gradient in zip(affine, (weight, bias), strict=True)
+            if value is not None
+        ]
+        found = pull_back(*gradients, *[None] * (2 - len(gradients)))
+        return {
+            parameter: gradient
+            for parameter, gradient in zip(self._expression.parameters(), found, strict=True)
+            if gradient is not None and parameter.requires_grad
+        }
+
+    def _chain_product(self) -> ChainProduct | None:
+        """Return the product that views the present factors; None if they need the general one."""
+        chain = self._expression
+        if self._turn is not None or type(chain) is not Chain or chain.groups > 1:
+            return None
+        place = memory(chain)
+        if self._product is None or self._product[0] != place:
+            self._product = place, ChainProduct(chain) if fits(chain) else None
+        return self._product[1]
+
+
+class _Fold(torch.autograd.Function):
+    """Parameters to folded kernel and bias; it can be gone back through several times."""
+
+    @staticmethod
+    def forward(ctx: Any, kernel: FoldedKernel, *parameters: nn.Parameter) -> Affine:
+        affine, ctx.pull_back = kernel.fold()
+        ctx.parameters, ctx.versions = parameters, [p._version for p in parameters]
+        # Not the kernel, which keeps the result: through the graph's nodes nothing is collected.
+        ctx.gradient = kernel.gradient
+        return affine
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, weight: Tensor, bias: Tensor | None) -> tuple[Tensor | None, ...]:
+        if ctx.versions != [p._version for p in ctx.parameters]:
+            raise RuntimeError(
+                'a factor was modified in place between the forward and the backward pass; '
+                'run the forward pass again'
+            )
+        with torch.autocast(weight.device.type, enabled=False):
+            ctx.gradient.add(weight, bias)
+            return None, *ctx.pull_back(weight, bias)
+
+
+@contextmanager
+def _detached(expression: nn.Module) -> Iterator[list[Tensor]]:
+    """Give an expression copies of its parameters, with a graph of their own; they share memory.
+
+    On the parameters themselves the hooks that a user has registered would run twice.
+    """
+    kept, copies = [], []
+    for module in expression.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                kept.append((module, name, parameter))
+                copies.append(parameter.detach().requires_grad_(parameter.requires_grad))
+                module._parameters[name] = copies[-1]
+    try:
+        yield copies
+    finally:
+        for module, name, parameter in kept:
+            module._parameters[name] = parameter
+
+
+def _saved_as_usual() -> saved_tensors_hooks:
+    """Hide the fold from activation checkpointing, whose second forward pass does not fold."""
+    return saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
+
+
+def _graph_pull_back(affine: Affine, parameters: list[Tensor]) -> PullBack:
+    trained = [p for p in parameters if p.requires_grad]
+
+    def pull_back(*gradients: Tensor | None) -> list[Tensor | None]:
+        pairs = [
+            (value, gradient)
+            for value, gradient in zip(affine, gradients, strict=True)
+            if value is not None and value.requires_grad
+        ]
+        values, given = zip(*pairs, strict=True)
+        found = iter(
+            torch.autograd.grad(values, trained, given, retain_graph=True, allow_unused=True)
+        )
+        return [next(found) if p.requires_grad else None for p in parameters]
+
+    return pull_back
+
+
+_optimizer_steps = 0
+
+
+def _count_optimizer_steps() -> None:
+    global _count_optimizer_steps
+
+    def count(*_: object) -> None:
+        global _optimizer_steps
+        _optimizer_steps += 1
+
+    register_optimizer_step_post_hook(count)
+    _count_optimizer_steps = lambda: None  # noqa: E731  (once a process)

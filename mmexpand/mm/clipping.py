@@ -1,0 +1,81 @@
+"""Gradient clipping that sees the gradients of the compact network."""
+
+from types import MethodType
+
+import torch
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+
+from ..core.expanded_layer import ExpandedLayer
+from ..surgery import named_units
+
+EPS = 1e-6
+"""Added to the norm by ``torch.nn.utils.clip_grad_norm_``."""
+
+
+def clip_by_layer(wrapper: OptimWrapper, model: nn.Module) -> None:
+    """Make an optimizer wrapper clip the gradients of folded kernels in place of the factors'.
+
+    The norm of the factors' gradients is not the compact network's: clipped by it, compact and
+    expanded networks take different steps. Units without a folded kernel in a step (with norms, or
+    'layerwise') count with their factors' gradients.
+
+    Args:
+        wrapper: changed in place, unless its class clips in a way of its own.
+        model: the expanded model.
+    """
+    own = type(wrapper)._clip_grad is not OptimWrapper._clip_grad
+    if own or not wrapper.clip_grad_kwargs:
+        return
+    units = list(named_units(model).values())
+    for unit in units:
+        unit.kernel.gradient.enabled = True
+    wrapper._clip_grad = MethodType(lambda self: _clip(self, units), wrapper)
+
+
+def _clip(wrapper: OptimWrapper, units: list[ExpandedLayer]) -> None:
+    scaled = isinstance(wrapper, AmpOptimWrapper)
+    scale = wrapper.loss_scaler.get_scale() if scaled else 1.0
+    folded = {unit: _kernel_parameters(unit, scale) for unit in units}
+    folded = {unit: parameters for unit, parameters in folded.items() if parameters}
+    factors = {p for unit in folded for p in unit.expression.parameters()}
+    parameters = [
+        p
+        for group in wrapper.optimizer.param_groups
+        for p in group['params']
+        if p.requires_grad and p.grad is not None and p not in factors
+    ]
+    for of_unit in folded.values():
+        parameters += of_unit
+    if not parameters:
+        return
+    norm = wrapper.clip_func(parameters, **wrapper.clip_grad_kwargs)
+    if wrapper.clip_func is clip_grad_norm_:
+        factor = (wrapper.clip_grad_kwargs['max_norm'] / (norm + EPS)).clamp(max=1.0)
+        gradients = [p.grad for p in factors if p.grad is not None]
+        torch._foreach_mul_(gradients, factor.to(gradients[0].device) if gradients else 1.0)
+    else:
+        for unit, of_unit in folded.items():
+            _hand_over(unit, *(p.grad for p in of_unit))
+    if norm is not None:
+        wrapper.message_hub.update_scalar(f'train/{wrapper.grad_name}', float(norm))
+
+
+def _kernel_parameters(unit: ExpandedLayer, scale: float) -> list[nn.Parameter]:
+    """Return parameters that hold the gradients of a unit's kernel and bias; none without."""
+    gradient = unit.kernel.gradient
+    kept = [g for g in (gradient.weight, gradient.bias) if g is not None]
+    gradient.clear()
+    return [_with_gradient(g / scale) for g in kept]
+
+
+def _with_gradient(gradient: Tensor) -> nn.Parameter:
+    parameter = nn.Parameter(torch.empty_like(gradient))
+    parameter.grad = gradient
+    return parameter
+
+
+def _hand_over(unit: ExpandedLayer, weight: Tensor, bias: Tensor | None = None) -> None:
+    for parameter, gradient in unit.kernel.pull_back(weight, bias).items():
+        parameter.grad.copy_(gradient)
