@@ -10,7 +10,9 @@ import torch
 from mmengine.hooks import Hook
 from torch import nn
 
+import mmexpand
 from mmexpand import ExpandedConv2d
+from mmexpand.core.capture import CapturedProduct
 from mmexpand.mm.launch import build_runner
 from mmexpand.surgery import named_units
 from mmexpand.surgery.checkpoint import META_KEY, is_expanded_state_dict, load_checkpoint
@@ -55,6 +57,33 @@ def test_a_step_is_that_of_the_cpu(method, forward):
     reference = unit(x).detach()
     assert error(contracted(x.cuda()), reference) < 1e-10 * float(reference.abs().max())
     assert error(contracted(x.cuda()), conv(x)) > 0.1, 'nothing was trained'
+
+
+@pytest.mark.parametrize('bias', [True, False])
+@pytest.mark.parametrize('accumulate', [1, 3])
+def test_captured_folds_train_as_eager_ones(bias, accumulate):
+    torch.manual_seed(0)
+    nets = [nn.Sequential(nn.Conv2d(3, 8, 3, bias=bias), nn.ReLU(), nn.Conv2d(8, 4, 3))]
+    mmexpand.expand_(nets[0], mmexpand.ExpandConfig('cl', forward='folded'))
+    nets = [nets[0].double().cuda(), copy.deepcopy(nets[0]).double().cuda()]
+    for unit in named_units(nets[0]).values():
+        unit.kernel.captures = True
+    optimizers = [torch.optim.SGD(net.parameters(), 0.05, momentum=0.9) for net in nets]
+    for step in range(6):
+        batches = torch.randn(accumulate, 2, 3, 16, 16, dtype=torch.float64, device='cuda')
+        for net, optimizer in zip(nets, optimizers, strict=True):
+            if step == 3:  # In other memory: it is captured again.
+                net.cpu().cuda()
+            for x in batches:
+                net(x).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert all(
+        isinstance(unit.kernel._chain_product(), CapturedProduct)
+        for unit in named_units(nets[0]).values()
+    )
+    for ours, theirs in zip(*(net.parameters() for net in nets), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
 HOWS = [

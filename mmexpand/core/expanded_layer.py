@@ -65,8 +65,9 @@ class ExpandedLayer(nn.Module):
             # A state dict alone is to say what it is the expression of.
             expression.register_buffer(SITE_KEY, site.record().to(site.like.device))
         self.site = site
-        norms = any(isinstance(module, Norm) for module in self.modules())
-        self.is_linear = self.has_kernel and not norms
+        self._norms = [module for module in expression.modules() if isinstance(module, Norm)]
+        self._norms_frozen = False
+        self.is_linear = self.has_kernel and not self._norms
         self._has_bias = site.bias
         # The layer without its parameters, in a tuple so that it is no submodule: contraction
         # gives back this class with these attributes and hooks.
@@ -106,12 +107,15 @@ class ExpandedLayer(nn.Module):
     @property
     def _measures(self) -> bool:
         """Whether norms in branches take statistics of the batch, in training mode."""
-        return not self.is_linear and any(
-            norm.training
-            for module in self.modules()
-            if isinstance(module, Norm)
-            for norm in [module.norm]
-        )
+        return any(norm.norm.training for norm in self._norms)
+
+    def freeze_norms(self) -> None:
+        """Keep the statistics of norms in branches as they are, in training mode too.
+
+        The block is linear then: training computes exactly the layer that is deployed.
+        """
+        self._norms_frozen = True
+        self.train(self.training)
 
     def _runs_folded(self, x: Tensor) -> bool:
         """Whether training runs on the folded kernel: 'auto' does where that is cheaper."""
@@ -236,7 +240,11 @@ class ExpandedLayer(nn.Module):
         trace on a parameter, but is followed by a change of mode.
         """
         self.forget_products()
-        return super().train(mode)
+        super().train(mode)
+        if self._norms_frozen:
+            for norm in self._norms:
+                norm.norm.eval()
+        return self
 
     def forget_products(self) -> None:
         """Fold anew at the next use: for changes of factors that leave no trace on them."""

@@ -17,8 +17,11 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .algebra import Affine
+from .capture import CapturedProduct, captured
 from .expression import Chain, fold_node
 from .product import ChainProduct, fits, memory
+
+Product = ChainProduct | CapturedProduct
 
 PullBack = Callable[..., Sequence[Tensor | None]]
 """Gradients of an expression's parameters for those of its kernel and bias."""
@@ -60,6 +63,10 @@ class _Folded:
 class FoldedKernel:
     """Folds an expression, and keeps the result until a factor changes.
 
+    Attributes:
+        captures: whether a chain on a GPU is folded by CUDA graphs; off by default.
+        gradient: of the kernel, where it is kept.
+
     Args:
         expression: linear, at least in eval mode.
         turn: makes the layer's kernel of the expression's; None: they are the same.
@@ -75,8 +82,9 @@ class FoldedKernel:
         _count_optimizer_steps()
         self._expression, self._turn, self._lay_out = expression, turn, lay_out
         self.gradient = KernelGradient()
+        self.captures = False
         self._kept: _Folded | None = None
-        self._product: tuple[tuple, ChainProduct | None] | None = None
+        self._product: tuple[tuple, Product | None] | None = None
 
     def forget(self) -> None:
         """Fold again at the next use: for changes of factors that leave no trace on them."""
@@ -145,14 +153,17 @@ class FoldedKernel:
             if gradient is not None and parameter.requires_grad
         }
 
-    def _chain_product(self) -> ChainProduct | None:
+    def _chain_product(self) -> Product | None:
         """Return the product that views the present factors; None if they need the general one."""
         chain = self._expression
         if self._turn is not None or type(chain) is not Chain or chain.groups > 1:
             return None
         place = memory(chain)
         if self._product is None or self._product[0] != place:
-            self._product = place, ChainProduct(chain) if fits(chain) else None
+            product = ChainProduct(chain) if fits(chain) else None
+            if product is not None and self.captures and chain[0].weight.is_cuda:
+                product = captured(product)
+            self._product = place, product
         return self._product[1]
 
 

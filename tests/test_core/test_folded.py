@@ -180,3 +180,25 @@ def test_leaves_deliver_the_same_gradients(method, kernel, groups):
         assert theirs.grad.abs().max() > 0
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-12, atol=1e-12)
         assert steps(ours.grad) == steps(ours)
+
+
+def test_frozen_norms_train_the_layer_that_is_deployed():
+    unit = unit_of(method='repvgg', inputs=6)
+    x = torch.randn(4, 6, 8, 8, dtype=torch.float64)
+    unit(x)
+    before = {k: v.clone() for k, v in unit.state_dict().items() if 'running' in k}
+    measured = unit(x)
+    assert not torch.equal(before['repvgg.0.norm.running_var'], unit.repvgg[0].norm.running_var)
+    unit.freeze_norms()
+    unit.train()
+    optimizer = torch.optim.SGD(unit.parameters(), 0.01)
+    before = {k: v.clone() for k, v in unit.state_dict().items() if 'running' in k}
+    for _ in range(3):
+        output = unit(x)
+        torch.testing.assert_close(output, unit.to_conv()(x), rtol=1e-12, atol=1e-12)
+        assert not torch.allclose(output, measured)
+        optimizer.zero_grad()
+        output.square().mean().backward()
+        assert all(p.grad is not None for p in unit.parameters() if p.requires_grad)
+        optimizer.step()
+    assert all(torch.equal(unit.state_dict()[k], v) for k, v in before.items())
