@@ -17,12 +17,10 @@ from torch.nn import functional as F
 from .algebra import Affine, fold, fold_order, kernel_size
 from .probe import Probe
 from .site import margins, output_size
-from .statistics import Measurement, Normed, excess, join
+from .statistics import Measurement, Normed, excess
 
 Shape = tuple[int, int, int, int]
 """A kernel's shape ``(out, in / groups, kh, kw)``."""
-
-RUNNING = 'running_mean', 'running_var'
 
 Solve = Callable[[Tensor, list[Tensor], int], list[Tensor]]
 """Finds factors with a given product: kernel, present factors, groups -> factors in float64."""
@@ -282,6 +280,8 @@ class Sum(nn.ModuleList, Node):
     def fold(self, dtype: torch.dtype, probe: Probe | None = None) -> Affine:
         """The sum of kernels and of biases."""
         measured = [] if probe is None else [node for node in self if _is_measured(node)]
+        if measured:
+            _fold_inner(measured, dtype, probe)
         folded = [fold_node(node, dtype, probe) for node in self if node not in measured]
         if measured:
             folded.insert(0, _fold_measured(measured, self.shape[2:], dtype, probe))
@@ -573,6 +573,8 @@ class Norm(PerChannel):
 
     def fold(self, dtype: torch.dtype, probe: Probe | None = None) -> Affine:
         """Kernel and bias in eval mode by the running statistics, or by those of a probe."""
+        if probe is not None and self in probe.folded:
+            return probe.folded[self]
         if probe is not None and _is_measured(self):
             return _fold_measured([self], self.shape[2:], dtype, probe)
         weight, bias = fold_node(self.node, dtype, probe)
@@ -612,41 +614,69 @@ def _fold_measured(
         dtype: what to compute in.
         probe: of a batch.
     """
-    kernels, biases = zip(*(fold_node(branch.node, dtype, probe) for branch in branches))
-    kernels = [centred(kernel, size) for kernel in kernels]
-    return _normalise(branches, kernels, biases, len(branches), probe)
+    folded = [fold_node(branch.node, dtype, probe) for branch in branches]
+    kernels = [(centred(kernel, size), bias) for kernel, bias in folded]
+    return _normalise(branches, kernels, len(branches), probe)
+
+
+def _fold_inner(branches: Sequence[nn.Module], dtype: torch.dtype, probe: Probe) -> None:
+    """Fold the norms inside of branches, where these are several, all at once for the probe."""
+    norms = [
+        node
+        for branch in branches
+        for node in branch.modules()
+        if node is not branch and _is_measured(node)
+    ]
+    if len(norms) < 2:
+        return
+    folded = [fold_node(norm.node, dtype) for norm in norms]
+    weights, biases = _normalise(norms, folded, 1, probe)
+    sizes = [len(weight) for weight, _ in folded]
+    weights = weights.split(sizes)
+    # The norm around them removes any shift: it has no gradient.
+    biases = [None] * len(norms) if biases is None else biases.detach().split(sizes)
+    probe.folded.update(zip(norms, zip(weights, biases, strict=True), strict=True))
 
 
 def _normalise(
-    branches: Sequence[Norm],
-    kernels: Sequence[Tensor],
-    biases: Sequence[Tensor | None],
-    summed: int,
-    probe: Probe,
+    branches: Sequence[Norm], folded: Sequence[Affine], summed: int, probe: Probe
 ) -> Affine:
-    """Kernels and biases normalised by a probe's statistics, as ``Normed`` returns them."""
-    norms, dtype = [branch.norm for branch in branches], kernels[0].dtype
+    """Normalise by a probe's statistics.
+
+    Args:
+        branches: with kernels of one size, built for one layer.
+        folded: what their nodes fold to.
+        summed: as of ``Normed``.
+        probe: of a batch.
+    """
+    norms, dtype = [branch.norm for branch in branches], folded[0][0].dtype
+    kernels = [kernel for kernel, _ in folded]
+    sizes = [len(kernel) for kernel in kernels]
+    running = [norm.running_mean for norm in norms] + [norm.running_var for norm in norms]
     with torch.no_grad():
-        torch._foreach_add_([norm.num_batches_tracked for norm in norms], 1)
         momentum = norms[0].momentum
         if momentum is None:  # A plain average over all batches.
+            torch._foreach_add_([norm.num_batches_tracked for norm in norms], 1)
             momentum = 1 / norms[0].num_batches_tracked.item()
-        means, variances = ([getattr(norm, name) for norm in norms] for name in RUNNING)
-        running_mean, running_var = (join(running).to(dtype) for running in (means, variances))
-        floors = join([excess(variance.to(dtype), norms[0].eps) for variance in variances])
+        joined = running if len(norms) == 1 else torch.cat(running).chunk(2)
+        means, variances = (part.to(dtype) for part in joined)
+        if summed == len(norms):
+            floors = excess(variances.view(summed, -1), norms[0].eps).view(-1)
+        else:
+            parts = variances.split(sizes)
+            floors = torch.cat([excess(part, norms[0].eps) for part in parts])
         taps = probe.taps(kernels[0].shape[2:], dtype)
-    measurement = Measurement(taps, running_mean, running_var, momentum, norms[0].eps, floors)
+    measurement = Measurement(taps, means, variances, momentum, norms[0].eps, floors)
     parameters = [norm.weight for norm in norms]
     if branches[0].shifts:
         parameters += [norm.bias for norm in norms]
     parameters = [parameter.to(dtype) for parameter in parameters]
     affine = Normed.apply(measurement, summed, len(norms), *kernels, *parameters)
     with torch.no_grad():
-        if running_mean is not means[0]:
-            sizes = [len(mean) for mean in means]
-            new = [*running_mean.split(sizes), *running_var.split(sizes)]
-            torch._foreach_copy_(means + variances, new)
-        for mean, bias in zip(means, biases, strict=True):
+        if means is not running[0]:
+            new = means.split(sizes) + variances.split(sizes)
+            torch._foreach_copy_(running, list(new))
+        for norm, (_, bias) in zip(norms, folded, strict=True):
             if bias is not None:  # The kernel's outputs are without it.
-                mean.add_(bias, alpha=momentum)
+                norm.running_mean.add_(bias, alpha=momentum)
     return affine

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from .algebra import Affine
 from .site import Site, margins, output_size
 
 STEPS = ((5, 5), (3, 3))
@@ -29,29 +30,34 @@ class Probe:
     Args:
         x: the batch ``(N, m, H, W)``, padded where the layer pads before its kernel.
         site: the place of the layer.
+
+    Attributes:
+        folded: norms whose kernels were folded by these pixels, and the results.
     """
 
     @torch.no_grad()
     def __init__(self, x: Tensor, site: Site):
         self._taps = _gather(x, site)
-        self._kernel_size = tuple(site.kernel_size)
+        self.folded: dict[nn.Module, Affine] = {}
 
     def taps(self, kernel_size: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Return the inputs of a kernel of this size, centred in the layer's.
 
         Returns:
-            ``(groups, pixels, m / groups * kh * kw)``.
+            ``(pixels, m * kh * kw)``, or with groups ``(groups, pixels, m / groups * kh * kw)``.
         """
         taps = self._taps.to(dtype)
-        if tuple(kernel_size) == self._kernel_size:
-            return taps
-        (y, x), (height, width) = margins(self._kernel_size, kernel_size), kernel_size
-        taps = taps.view(*taps.shape[:2], -1, *self._kernel_size)
-        return taps[..., y : y + height, x : x + width].flatten(2)
+        groups, images, rows, columns, *inputs = taps.shape
+        (y, x), (height, width) = margins(inputs[1:], kernel_size), kernel_size
+        if (y, x) != (0, 0):
+            taps = taps[..., y : y + height, x : x + width]
+        pixels = images * rows * columns
+        shape = (pixels,) if groups == 1 else (groups, pixels)
+        return taps.reshape(*shape, inputs[0] * height * width)
 
 
 def _gather(x: Tensor, site: Site) -> Tensor:
-    """The inputs of the kernel ``(groups, pixels, m / groups * kh * kw)``, thinned out."""
+    """The inputs of the kernel ``(groups, N, rows, columns, m / groups, kh, kw)``."""
     # One operation for all taps and pixels, not one for each tap: on small layers it is the number
     # of operations that costs. (Not a convolution with a large stride: with 1x1 kernels and
     # channels_last images that writes beyond its memory in torch 2.9 on a CPU.)
@@ -62,7 +68,7 @@ def _gather(x: Tensor, site: Site) -> Tensor:
     taps = x[indices]
     if inside is not None:
         taps.mul_(inside)
-    return taps.view(site.groups, -1, math.prod(taps.shape[4:]))
+    return taps
 
 
 @lru_cache(maxsize=256)

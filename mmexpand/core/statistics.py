@@ -22,8 +22,9 @@ def excess(running_variance: Tensor, eps: float) -> Tensor:
         running_variance: of norms, ``(..., channels)``.
         eps: of the norms.
     """
-    variance = running_variance + eps
-    return variance.mean(-1, keepdim=True).div(variance).mul_(FLOOR).clamp_min_(1)
+    # mean / ((variance + eps) / FLOOR), in few operations.
+    scaled = torch.rsub(running_variance, eps / FLOOR, alpha=-1 / FLOOR)
+    return running_variance.mean(-1, keepdim=True).div(scaled).clamp_min_(1)
 
 
 @dataclass
@@ -31,7 +32,8 @@ class Measurement:
     """What branches are normalised by. Tensors of channels hold one branch after another.
 
     Attributes:
-        taps: inputs of the kernels, ``(groups, pixels, in / groups * kh * kw)``.
+        taps: inputs of the kernels, ``(pixels, in * kh * kw)``, or with groups
+            ``(groups, pixels, in / groups * kh * kw)``.
         running_mean: of all channels; updated as ``F.batch_norm`` does.
         running_var: of all channels; updated as well.
         momentum: of the running statistics.
@@ -56,7 +58,7 @@ class Normed(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,  # noqa: ANN401
+        ctx: Any,
         measurement: Measurement,
         summed: int,
         branches: int,
@@ -73,32 +75,37 @@ class Normed(torch.autograd.Function):
                 biases; without these there is no bias.
         """
         taps = measurement.taps
-        parts = tensors[:branches], tensors[branches : 2 * branches], tensors[2 * branches :]
-        sizes = [len(kernel) for kernel in parts[0]]
-        kernels, gains = join(parts[0]), join(parts[1])
-        outputs = _ungrouped(torch.bmm(_grouped(kernels, len(taps), sizes), taps.mT), sizes)
+        kernels, gains = tensors[:branches], tensors[branches : 2 * branches]
+        shifts = tensors[2 * branches :]
+        sizes = [len(kernel) for kernel in kernels]
+        kernels, gains = _join(kernels), _join(gains)
+        outputs = _products(taps, kernels.view(len(kernels), -1), sizes)
         mean, variance = torch.batch_norm_update_stats(
             outputs, measurement.running_mean, measurement.running_var, measurement.momentum
         )
-        variance = variance.add_(measurement.eps)
+        variance.add_(measurement.eps)
         inverse = (variance * measurement.excess).rsqrt_()
         scale = gains * inverse
         columns = scale.view(-1, 1, 1, 1)
         weight, bias = kernels * columns, None
-        if parts[2]:
-            bias = torch.addcmul(join(parts[2]), mean, scale, value=-1)
+        if shifts:
+            bias = torch.addcmul(_join(shifts), mean, scale, value=-1)
         if summed > 1:
             weight = weight.view(summed, -1, *kernels.shape[1:]).sum(0)
             bias = None if bias is None else bias.view(summed, -1).sum(0)
-        ctx.summed, ctx.sizes = summed, sizes
+        ctx.summed, ctx.sizes, ctx.shifts = summed, sizes, bool(shifts)
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(taps, kernels, outputs, mean, variance, inverse, scale, columns)
         return weight, bias
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, grad_bias: Tensor | None) -> tuple:  # noqa: ANN401
+    def backward(ctx: Any, grad: Tensor, grad_bias: Tensor | None) -> tuple:
         """Return the gradients of kernels, weights and biases."""
         taps, kernels, outputs, mean, variance, inverse, scale, columns = ctx.saved_tensors
+        shifts = grad_bias
+        if grad is None:  # Only the bias was used.
+            grad = torch.zeros_like(kernels[: len(kernels) // ctx.summed])
         if ctx.summed > 1:
             grad = grad.repeat(ctx.summed, 1, 1, 1)
             grad_bias = None if grad_bias is None else grad_bias.repeat(ctx.summed)
@@ -110,43 +117,50 @@ class Normed(torch.autograd.Function):
         slope = (grad_scale * scale).div_(variance)
         by_mean = scale.new_zeros(()) if grad_bias is None else grad_bias * scale
         constant = torch.addcmul(by_mean, slope, mean, value=-1)
-        grad_outputs = torch.addcmul(constant.view(-1, 1), outputs, slope.view(-1, 1))
-        grad_kernels = grad * columns
-        pixels = taps.shape[1]
-        if len(taps) == 1:
-            rows = grad_kernels.view(1, len(kernels), -1)
-            rows.baddbmm_(grad_outputs, taps, alpha=-1 / pixels)
-        else:
-            products = torch.bmm(_grouped(grad_outputs[0], len(taps), ctx.sizes), taps)
-            products = _ungrouped(products, ctx.sizes).view_as(kernels)
-            grad_kernels.sub_(products, alpha=1 / pixels)
-        grads = [*part(grad_kernels, ctx.sizes), *part(grad_scale.mul_(inverse), ctx.sizes)]
-        if grad_bias is not None:
-            grads += part(grad_bias, ctx.sizes)
+        grad_outputs = torch.addcmul(constant, outputs, slope)
+        grad_kernels = (grad * columns).view(len(kernels), -1)
+        _add_products(grad_kernels, grad_outputs, taps, -1 / len(outputs), ctx.sizes)
+        grads = [*_part(grad_kernels.view_as(kernels), ctx.sizes)]
+        grads += _part(grad_scale.mul_(inverse), ctx.sizes)
+        if ctx.shifts:
+            if shifts is None:  # The norm around it removes any shift.
+                shifts = torch.zeros_like(mean[: len(mean) // ctx.summed])
+            grads += [shifts] * ctx.summed if ctx.summed > 1 else _part(shifts, ctx.sizes)
         return None, None, None, *grads
 
 
-def join(tensors: Sequence[Tensor]) -> Tensor:
+def _join(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat(tensors) if len(tensors) > 1 else tensors[0]
 
 
-def part(tensor: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
+def _part(tensor: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
     return tensor.split(sizes) if len(sizes) > 1 else [tensor]
 
 
-def _grouped(channels: Tensor, groups: int, sizes: Sequence[int]) -> Tensor:
+def _products(taps: Tensor, rows: Tensor, sizes: Sequence[int]) -> Tensor:
+    """The outputs ``(pixels, channels)`` of kernels, branch after branch."""
+    if taps.dim() == 2:
+        return taps @ rows.t()
+    groups = len(taps)
+    outputs = torch.bmm(taps, _grouped(rows, groups, sizes).mT)
+    parts = outputs.split([size // groups for size in sizes], 2)
+    return torch.cat([part.transpose(0, 1).flatten(1) for part in parts], 1)
+
+
+def _add_products(
+    rows: Tensor, outputs: Tensor, taps: Tensor, times: float, sizes: Sequence[int]
+) -> None:
+    """Add ``outputs' taps`` times a number to the rows of kernels, branch after branch."""
+    if taps.dim() == 2:
+        rows.addmm_(outputs.t(), taps, alpha=times)
+        return
+    groups = len(taps)
+    products = torch.bmm(_grouped(outputs.t(), groups, sizes), taps)
+    parts = products.split([size // groups for size in sizes], 1)
+    rows.add_(torch.cat([part.flatten(0, 1) for part in parts]), alpha=times)
+
+
+def _grouped(rows: Tensor, groups: int, sizes: Sequence[int]) -> Tensor:
     """Rows of channels, branch after branch, as ``(groups, channels / groups, columns)``."""
-    if groups == 1:
-        return channels.view(1, len(channels), -1)
-    return torch.cat(
-        [part.view(groups, len(part) // groups, -1) for part in channels.split(sizes)], 1
-    )
-
-
-def _ungrouped(rows: Tensor, sizes: Sequence[int]) -> Tensor:
-    """The channels ``(1, channels, columns)``, branch after branch."""
-    groups = len(rows)
-    if groups == 1:
-        return rows
-    parts = rows.split([size // groups for size in sizes], 1)
-    return torch.cat([part.flatten(0, 1) for part in parts])[None]
+    parts = [part.unflatten(0, (groups, -1)) for part in rows.split(sizes)]
+    return torch.cat(parts, 1)
