@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from .algebra import Affine, fold, fold_order, kernel_size
+from .algebra import Affine, compose, fold, fold_order, kernel_size
 from .probe import Probe
 from .site import margins, output_size
-from .statistics import Measurement, Normed, excess
+from .statistics import Normed, excess, join, part
 
 Shape = tuple[int, int, int, int]
 """A kernel's shape ``(out, in / groups, kh, kw)``."""
@@ -213,7 +213,10 @@ class Chain(nn.ModuleList, Node):
 
     def fold(self, dtype: torch.dtype, probe: Probe | None = None) -> Affine:
         """The product, multiplied in the cheapest order."""
-        return fold([fold_node(node, dtype, probe) for node in self], self.groups)
+        factors = [fold_node(node, dtype, probe) for node in self]
+        if probe is not None and len(factors) == 2:  # Its bias has no gradient.
+            return compose(*factors, self.groups)
+        return fold(factors, self.groups)
 
     def fold_macs(self) -> int:
         """Operations of the products, in the cheapest order."""
@@ -633,8 +636,7 @@ def _fold_inner(branches: Sequence[nn.Module], dtype: torch.dtype, probe: Probe)
     weights, biases = _normalise(norms, folded, 1, probe)
     sizes = [len(weight) for weight, _ in folded]
     weights = weights.split(sizes)
-    # The norm around them removes any shift: it has no gradient.
-    biases = [None] * len(norms) if biases is None else biases.detach().split(sizes)
+    biases = [None] * len(norms) if biases is None else biases.split(sizes)
     probe.folded.update(zip(norms, zip(weights, biases, strict=True), strict=True))
 
 
@@ -650,33 +652,44 @@ def _normalise(
         probe: of a batch.
     """
     norms, dtype = [branch.norm for branch in branches], folded[0][0].dtype
-    kernels = [kernel for kernel, _ in folded]
-    sizes = [len(kernel) for kernel in kernels]
-    running = [norm.running_mean for norm in norms] + [norm.running_var for norm in norms]
+    kernels, eps = [kernel for kernel, _ in folded], norms[0].eps
+    variances = [norm.running_var for norm in norms]
     with torch.no_grad():
-        momentum = norms[0].momentum
-        if momentum is None:  # A plain average over all batches.
-            torch._foreach_add_([norm.num_batches_tracked for norm in norms], 1)
-            momentum = 1 / norms[0].num_batches_tracked.item()
-        joined = running if len(norms) == 1 else torch.cat(running).chunk(2)
-        means, variances = (part.to(dtype) for part in joined)
-        if summed == len(norms):
-            floors = excess(variances.view(summed, -1), norms[0].eps).view(-1)
+        if summed == len(norms) > 1:  # All at once.
+            floors = excess(torch.stack(variances).to(dtype), eps).view(-1)
         else:
-            parts = variances.split(sizes)
-            floors = torch.cat([excess(part, norms[0].eps) for part in parts])
+            floors = join([excess(variance.to(dtype), eps) for variance in variances])
         taps = probe.taps(kernels[0].shape[2:], dtype)
-    measurement = Measurement(taps, means, variances, momentum, norms[0].eps, floors)
     parameters = [norm.weight for norm in norms]
     if branches[0].shifts:
         parameters += [norm.bias for norm in norms]
     parameters = [parameter.to(dtype) for parameter in parameters]
-    affine = Normed.apply(measurement, summed, len(norms), *kernels, *parameters)
-    with torch.no_grad():
-        if means is not running[0]:
-            new = means.split(sizes) + variances.split(sizes)
-            torch._foreach_copy_(running, list(new))
-        for norm, (_, bias) in zip(norms, folded, strict=True):
-            if bias is not None:  # The kernel's outputs are without it.
-                norm.running_mean.add_(bias, alpha=momentum)
-    return affine
+    weight, bias, mean, variance = Normed.apply(
+        taps, floors, eps, summed, len(norms), *kernels, *parameters
+    )
+    _follow(norms, mean, variance, [bias for _, bias in folded], probe.samples)
+    return weight, bias
+
+
+@torch.no_grad()
+def _follow(
+    norms: Sequence[nn.Module],
+    mean: Tensor,
+    variance: Tensor,
+    biases: Sequence[Tensor | None],
+    samples: int,
+) -> None:
+    """Let running statistics follow as ``F.batch_norm`` does, by the unbiased variance."""
+    momentum = norms[0].momentum
+    if momentum is None:  # A plain average over all batches.
+        torch._foreach_add_([norm.num_batches_tracked for norm in norms], 1)
+        momentum = 1 / norms[0].num_batches_tracked.item()
+    sizes = [len(norm.running_mean) for norm in norms]
+    unbiased = variance * (samples / max(1, samples - 1))
+    means = [
+        ours if bias is None else ours + bias
+        for ours, bias in zip(part(mean, sizes), biases, strict=True)
+    ]
+    running = [norm.running_mean for norm in norms] + [norm.running_var for norm in norms]
+    new = [value.to(running[0].dtype) for value in (*means, *part(unbiased, sizes))]
+    torch._foreach_lerp_(running, new, momentum)

@@ -32,28 +32,31 @@ class Probe:
         site: the place of the layer.
 
     Attributes:
+        samples: the number of output pixels, of all images together.
         folded: norms whose kernels were folded by these pixels, and the results.
     """
 
     @torch.no_grad()
     def __init__(self, x: Tensor, site: Site):
-        self._taps = _gather(x, site)
+        taps = _gather(x, site)
+        groups, *pixels = taps.shape[:4]
+        self.samples = math.prod(pixels)
+        self._kernel_size = tuple(site.kernel_size)
+        shape = (self.samples,) if groups == 1 else (groups, self.samples)
+        self._taps = taps.view(*shape, math.prod(taps.shape[4:]))
         self.folded: dict[nn.Module, Affine] = {}
 
     def taps(self, kernel_size: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """Return the inputs of a kernel of this size, centred in the layer's.
+        """Return the inputs of a kernel of the layer's size, or of a 1x1 centred in it.
 
         Returns:
             ``(pixels, m * kh * kw)``, or with groups ``(groups, pixels, m / groups * kh * kw)``.
         """
         taps = self._taps.to(dtype)
-        groups, images, rows, columns, *inputs = taps.shape
-        (y, x), (height, width) = margins(inputs[1:], kernel_size), kernel_size
-        if (y, x) != (0, 0):
-            taps = taps[..., y : y + height, x : x + width]
-        pixels = images * rows * columns
-        shape = (pixels,) if groups == 1 else (groups, pixels)
-        return taps.reshape(*shape, inputs[0] * height * width)
+        if tuple(kernel_size) == self._kernel_size:
+            return taps
+        (y, x), (height, width) = margins(self._kernel_size, kernel_size), self._kernel_size
+        return taps[..., y * width + x :: height * width]
 
 
 def _gather(x: Tensor, site: Site) -> Tensor:

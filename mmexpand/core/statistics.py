@@ -1,7 +1,6 @@
 """Branches normalised by statistics of a sample, added up to one kernel."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,28 +26,6 @@ def excess(running_variance: Tensor, eps: float) -> Tensor:
     return running_variance.mean(-1, keepdim=True).div(scaled).clamp_min_(1)
 
 
-@dataclass
-class Measurement:
-    """What branches are normalised by. Tensors of channels hold one branch after another.
-
-    Attributes:
-        taps: inputs of the kernels, ``(pixels, in * kh * kw)``, or with groups
-            ``(groups, pixels, in / groups * kh * kw)``.
-        running_mean: of all channels; updated as ``F.batch_norm`` does.
-        running_var: of all channels; updated as well.
-        momentum: of the running statistics.
-        eps: of the norms.
-        excess: of all channels, as of the function of this name.
-    """
-
-    taps: Tensor
-    running_mean: Tensor
-    running_var: Tensor
-    momentum: float
-    eps: float
-    excess: Tensor
-
-
 class Normed(torch.autograd.Function):
     """Kernels and biases of branches that are normalised by their outputs' mean and variance.
 
@@ -59,81 +36,89 @@ class Normed(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        measurement: Measurement,
+        taps: Tensor,
+        excess: Tensor,
+        eps: float,
         summed: int,
         branches: int,
         *tensors: Tensor,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return kernels ``(channels, in / groups, kh, kw)`` and biases, or their sum.
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        """Return kernels and biases, or their sum, and the mean and biased variance of outputs.
+
+        Tensors of channels hold one branch after another.
 
         Args:
             ctx: what the backward pass is given.
-            measurement: what to normalise by.
-            summed: this many equal parts of the channels are added up; 1: nothing is.
+            taps: inputs of the kernels, ``(pixels, in * kh * kw)``, or with groups
+                ``(groups, pixels, in / groups * kh * kw)``.
+            excess: of all channels, as of the function of this name.
+            eps: of the norms.
+            summed: this many equal parts of the channels are added up. 1 of several branches:
+                nothing is, and biases are constants: a norm around each branch removes them.
             branches: the number of kernels.
             tensors: the kernels ``(out, in / groups, kh, kw)``, the norms' weights, and their
                 biases; without these there is no bias.
         """
-        taps = measurement.taps
         kernels, gains = tensors[:branches], tensors[branches : 2 * branches]
         shifts = tensors[2 * branches :]
         sizes = [len(kernel) for kernel in kernels]
-        kernels, gains = _join(kernels), _join(gains)
+        kernels, gains = join(kernels), join(gains)
         outputs = _products(taps, kernels.view(len(kernels), -1), sizes)
-        mean, variance = torch.batch_norm_update_stats(
-            outputs, measurement.running_mean, measurement.running_var, measurement.momentum
-        )
-        variance.add_(measurement.eps)
-        inverse = (variance * measurement.excess).rsqrt_()
+        mean, variance = torch.batch_norm_update_stats(outputs, None, None, 0.0)
+        squares = variance + eps
+        inverse = (squares * excess).rsqrt_()
         scale = gains * inverse
         columns = scale.view(-1, 1, 1, 1)
         weight, bias = kernels * columns, None
         if shifts:
-            bias = torch.addcmul(_join(shifts), mean, scale, value=-1)
+            bias = torch.addcmul(join(shifts), mean, scale, value=-1)
         if summed > 1:
             weight = weight.view(summed, -1, *kernels.shape[1:]).sum(0)
             bias = None if bias is None else bias.view(summed, -1).sum(0)
-        ctx.summed, ctx.sizes, ctx.shifts = summed, sizes, bool(shifts)
+        ctx.summed, ctx.sizes, ctx.shifts = summed, sizes, len(shifts)
+        ctx.save_for_backward(taps, kernels, outputs, mean, squares, inverse, scale, columns)
+        ctx.mark_non_differentiable(
+            mean, variance, *([bias] if shifts and summed < branches else [])
+        )
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(taps, kernels, outputs, mean, variance, inverse, scale, columns)
-        return weight, bias
+        return weight, bias, mean, variance
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, grad_bias: Tensor | None) -> tuple:
-        """Return the gradients of kernels, weights and biases."""
-        taps, kernels, outputs, mean, variance, inverse, scale, columns = ctx.saved_tensors
-        shifts = grad_bias
-        if grad is None:  # Only the bias was used.
+    def backward(ctx: Any, grad: Tensor | None, grad_bias: Tensor | None, *_: None) -> tuple:
+        """Return the gradients of kernels, weights and biases; None where the bias is not used."""
+        taps, kernels, outputs, mean, squares, inverse, scale, columns = ctx.saved_tensors
+        grads_shifts = [grad_bias] * ctx.shifts
+        if grad is None:
             grad = torch.zeros_like(kernels[: len(kernels) // ctx.summed])
         if ctx.summed > 1:
             grad = grad.repeat(ctx.summed, 1, 1, 1)
             grad_bias = None if grad_bias is None else grad_bias.repeat(ctx.summed)
+        elif grad_bias is not None:
+            grads_shifts = part(grad_bias, ctx.sizes)
         grad_scale = (grad * kernels).sum((1, 2, 3))
         if grad_bias is not None:
             grad_scale.addcmul_(grad_bias, mean, value=-1)
         # The gradient of the outputs, times -pixels, is slope * (outputs - mean) by the variance
         # and grad_bias * scale by the mean.
-        slope = (grad_scale * scale).div_(variance)
+        slope = (grad_scale * scale).div_(squares)
         by_mean = scale.new_zeros(()) if grad_bias is None else grad_bias * scale
         constant = torch.addcmul(by_mean, slope, mean, value=-1)
         grad_outputs = torch.addcmul(constant, outputs, slope)
         grad_kernels = (grad * columns).view(len(kernels), -1)
         _add_products(grad_kernels, grad_outputs, taps, -1 / len(outputs), ctx.sizes)
-        grads = [*_part(grad_kernels.view_as(kernels), ctx.sizes)]
-        grads += _part(grad_scale.mul_(inverse), ctx.sizes)
-        if ctx.shifts:
-            if shifts is None:  # The norm around it removes any shift.
-                shifts = torch.zeros_like(mean[: len(mean) // ctx.summed])
-            grads += [shifts] * ctx.summed if ctx.summed > 1 else _part(shifts, ctx.sizes)
-        return None, None, None, *grads
+        grads_kernels = part(grad_kernels.view_as(kernels), ctx.sizes)
+        grads_gains = part(grad_scale.mul_(inverse), ctx.sizes)
+        return *(None,) * 5, *grads_kernels, *grads_gains, *grads_shifts[: ctx.shifts]
 
 
-def _join(tensors: Sequence[Tensor]) -> Tensor:
+def join(tensors: Sequence[Tensor]) -> Tensor:
+    """Concatenate; nothing is done to a single one."""
     return torch.cat(tensors) if len(tensors) > 1 else tensors[0]
 
 
-def _part(tensor: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
+def part(tensor: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
+    """Split what ``join`` concatenated."""
     return tensor.split(sizes) if len(sizes) > 1 else [tensor]
 
 
