@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +10,8 @@ from torch import Tensor, nn
 from .algebra import Affine
 from .site import Site, margins, output_size
 
-STEPS = ((5, 5), (3, 3))
+STEPS = ((5, 5), (5, 3), (3, 3), (3, 1))
 """Pixels of each axis, of which one is taken; the first that leaves ``SAMPLES``."""
-
-DEPTHWISE_STEPS = ((5, 5), (5, 3), (3, 3), (3, 1))
-"""Closer to ``SAMPLES``: the layer itself costs little."""
 
 SAMPLES = 256
 """Output pixels, of all images together, that a norm's statistics are taken from at least."""
@@ -32,19 +29,26 @@ class Probe:
         site: the place of the layer.
 
     Attributes:
-        samples: the number of output pixels, of all images together.
         folded: norms whose kernels were folded by these pixels, and the results.
     """
 
-    @torch.no_grad()
     def __init__(self, x: Tensor, site: Site):
-        taps = _gather(x, site)
-        groups, *pixels = taps.shape[:4]
-        self.samples = math.prod(pixels)
-        self._kernel_size = tuple(site.kernel_size)
-        shape = (self.samples,) if groups == 1 else (groups, self.samples)
-        self._taps = taps.view(*shape, math.prod(taps.shape[4:]))
+        self._x, self._site = x, site
         self.folded: dict[nn.Module, Affine] = {}
+
+    @cached_property
+    @torch.no_grad()
+    def _taps(self) -> Tensor:
+        # Not before a norm asks for them: with all norms in eval mode, none does.
+        taps = _gather(self._x, self._site)
+        groups, *pixels, inputs, height, width = taps.shape
+        shape = (math.prod(pixels),) if groups == 1 else (groups, math.prod(pixels))
+        return taps.view(*shape, inputs * height * width)
+
+    @property
+    def samples(self) -> int:
+        """The number of output pixels that are taken, of all images together."""
+        return self._taps.shape[-2]
 
     def taps(self, kernel_size: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Return the inputs of a kernel of the layer's size, or of a 1x1 centred in it.
@@ -53,9 +57,10 @@ class Probe:
             ``(pixels, m * kh * kw)``, or with groups ``(groups, pixels, m / groups * kh * kw)``.
         """
         taps = self._taps.to(dtype)
-        if tuple(kernel_size) == self._kernel_size:
+        height, width = self._site.kernel_size
+        if tuple(kernel_size) == (height, width):
             return taps
-        (y, x), (height, width) = margins(self._kernel_size, kernel_size), self._kernel_size
+        y, x = margins((height, width), kernel_size)
         return taps[..., y * width + x :: height * width]
 
 
@@ -115,8 +120,7 @@ def steps(pixels: int, site: Site) -> tuple[int, int]:
     """
     # Of a transposed convolution they are to be of every kind: on pixels, and between them.
     zeros = math.prod(site.upsampling or (1,))
-    depthwise = site.groups == site.in_channels > 1
-    for step in DEPTHWISE_STEPS if depthwise else STEPS:
+    for step in STEPS:
         times = math.prod(step)
         if pixels >= SAMPLES * times and math.gcd(times, zeros) == 1:
             return step
