@@ -43,7 +43,7 @@ class Probe:
         taps = _gather(self._x, self._site)
         groups, *pixels, inputs, height, width = taps.shape
         shape = (math.prod(pixels),) if groups == 1 else (groups, math.prod(pixels))
-        return taps.view(*shape, inputs * height * width)
+        return taps.reshape(*shape, inputs * height * width)
 
     @property
     def samples(self) -> int:

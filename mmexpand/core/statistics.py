@@ -62,7 +62,7 @@ class Normed(torch.autograd.Function):
         kernels, gains = tensors[:branches], tensors[branches : 2 * branches]
         shifts = tensors[2 * branches :]
         sizes = [len(kernel) for kernel in kernels]
-        kernels, gains = join(kernels), join(gains)
+        kernels, gains = join(kernels).contiguous(), join(gains)
         outputs = _products(taps, kernels.view(len(kernels), -1), sizes)
         mean, variance = torch.batch_norm_update_stats(outputs, None, None, 0.0)
         squares = variance + eps
@@ -87,6 +87,11 @@ class Normed(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor | None, grad_bias: Tensor | None, *_: None) -> tuple:
         """Return the gradients of kernels, weights and biases; None where the bias is not used."""
+        with torch.autocast(ctx.saved_tensors[0].device.type, enabled=False):
+            return Normed._backward(ctx, grad, grad_bias)
+
+    @staticmethod
+    def _backward(ctx: Any, grad: Tensor | None, grad_bias: Tensor | None) -> tuple:
         taps, kernels, outputs, mean, squares, inverse, scale, columns = ctx.saved_tensors
         grads_shifts = [grad_bias] * ctx.shifts
         if grad is None:
@@ -105,7 +110,7 @@ class Normed(torch.autograd.Function):
         by_mean = scale.new_zeros(()) if grad_bias is None else grad_bias * scale
         constant = torch.addcmul(by_mean, slope, mean, value=-1)
         grad_outputs = torch.addcmul(constant, outputs, slope)
-        grad_kernels = (grad * columns).view(len(kernels), -1)
+        grad_kernels = (grad * columns).reshape(len(kernels), -1)
         _add_products(grad_kernels, grad_outputs, taps, -1 / len(outputs), ctx.sizes)
         grads_kernels = part(grad_kernels.view_as(kernels), ctx.sizes)
         grads_gains = part(grad_scale.mul_(inverse), ctx.sizes)

@@ -19,9 +19,9 @@ class ExpandConfig:
     Args:
         method: 'cl' (1x1, kxk, 1x1), 'ck' (a chain of 3x3), 'fc' (linear layers), 'cl+fc',
             'ck+fc', or 'auto' ('ck' where an odd square kernel > 3 allows it, else 'cl'); other
-            linear blocks: 'orepa', 'do', 'ac', 'rep'; blocks with norms in their branches, which
-            are run branch by branch while training: 'acnet', 'repvgg', 'dbb', 'qarepvgg',
-            'repvgg_cl', 'repvgg_ck', 'mobileone', and as their control 'bn', one norm behind the layer.
+            linear blocks: 'orepa', 'do', 'ac', 'rep'; blocks with norms in their branches:
+            'acnet', 'repvgg', 'dbb', 'qarepvgg', 'repvgg_cl', 'repvgg_ck', 'mobileone', and as
+            their control 'bn', one norm behind the layer.
         rate: the expansion rate r > 0 of 'cl', 'ck' and 'fc'; channel counts are rounded, at
             least 1. Of 'mobileone' the number of kxk branches.
         include: which layers: module-name prefixes, globs, or regular expressions ('re:...'); or
