@@ -32,8 +32,8 @@ class ExpandConfig:
         init: 'default' (the factors' own initialisation, as in the paper) or 'preserve'
             (factors whose product is the present weight).
         forward: 'layerwise' (the paper's chain), 'folded' (one convolution with the product),
-            or 'auto' (the cheaper, per layer and input size). Norms in branches are run branch
-            by branch, unless 'folded': then by statistics of a part of the pixels.
+            or 'auto' (the cheaper, per layer, input size and device). Blocks with norms in their
+            branches are run branch by branch, or folded by statistics of a part of the pixels.
         shortcut: whether 'cl' or 'ck' has a per-channel identity beside it.
         nonlinear: 'relu' between the factors of 'cl', 'ck' and 'fc': a network to start the
             linear one from, by its checkpoint (Sec. 5.3). It is run layer by layer, and can't be

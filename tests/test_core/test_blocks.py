@@ -10,6 +10,7 @@ from torch import nn
 
 import mmexpand
 from mmexpand import ExpandConfig, ExpandedConv2d
+from mmexpand.core import statistics
 from mmexpand.core.blocks import BLOCKS
 from mmexpand.core.blocks.filters import cosines
 from mmexpand.core.expression import Norm
@@ -257,6 +258,28 @@ def test_norms_that_a_network_keeps_in_eval_mode_stay_so(how):
     for ours, theirs in zip(norms(folded), norms(branches), strict=True):
         assert torch.equal(ours.running_var, theirs.running_var)
         assert not torch.equal(ours.running_var, torch.ones_like(ours.running_var))
+
+
+@pytest.mark.parametrize('how', NORMED, ids=name)
+def test_a_dead_channel_does_not_blow_up_the_kernel(monkeypatch, how):
+    """In every mode by the same floor: its norms have no variance, as behind a ReLU."""
+    size = sizes(how)[0]
+    conv = nn.Conv2d(4, 4, size, padding=size // 2).double()
+    branches = ExpandedConv2d.from_conv(conv, forward='layerwise', **how)
+    for norm in norms(branches):
+        norm.running_var.uniform_(0.5, 2)[0] = 1e-40
+    x = torch.randn(2, 4, 9, 8, dtype=torch.float64)
+    measured = copy.deepcopy(branches)
+    measured.forward_order = 'folded'
+    if how['method'] != 'dbb':  # Its inner norms do not see the padded pixels.
+        torch.testing.assert_close(measured(x), branches(x), rtol=1e-9, atol=1e-9)
+    for norm in norms(branches):
+        norm.running_var[0] = 1e-40
+    contracted = branches.eval().to_conv()
+    assert relative_error(contracted(x), branches.forward_layerwise(x)) < 1e-10
+    assert contracted.weight.abs().max() < 10
+    monkeypatch.setattr(statistics, 'FLOOR', 1e-12)
+    assert branches.to_conv().weight.abs().max() > 20
 
 
 @pytest.mark.parametrize('how', NORMED, ids=name)
