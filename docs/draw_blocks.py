@@ -52,14 +52,17 @@ def draw(name: str) -> Figure:
     linear = name == 'fc'
     site = Site(8, 8, (1, 1) if linear else size, 4, padding=(1, 1), linear=linear)
     expression = BLOCKS[name].build(site)
+    last = []
+    if isinstance(expression, Norm) and isinstance(expression.node, Sum):
+        expression, last = expression.node, [('BN', 'norm')]
     branches = [
         boxes(node) for node in (expression if isinstance(expression, Sum) else [expression])
     ]
     longest = max(len(branch) for branch in branches)
     columns = longest + 0.6
-    figure = Figure(figsize=(1.4 * columns + 1, 0.75 * len(branches) + 0.3))
+    figure = Figure(figsize=(1.4 * (columns + len(last)) + 1, 0.75 * len(branches) + 0.3))
     axes = figure.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(-0.8, columns), ylim=(-len(branches) + 0.4, 0.6))
+    axes.set(xlim=(-0.8, columns + len(last)), ylim=(-len(branches) + 0.4, 0.6))
     axes.axis('off')
     middle, end = (1 - len(branches)) / 2, columns - 0.4
     for row, branch in enumerate(branches):
@@ -75,6 +78,11 @@ def draw(name: str) -> Figure:
     if len(branches) > 1:
         style = dict(boxstyle='circle,pad=0.3', facecolor=FILLS['sum'], edgecolor='#555555')
         axes.text(end, middle, '+', ha='center', va='center', fontsize=11, bbox=style)
+    for text, kind in last:
+        arrow = dict(arrowstyle='->', color='#555555')
+        axes.annotate('', (end + 0.6, middle), (end + 0.2, middle), arrowprops=arrow)
+        style = dict(boxstyle='round,pad=0.35', facecolor=FILLS[kind], edgecolor='#555555')
+        axes.text(end + 0.9, middle, text, ha='center', va='center', fontsize=8, bbox=style)
     return figure
 
 

@@ -17,9 +17,9 @@ PEERS = {
     'DO-Conv': dict(method='do', forward='folded'),
     'RepVGG folded': dict(method='repvgg', forward='folded'),
     'DBB folded': dict(method='dbb', forward='folded'),
-    'RepVGG': dict(method='repvgg'),
-    'ACNet': dict(method='acnet'),
-    'DBB': dict(method='dbb'),
+    'RepVGG': dict(method='repvgg', forward='layerwise'),
+    'ACNet': dict(method='acnet', forward='layerwise'),
+    'DBB': dict(method='dbb', forward='layerwise'),
 }
 """Other blocks to time in the place of the same layers: fields of ``ExpandConfig``."""
 

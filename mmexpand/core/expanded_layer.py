@@ -89,8 +89,8 @@ class ExpandedLayer(nn.Module):
         """Apply the layer: the same shapes in and out as the layer it stands for.
 
         In eval mode the folded kernel is applied whatever ``forward`` says: the compact
-        computation. In training mode a block with norms in its branches is run layer by layer;
-        'folded', its norms take their statistics from a part of the pixels.
+        computation. In training mode norms in branches take their statistics from a part of the
+        pixels where the block runs folded, from all of them where it runs branch by branch.
         """
         x = input  # torch's name: some call layers by keyword
         if self._offered is not None:
@@ -98,8 +98,8 @@ class ExpandedLayer(nn.Module):
         if not self.has_kernel:
             return self._apply_branches(x)
         if self.training and self._measures:
-            folded = self.forward_order == 'folded'
-            return self._apply_measured(x) if folded else self._apply_branches(x)
+            layerwise = self.forward_order == 'layerwise'
+            return self._apply_branches(x) if layerwise else self._apply_measured(x)
         if self.training and not self._runs_folded(x):
             return self._apply_branches(x)
         return self._apply_kernel(x, *self.folded())

@@ -11,11 +11,13 @@ from itertools import chain
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
-from .algebra import Affine, fold, fold_order, kernel_size
+from .algebra import Affine, compose, fold, fold_order, kernel_size
 from .probe import Probe
 from .site import margins, output_size
+from .statistics import Normed, excess, join, part
 
 Shape = tuple[int, int, int, int]
 """A kernel's shape ``(out, in / groups, kh, kw)``."""
@@ -211,7 +213,10 @@ class Chain(nn.ModuleList, Node):
 
     def fold(self, dtype: torch.dtype, probe: Probe | None = None) -> Affine:
         """The product, multiplied in the cheapest order."""
-        return fold([fold_node(node, dtype, probe) for node in self], self.groups)
+        factors = [fold_node(node, dtype, probe) for node in self]
+        if probe is not None and len(factors) == 2:  # Its bias has no gradient.
+            return compose(*factors, self.groups)
+        return fold(factors, self.groups)
 
     def fold_macs(self) -> int:
         """Operations of the products, in the cheapest order."""
@@ -277,25 +282,19 @@ class Sum(nn.ModuleList, Node):
 
     def fold(self, dtype: torch.dtype, probe: Probe | None = None) -> Affine:
         """The sum of kernels and of biases."""
-        if probe is not None and probe.few_inputs and all(map(_is_measured, self)):
-            return _fold_measured(list(self), self.shape[2:], dtype, probe)
-        weight, bias = fold_node(self[0], dtype, probe)
-        return self._add_others(weight, bias, dtype, 1, probe)
+        measured = [] if probe is None else [node for node in self if _is_measured(node)]
+        if measured:
+            _fold_inner(measured, dtype, probe)
+        folded = [fold_node(node, dtype, probe) for node in self if node not in measured]
+        if measured:
+            folded.insert(0, _fold_measured(measured, self.shape[2:], dtype, probe))
+        return self._add(folded)
 
-    def _add_others(
-        self,
-        weight: Tensor,
-        bias: Tensor | None,
-        dtype: torch.dtype,
-        sign: int,
-        probe: Probe | None = None,
-    ) -> Affine:
-        for node in list(self)[1:]:
-            other, other_bias = fold_node(node, dtype, probe)
-            weight = weight + sign * centred(other, self.shape[2:])
-            if other_bias is not None:
-                bias = sign * other_bias if bias is None else bias + sign * other_bias
-        return weight, bias
+    def _add(self, terms: Sequence[Affine]) -> Affine:
+        weights, biases = zip(*terms, strict=True)
+        weights = [centred(weight, self.shape[2:]) for weight in weights]
+        biases = [bias for bias in biases if bias is not None]
+        return sum(weights[1:], weights[0]), sum(biases[1:], biases[0]) if biases else None
 
     def apply_macs(self, size: tuple[int, int]) -> tuple[int, tuple[int, int]]:
         """Operations of all branches."""
@@ -308,8 +307,9 @@ class Sum(nn.ModuleList, Node):
 
     def set_kernel(self, kernel: Tensor, bias: Tensor | None) -> None:
         """Give the first branch what the others leave."""
-        rest, rest_bias = self._add_others(kernel, bias, kernel.dtype, -1)
-        set_kernel(self[0], rest, rest_bias)
+        others = [fold_node(node, kernel.dtype) for node in list(self)[1:]]
+        negative = [(-weight, None if bias is None else -bias) for weight, bias in others]
+        set_kernel(self[0], *self._add([(kernel, bias), *negative]))
 
     def kernel_refusal(self) -> str:
         """The first branch's."""
@@ -383,8 +383,9 @@ class Identity(Node):
         self.stride, self.padding = conv.stride, conv.padding
         self.padding_needed = any(conv.padding)
         self.channels, self.per_group = conv.out_channels, conv.in_channels // conv.groups
-        like = conv.weight
-        self.register_buffer('_like', like.new_empty(0), persistent=False)
+        eye = torch.eye(self.per_group).repeat(self.channels // self.per_group, 1)
+        # Known from the shapes: no part of a checkpoint.
+        self.register_buffer('kernel', eye[:, :, None, None].to(conv.weight), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """The image, padded and strided."""
@@ -399,8 +400,7 @@ class Identity(Node):
 
     def fold(self, dtype: torch.dtype, probe: Probe | None = None) -> Affine:
         """Ones where an output stands for an input."""
-        eye = torch.eye(self.per_group, dtype=dtype, device=self._like.device)
-        return eye.repeat(self.channels // self.per_group, 1)[:, :, None, None], None
+        return self.kernel.to(dtype), None
 
     def apply_macs(self, size: tuple[int, int]) -> tuple[int, tuple[int, int]]:
         """Nothing is multiplied."""
@@ -558,21 +558,30 @@ class Norm(PerChannel):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the node, then normalise."""
+        gain = self._gain(self.norm.weight.dtype)
         if not self.shifts:
             with torch.no_grad():
-                self.norm.bias.copy_(self._scale(self.norm.weight.dtype) * self.norm.running_mean)
-        return self.norm(self.node(x))
+                self.norm.bias.copy_(self._scale(gain) * self.norm.running_mean)
+        # By the norm's own class, which a framework may have replaced.
+        return functional_call(self.norm, {'weight': gain}, (self.node(x),))
 
-    def _scale(self, dtype: torch.dtype) -> Tensor:
-        variance = self.norm.running_var.to(dtype) + self.norm.eps
-        return self.norm.weight.to(dtype) * variance.rsqrt()
+    def _gain(self, dtype: torch.dtype) -> Tensor:
+        """The norm's weight, less where a channel's variance is below the floor."""
+        with torch.no_grad():
+            inverse = excess(self.norm.running_var.to(dtype), self.norm.eps).rsqrt()
+        return self.norm.weight.to(dtype) * inverse
+
+    def _scale(self, gain: Tensor) -> Tensor:
+        return gain * (self.norm.running_var.to(gain.dtype) + self.norm.eps).rsqrt()
 
     def fold(self, dtype: torch.dtype, probe: Probe | None = None) -> Affine:
         """Kernel and bias in eval mode by the running statistics, or by those of a probe."""
+        if probe is not None and self in probe.folded:
+            return probe.folded[self]
         if probe is not None and _is_measured(self):
             return _fold_measured([self], self.shape[2:], dtype, probe)
         weight, bias = fold_node(self.node, dtype, probe)
-        scale, mean = self._scale(dtype), self.norm.running_mean.to(dtype)
+        scale, mean = self._scale(self._gain(dtype)), self.norm.running_mean.to(dtype)
         weight = weight * per_channel(scale, weight)
         if not self.shifts:
             return weight, None
@@ -602,28 +611,85 @@ def _fold_measured(
 ) -> Affine:
     """The sum of branches normalised by a probe's statistics, which the running ones follow.
 
-    All at once: of small kernels it is the number of operations that costs.
-
     Args:
         branches: built for one layer.
         size: height and width of the sum.
         dtype: what to compute in.
         probe: of a batch.
     """
-    norms = [branch.norm for branch in branches]
     folded = [fold_node(branch.node, dtype, probe) for branch in branches]
-    kernels = torch.stack([centred(weight, size) for weight, _ in folded])
-    mean, variance = probe.statistics(kernels)
+    kernels = [(centred(kernel, size), bias) for kernel, bias in folded]
+    return _normalise(branches, kernels, len(branches), probe)
+
+
+def _fold_inner(branches: Sequence[nn.Module], dtype: torch.dtype, probe: Probe) -> None:
+    """Fold the norms inside of branches, where these are several, all at once for the probe."""
+    norms = [
+        node
+        for branch in branches
+        for node in branch.modules()
+        if node is not branch and _is_measured(node)
+    ]
+    if len(norms) < 2:
+        return
+    folded = [fold_node(norm.node, dtype) for norm in norms]
+    weights, biases = _normalise(norms, folded, 1, probe)
+    sizes = [len(weight) for weight, _ in folded]
+    weights = weights.split(sizes)
+    biases = [None] * len(norms) if biases is None else biases.split(sizes)
+    probe.folded.update(zip(norms, zip(weights, biases, strict=True), strict=True))
+
+
+def _normalise(
+    branches: Sequence[Norm], folded: Sequence[Affine], summed: int, probe: Probe
+) -> Affine:
+    """Normalise by a probe's statistics.
+
+    Args:
+        branches: with kernels of one size, built for one layer.
+        folded: what their nodes fold to.
+        summed: as of ``Normed``.
+        probe: of a batch.
+    """
+    norms, dtype = [branch.norm for branch in branches], folded[0][0].dtype
+    kernels, eps = [kernel for kernel, _ in folded], norms[0].eps
+    variances = [norm.running_var for norm in norms]
     with torch.no_grad():
-        # The same as F.batch_norm: the running variance is the unbiased one.
-        unbiased = variance * (probe.samples / max(1, probe.samples - 1))
-        for norm, (_, bias), ours, theirs in zip(norms, folded, mean, unbiased, strict=True):
-            whole = ours if bias is None else ours + bias
-            norm.running_mean.lerp_(whole.to(norm.running_mean), norm.momentum)
-            norm.running_var.lerp_(theirs.to(norm.running_var), norm.momentum)
-    scale = torch.stack([norm.weight for norm in norms]).to(dtype)
-    scale = scale * (variance + norms[0].eps).rsqrt()
-    weight = (kernels * scale[..., None, None, None]).sum(0)
-    if not branches[0].shifts:
-        return weight, None
-    return weight, torch.stack([norm.bias for norm in norms]).to(dtype).sub(mean * scale).sum(0)
+        if summed == len(norms) > 1:  # All at once.
+            floors = excess(torch.stack(variances).to(dtype), eps).view(-1)
+        else:
+            floors = join([excess(variance.to(dtype), eps) for variance in variances])
+        taps = probe.taps(kernels[0].shape[2:], dtype)
+    parameters = [norm.weight for norm in norms]
+    if branches[0].shifts:
+        parameters += [norm.bias for norm in norms]
+    parameters = [parameter.to(dtype) for parameter in parameters]
+    weight, bias, mean, variance = Normed.apply(
+        taps, floors, eps, summed, len(norms), *kernels, *parameters
+    )
+    _follow(norms, mean, variance, [bias for _, bias in folded], probe.samples)
+    return weight, bias
+
+
+@torch.no_grad()
+def _follow(
+    norms: Sequence[nn.Module],
+    mean: Tensor,
+    variance: Tensor,
+    biases: Sequence[Tensor | None],
+    samples: int,
+) -> None:
+    """Let running statistics follow as ``F.batch_norm`` does, by the unbiased variance."""
+    momentum = norms[0].momentum
+    if momentum is None:  # A plain average over all batches.
+        torch._foreach_add_([norm.num_batches_tracked for norm in norms], 1)
+        momentum = 1 / norms[0].num_batches_tracked.item()
+    sizes = [len(norm.running_mean) for norm in norms]
+    unbiased = variance * (samples / max(1, samples - 1))
+    means = [
+        ours if bias is None else ours + bias
+        for ours, bias in zip(part(mean, sizes), biases, strict=True)
+    ]
+    running = [norm.running_mean for norm in norms] + [norm.running_var for norm in norms]
+    new = [value.to(running[0].dtype) for value in (*means, *part(unbiased, sizes))]
+    torch._foreach_lerp_(running, new, momentum)

@@ -14,7 +14,7 @@ from .expanded_layer import FORWARDS, ExpandedLayer
 from .expression import Chain, Shape, leaves
 from .factorise import INITS
 from .names import check_choice
-from .probe import Probe
+from .probe import Probe, steps
 from .site import Site, check_rate, output_size, pads_apart
 
 FEW = 64
@@ -129,7 +129,13 @@ class ExpandedConv2d(ExpandedLayer):
         if not x.numel():
             # No statistics to take: as of proposals of which none is left.
             return self._apply_kernel(x, *self.folded())
-        if self._layer_pixels(x.shape) < FEW:
+        pixels = self._layer_pixels(x.shape)
+        # 'auto' folds where that is faster: not where statistics take all of the pixels, nor on a
+        # GPU, where branches have fewer operations.
+        auto = self.forward_order == 'auto'
+        if pixels < FEW or (
+            auto and (x.device.type != 'cpu' or steps(pixels, self.site) == (1, 1))
+        ):
             return self._apply_branches(x)
         weight, bias = self.fold(Probe(self._pad(x), self.site))
         return self._apply_kernel(x, self._lay_out(weight), bias)

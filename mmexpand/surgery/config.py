@@ -19,9 +19,9 @@ class ExpandConfig:
     Args:
         method: 'cl' (1x1, kxk, 1x1), 'ck' (a chain of 3x3), 'fc' (linear layers), 'cl+fc',
             'ck+fc', or 'auto' ('ck' where an odd square kernel > 3 allows it, else 'cl'); other
-            linear blocks: 'orepa', 'do', 'ac', 'rep'; blocks with norms in their branches, which
-            are run branch by branch while training: 'acnet', 'repvgg', 'dbb', 'repvgg_cl',
-            'repvgg_ck', 'mobileone', and as their control 'bn', one norm behind the layer.
+            linear blocks: 'orepa', 'do', 'ac', 'rep'; blocks with norms in their branches:
+            'acnet', 'repvgg', 'dbb', 'qarepvgg', 'repvgg_cl', 'repvgg_ck', 'mobileone', and as
+            their control 'bn', one norm behind the layer.
         rate: the expansion rate r > 0 of 'cl', 'ck' and 'fc'; channel counts are rounded, at
             least 1. Of 'mobileone' the number of kxk branches.
         include: which layers: module-name prefixes, globs, or regular expressions ('re:...'); or
@@ -32,8 +32,8 @@ class ExpandConfig:
         init: 'default' (the factors' own initialisation, as in the paper) or 'preserve'
             (factors whose product is the present weight).
         forward: 'layerwise' (the paper's chain), 'folded' (one convolution with the product),
-            or 'auto' (the cheaper, per layer and input size). Norms in branches are run branch
-            by branch, unless 'folded': then by statistics of a part of the pixels.
+            or 'auto' (the cheaper, per layer, input size and device). Blocks with norms in their
+            branches are run branch by branch, or folded by statistics of a part of the pixels.
         shortcut: whether 'cl' or 'ck' has a per-channel identity beside it.
         nonlinear: 'relu' between the factors of 'cl', 'ck' and 'fc': a network to start the
             linear one from, by its checkpoint (Sec. 5.3). It is run layer by layer, and can't be

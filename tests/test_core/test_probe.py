@@ -1,4 +1,4 @@
-"""The pixels that norms in branches are measured on, and what is measured."""
+"""The pixels that norms in branches are measured on, and kernels normalised by them."""
 
 import pytest
 import torch
@@ -7,54 +7,105 @@ from torch.nn import functional as F
 
 from mmexpand.core import probe
 from mmexpand.core.site import Site
+from mmexpand.core.statistics import FLOOR, Normed, excess
+
+EPS = 1e-5
 
 
-@pytest.mark.parametrize('few_inputs', [0, 1000])
 @pytest.mark.parametrize('groups', [1, 2, 6])
-@pytest.mark.parametrize('kernel', [(3, 3), (1, 3), (1, 1)])
 @pytest.mark.parametrize('geometry', [(1, 1, 1), (2, 0, 1), (2, 3, 2)])
-def test_statistics_are_those_of_the_outputs(monkeypatch, few_inputs, groups, kernel, geometry):
-    """By the covariance of the inputs, as by the outputs: kernels' gradients too."""
-    monkeypatch.setattr(probe, 'FEW_INPUTS', few_inputs)
+@pytest.mark.parametrize('shifts', [True, False])
+def test_kernels_are_normalised_by_the_outputs_of_the_layer(groups, geometry, shifts):
+    """Values and gradients are those of plain autograd: a sum, and several side by side."""
     torch.manual_seed(0)
     stride, padding, dilation = geometry
     layer = nn.Conv2d(6, 6, 3, stride, padding, dilation, groups).double()
     x = torch.randn(2, 6, 12, 11, dtype=torch.float64) + 1
-    weight = torch.randn(6, 6 // groups, *kernel, dtype=torch.float64, requires_grad=True)
     measured = probe.Probe(x, Site.of(layer, 1))
-    whole = F.pad(weight, [(3 - k) // 2 for k in kernel[::-1] for _ in range(2)])
-    outputs = F.conv2d(x, whole, None, stride, padding, dilation, groups).transpose(0, 1).flatten(1)
-    assert measured.few_inputs == (few_inputs > 0)
-    assert measured.samples == outputs.shape[1]
-    expected = outputs.mean(1), outputs.var(1, correction=0)
-    found = measured.statistics(torch.stack([torch.ones_like(weight), weight]))
-    for ours, theirs in zip([both[1] for both in found], expected, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
-        (gradient,) = torch.autograd.grad(ours.square().sum(), weight, retain_graph=True)
-        (reference,) = torch.autograd.grad(theirs.square().sum(), weight, retain_graph=True)
-        assert reference.abs().max() > 0
-        torch.testing.assert_close(gradient, reference, rtol=1e-10, atol=1e-12)
+
+    def reference(summed, branches, *tensors):
+        weights, biases = [], []
+        for index in range(branches):
+            kernel, gain, shift = (
+                tensors[index::branches] if shifts else (*tensors[index::branches], 0)
+            )
+            outputs = F.conv2d(x, kernel, None, stride, padding, dilation, groups)
+            mean, variance = outputs.mean((0, 2, 3)), outputs.var((0, 2, 3), correction=0)
+            scale = gain / ((variance + EPS) * floors[6 * index : 6 * index + len(kernel)]).sqrt()
+            weights.append(kernel * scale[:, None, None, None])
+            biases.append(shift - mean * scale)
+        if summed > 1:
+            return sum(weights), sum(biases)
+        return torch.cat(weights), torch.cat(biases)
+
+    floors = torch.rand(12, dtype=torch.float64) + 1
+    kernels = torch.randn(2, 6, 6 // groups, 3, 3, dtype=torch.float64)
+    channels = torch.randn(4 if shifts else 2, 6, dtype=torch.float64)
+    tensors = [tensor.clone().requires_grad_() for tensor in (*kernels, *channels)]
+    taps = measured.taps((3, 3), torch.float64)
+    assert measured.samples == taps.shape[-2]
+    for branches, summed in ((2, 2), (2, 1), (1, 1)):
+        inputs = [t for i, t in enumerate(tensors) if branches == 2 or i % 2 == 0]
+        excesses = floors[: 6 * branches]
+        found = Normed.apply(taps, excesses, EPS, summed, branches, *inputs)
+        expected = reference(summed, branches, *inputs)
+        weights = torch.randn_like(found[0]), torch.randn_like(expected[1])
+        # The biases of several side by side, around which there are norms, have no gradient.
+        count = 2 if shifts and summed == branches else 1
+        assert found[1] is None or found[1].requires_grad == (count == 2)
+        gradients = []
+        for pair in (found, expected):
+            loss = sum((a * b).sum() for a, b in zip(pair[:count], weights, strict=False))
+            gradients.append(torch.autograd.grad(loss, inputs, allow_unused=True))
+        for ours, theirs in zip(found[: 2 if shifts else 1], expected, strict=False):
+            torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+        for ours, theirs in zip(*gradients, strict=True):
+            assert theirs is None or theirs.abs().max() > 0
+            if theirs is None or ours is None:
+                assert ours is theirs is None
+            else:
+                torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize('groups', [1, 2])
+def test_gradcheck(groups):
+    """By finite differences."""
+    torch.manual_seed(0)
+    taps = torch.randn(*([] if groups == 1 else [groups]), 20, 4, dtype=torch.float64)
+    kernels = [torch.randn(4, 1, 2, 2, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    channels = [torch.randn(4, dtype=torch.float64, requires_grad=True) for _ in range(4)]
+    floors = torch.rand(8, dtype=torch.float64) + 1
+    for summed in (1, 2):
+        assert torch.autograd.gradcheck(
+            lambda *inputs, n=summed: Normed.apply(taps, floors, EPS, n, 2, *inputs)[:2],
+            (*kernels, *channels),
+        )
+
+
+def test_a_channel_without_variance_is_scaled_as_one_at_the_floor():
+    variance = torch.tensor([[2.0, 2.0, 1.0, 1e-40], [0.0, 0.0, 0.0, 0.0]])
+    expected = variance.mean(1, keepdim=True) * FLOOR / (variance + EPS)
+    found = excess(variance, EPS)
+    torch.testing.assert_close(found, expected.clamp_min(1))
+    assert found[0, 3] > 1e4
+    assert (found[0, :3] == 1).all() and (found[1] == 1).all()
 
 
 @pytest.mark.parametrize(
-    ('pixels', 'dense', 'depthwise'),
-    [
-        (6400, (5, 5), (5, 5)),
-        (6399, (3, 3), (5, 3)),
-        (2303, (1, 1), (3, 1)),
-        (767, (1, 1), (1, 1)),
-    ],
+    ('pixels', 'step'),
+    [(6400, (5, 5)), (6399, (5, 3)), (3839, (3, 3)), (2303, (3, 1)), (767, (1, 1))],
 )
-def test_at_least_256_pixels_are_taken(pixels, dense, depthwise):
-    for groups, expected in ((1, dense), (2, dense), (4, depthwise)):
-        site = Site.of(nn.Conv2d(4, 4, 3, groups=groups), 1)
-        assert probe.steps(pixels, site) == expected
+def test_at_least_256_pixels_are_taken(pixels, step):
+    assert probe.steps(pixels, Site.of(nn.Conv2d(4, 4, 3), 1)) == step
 
 
 def test_taps_are_of_every_third_row():
     x = torch.arange(8 * 14 * 14.0).view(1, 8, 14, 14).repeat(4, 1, 1, 1)
     site = Site.of(nn.Conv2d(8, 8, 3, padding=1, groups=8), 1)
-    taps = probe.Probe(x, site)._taps.view(8, 3, 3, 4, 5, 14)
-    assert torch.equal(taps[:, 1, 1], x[:, :, ::3].transpose(0, 1))
-    assert torch.equal(taps[:, 0, 1, :, 1:], x[:, :, 2::3].transpose(0, 1))
-    assert not taps[:, 0, 1, :, 0].any()
+    measured = probe.Probe(x, site)
+    taps = measured.taps((3, 3), torch.float32).view(8, 4, 5, 14, 3, 3)
+    thinned = x[:, :, ::3].transpose(0, 1)
+    assert torch.equal(taps[..., 1, 1], thinned)
+    assert torch.equal(taps[:, :, 1:, :, 0, 1], x[:, :, 2::3].transpose(0, 1))
+    assert not taps[:, :, 0, :, 0, 1].any()
+    assert torch.equal(measured.taps((1, 1), torch.float32).view_as(thinned), thinned)

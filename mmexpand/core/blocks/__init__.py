@@ -50,6 +50,7 @@ BLOCKS = {
     'bn': Block(normed.bn, _cl.refusal),
     'acnet': Block(normed.acnet, normed.refusal),
     'repvgg': Block(normed.repvgg, normed.refusal),
+    'qarepvgg': Block(normed.qarepvgg, normed.refusal),
     'repvgg_cl': Block(normed.repvgg_cl, normed.refusal),
     'repvgg_ck': Block(normed.repvgg_ck, lambda site: _ck.refusal(site) or normed.refusal(site)),
     'mobileone': Block(normed.mobileone, normed.mobileone_refusal),
@@ -59,7 +60,7 @@ BLOCKS = {
 METHODS = (
     *('cl', 'ck', 'fc', 'auto', 'cl+fc', 'ck+fc'),
     *('orepa', 'do', 'ac', 'rep', 'acnet', 'repvgg', 'dbb'),
-    *('repvgg_cl', 'repvgg_ck', 'mobileone', 'bn'),
+    *('qarepvgg', 'repvgg_cl', 'repvgg_ck', 'mobileone', 'bn'),
 )
 """Values of ``method``. Linear layers are expanded by 'fc' alone."""
 

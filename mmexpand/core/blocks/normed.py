@@ -29,6 +29,16 @@ def repvgg(site: Site) -> nn.Module:
     return _sum(site, rep_branches(site.branch(site.kernel_size)))
 
 
+def qarepvgg(site: Site) -> nn.Module:
+    """BN(BN(W_kxk) + W_1x1 + I) (Chu et al., "Make RepVGG Greater Again", AAAI 2024, Sec. 3.3).
+
+    A channel that is dead behind a ReLU has no variance for a norm of the identity to divide by.
+    """
+    first, *small = rep_branches(site.branch(site.kernel_size))
+    branches = [Norm(first, site.bias), *small]
+    return Norm(Sum(branches, site.padding, site.dilation), site.bias)
+
+
 def repvgg_cl(site: Site) -> nn.Module:
     """BN(W3 W2 W1) + BN(W_1x1) + BN(I): RepVGG's branches, the kxk one expanded as CL.
 
