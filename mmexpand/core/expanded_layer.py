@@ -67,6 +67,7 @@ class ExpandedLayer(nn.Module):
         self.site = site
         self._norms = [module for module in expression.modules() if isinstance(module, Norm)]
         self._norms_frozen = False
+        self._calibrated = True
         self.is_linear = self.has_kernel and not self._norms
         self._has_bias = site.bias
         # The layer without its parameters, in a tuple so that it is no submodule: contraction
@@ -98,6 +99,8 @@ class ExpandedLayer(nn.Module):
         if not self.has_kernel:
             return self._apply_branches(x)
         if self.training and self._measures:
+            if not self._calibrated:
+                self.calibrate(x)
             layerwise = self.forward_order == 'layerwise'
             return self._apply_branches(x) if layerwise else self._apply_measured(x)
         if self.training and not self._runs_folded(x):
@@ -108,6 +111,29 @@ class ExpandedLayer(nn.Module):
     def _measures(self) -> bool:
         """Whether norms in branches take statistics of the batch, in training mode."""
         return any(norm.norm.training for norm in self._norms)
+
+    @torch.no_grad()
+    def calibrate(self, input: Tensor) -> None:
+        """Anchor norms in branches at the statistics of a batch; the layer stays what it computes.
+
+        After ``set_weight`` the block is the given layer in eval mode, and its norms know nothing
+        of the data. The first batch in training mode is what they are anchored at: normalised by
+        its own statistics it gives what the given layer does. Under ``torch.distributed`` the
+        batches of all processes are pooled.
+
+        Args:
+            input: of the layer.
+        """
+        x = input.to(self.like.dtype)
+        for norm in self._norms:
+            norm.anchoring = True
+        try:
+            with torch.autocast(x.device.type, enabled=False):
+                self._apply_branches(x)
+        finally:
+            for norm in self._norms:
+                norm.anchoring = False
+        self._calibrated = True
 
     def freeze_norms(self) -> None:
         """Keep the statistics of norms in branches as they are, in training mode too.
@@ -301,6 +327,9 @@ class ExpandedLayer(nn.Module):
         if reason:
             raise ValueError(reason)
         weight, bias = (t if t is None else t.to(self.like.device).double() for t in (weight, bias))
+        for norm in self._norms:
+            norm.become_identity()
+        self._calibrated = not self._norms
         kernel = as_kernel(weight)
         self.expression.set_kernel(kernel if self._turn is None else self._turn(kernel), bias)
 
@@ -357,6 +386,7 @@ class ExpandedLayer(nn.Module):
         mine = self.state_dict(prefix=prefix)
         held = {key: tuple(value.shape) for key, value in state_dict.items()}
         fits = held == {key: tuple(value.shape) for key, value in mine.items()}
+        self._calibrated = self._calibrated or fits
         if not fits and (held or weight is not None):
             shape = None if weight is None else tuple(weight.shape)
             own = tuple(self._layer_weight_shape)

@@ -555,9 +555,12 @@ class Norm(PerChannel):
         self.norm = nn.BatchNorm2d(shape_of(node)[0], device=like.device, dtype=like.dtype)
         self.shifts = bias
         self.norm.bias.requires_grad_(bias)
+        self.anchoring = False
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the node, then normalise."""
+        """Apply the node, then normalise; while ``anchoring``, anchor the norm instead."""
+        if self.anchoring:
+            return self._anchor(self.node(x))
         gain = self._gain(self.norm.weight.dtype)
         if not self.shifts:
             with torch.no_grad():
@@ -588,12 +591,51 @@ class Norm(PerChannel):
         centre = -mean if bias is None else bias - mean
         return weight, self.norm.bias.to(dtype) + centre * scale
 
+    def set_kernel(self, kernel: Tensor, bias: Tensor | None) -> None:
+        """Give the node this kernel; the norm takes the bias. See ``become_identity``."""
+        set_kernel(self.node, kernel, None)
+        if bias is not None:
+            self.norm.bias.add_(bias)
+
     def kernel_refusal(self) -> str:
-        """Always: the kernel depends on the batch."""
-        return (
-            'its branches are normalised by the batch, so no weights stand for a kernel; take a '
-            'linear block for layers that start from given weights, or leave them out'
-        )
+        """The node's."""
+        return kernel_refusal(self.node)
+
+    def become_identity(self) -> None:
+        """Make the norm the identity in eval mode; in training mode it is one once anchored."""
+        self.norm.reset_running_stats()
+        self.norm.bias.zero_()
+        self._undo_scale()
+
+    def _undo_scale(self) -> None:
+        self.norm.weight.fill_(1)
+        self.norm.weight.copy_(1 / self._scale(self._gain(torch.float64)))
+
+    def _anchor(self, y: Tensor) -> Tensor:
+        """Take the statistics of outputs, leaving the norm the identity that it is.
+
+        Gamma becomes the standard deviation and beta the mean (with the layer's bias), so that
+        normalising these outputs by their own statistics gives them back.
+        """
+        shift = self.norm.bias - self.norm.running_mean
+        mean, variance = _pooled_moments(y)
+        self.norm.running_mean.copy_(mean)
+        self.norm.running_var.copy_(variance)
+        self._undo_scale()
+        self.norm.bias.copy_(mean + shift)
+        return y + shift[:, None, None] if self.shifts else y
+
+
+def _pooled_moments(y: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of channels, over the batches of all processes."""
+    wide = y.double()
+    count = wide.new_tensor([y.numel() / y.shape[1]])
+    sums = torch.cat((count, wide.sum((0, 2, 3)), wide.square().sum((0, 2, 3))))
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(sums)
+    count, total, square = sums.split((1, y.shape[1], y.shape[1]))
+    mean = total / count
+    return mean, (square / count - mean.square()).clamp_min(0)
 
 
 def centred(kernel: Tensor, size: Sequence[int]) -> Tensor:

@@ -110,9 +110,29 @@ def test_preserve(how, groups):
 
 
 @pytest.mark.parametrize('how', NORMED, ids=name)
-def test_norms_preserve_nothing_and_say_so(how):
-    with pytest.raises(ValueError, match='normalised by the batch'):
-        ExpandedConv2d.from_conv(nn.Conv2d(4, 4, sizes(how)[0]), init='preserve', **how)
+@pytest.mark.parametrize('bias', [True, False])
+@pytest.mark.parametrize('groups', [1, 4])
+def test_norms_start_from_given_weights(how, bias, groups):
+    torch.manual_seed(0)
+    size, stride = sizes(how)[0], 2 if groups == 1 else 1
+    conv = nn.Conv2d(4, 8, size, stride, padding=1, groups=groups, bias=bias).double()
+    unit = ExpandedConv2d.from_conv(conv, 4, init='preserve', forward='layerwise', **how)
+    batches = torch.randn(3, 4, 4, 12, 12, dtype=torch.float64).relu()
+    unit.eval()
+    for x in batches:
+        assert relative_error(unit(x), conv(x)) < 1e-10
+    unit.train()
+    # The first batch is what the norms are anchored at.
+    assert relative_error(unit(batches[0]), conv(batches[0])) < 1e-10
+    assert relative_error(unit.to_conv().weight, conv.weight) < 0.1
+    assert relative_error(unit(batches[1]), conv(batches[1])) > 1e-3, 'no norm is there'
+    assert all(norm.norm.running_var.std() > 0 for norm in unit._norms)
+    # It trains: the weight that is loaded next is another one.
+    unit(batches[2]).square().sum().backward()
+    torch.optim.SGD(unit.parameters(), 1e-3).step()
+    assert relative_error(unit.to_conv().weight, conv.weight) > 1e-3
+    unit.load_state_dict(conv.state_dict())
+    assert relative_error(unit(batches[1]), conv(batches[1])) < 1e-10
 
 
 @pytest.mark.parametrize('how', ALL, ids=name)

@@ -121,9 +121,17 @@ def test_norms_are_measured_on_pixels_of_every_kind(how, stride):
     assert steps(2500, measured.site) == {2: (3, 3), 3: (1, 1)}[stride]
 
 
-def test_norms_preserve_nothing_and_say_so():
-    with pytest.raises(ValueError, match='normalised by the batch'):
-        ExpandedConvTranspose2d.from_conv(transposed(), method='repvgg', init='preserve')
+def test_norms_start_from_given_weights():
+    torch.manual_seed(0)
+    conv = transposed().double()
+    unit = ExpandedConvTranspose2d.from_conv(
+        conv, method='repvgg', init='preserve', forward='layerwise'
+    )
+    x = torch.randn(2, conv.in_channels, 6, 6, dtype=torch.float64)
+    for mode in (False, True):
+        unit.train(mode)
+        torch.testing.assert_close(unit(x), conv(x), rtol=1e-9, atol=1e-9)
+    assert not torch.allclose(unit(x[:1]), conv(x[:1]))
 
 
 @pytest.mark.parametrize('forward', ['folded', 'layerwise'])

@@ -189,8 +189,14 @@ def test_without_the_option_it_is_refused_and_named(compact_run, tmp_path):
         train(resumed(cfg, checkpoint, str(tmp_path / 'expanded'), [hook()]))
 
 
-def test_blocks_with_norms_cannot_go_on(compact_run, tmp_path):
+def test_blocks_with_norms_go_on_from_the_compact_weights(compact_run, tmp_path):
     cfg, checkpoint = compact_run
     normed = dict(hook(warm_start=True), method='repvgg', init='default')
-    with pytest.raises(CheckpointError, match='normalised by the batch'):
-        train(resumed(cfg, checkpoint, str(tmp_path / 'expanded'), [normed]))
+    again = resumed(cfg, checkpoint, str(tmp_path / 'expanded'), [normed])
+    again.optim_wrapper.optimizer.lr = 0.0
+    runner = train(again)
+    unit = next(iter(named_units(runner.model).values()))
+    assert not torch.equal(unit._norms[0].norm.running_mean, torch.zeros(()))
+    given = load_checkpoint(checkpoint)['state_dict'][KERNEL]
+    error = (unit.to_conv().weight - given).abs().max() / given.abs().max()
+    assert 0 < error < 0.2
