@@ -57,6 +57,19 @@ def test_every_layer_is_listed():
     assert layers <= set(ALLOWED)
 
 
+NOT_ON_WINDOWS = {'fcntl', 'grp', 'posix', 'pty', 'pwd', 'resource', 'syslog', 'termios', 'tty'}
+
+
+def test_no_module_needs_what_windows_lacks():
+    """Where it is imported at the top; in a function it may be, for what only Linux has."""
+    paths = [*PACKAGE.rglob('*.py'), *(PACKAGE.parent / 'tools').rglob('*.py')]
+    for path in paths:
+        for node in ast.parse(path.read_text()).body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ''] if isinstance(node, ast.ImportFrom) else []
+            assert not {name.split('.')[0] for name in names} & NOT_ON_WINDOWS, path
+
+
 def test_torch_alone_is_enough():
     """In a process where nothing of OpenMMLab can be imported."""
     script = """

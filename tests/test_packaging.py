@@ -96,3 +96,28 @@ def test_an_unknown_tool_is_named(newcomer, tmp_path):
     )
     assert done.returncode == 1
     assert "no tool 'trian'; usage: python -m mmexpand {train,test," in done.stderr
+
+
+@pytest.mark.parametrize('version', [(3, 10), (3, 11), (3, 13), (3, 14)])
+def test_setup_takes_pythons_that_the_pins_have_wheels_for(tmp_path, version):
+    """Others are refused at once, by a message that names them; nothing is made."""
+    python = tmp_path / 'python'
+    pretend = f'import sys; sys.version_info = {(*version, 0)}; exec(sys.argv[1])'
+    # Past the check of the version it is a Python without venv, so that nothing is built.
+    python.write_text(
+        f'#!/bin/sh\ncase "$2" in *ensurepip*) exit 1;; esac\n'
+        f'exec {sys.executable} -c "{pretend}" "$2"\n'
+    )
+    python.chmod(0o755)
+    done = subprocess.run(
+        ['bash', ROOT / 'tools/setup_env.sh', tmp_path / 'venv'],
+        env={**os.environ, 'PYTHON': str(python)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    wrong = version in ((3, 10), (3, 14))
+    assert ('name one of Python 3.11 to 3.13' in done.stderr) == wrong, done.stderr
+    assert ('has no venv module' in done.stderr) == (not wrong), done.stderr
+    assert not (tmp_path / 'venv').exists()

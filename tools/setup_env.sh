@@ -33,7 +33,9 @@ pin() { grep -E "^$1==" "$requirements"; }
 if cmp -s "$requirements" "$stamp"; then exit 0; fi
 
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
-  die "$python is older than Python 3.11, which the pinned versions need; name a newer one: PYTHON=python3.11 $0"
+  die "$python is older than Python 3.11, which the pinned versions need; name one of Python 3.11 to 3.13: PYTHON=python3.11 $0"
+"$python" -c 'import sys; sys.exit(sys.version_info >= (3, 14))' ||
+  die "$python is newer than Python 3.13, the last one that the pinned versions have wheels for; name one of Python 3.11 to 3.13: PYTHON=python3.13 $0"
 "$python" -c 'import venv, ensurepip' ||
   die "$python has no venv module; install it (Debian: python3-venv)"
 command -v c++ >/dev/null || command -v g++ >/dev/null ||

@@ -1,7 +1,10 @@
 _base_ = '../demo/yolo-lite_2xb8-400iters_drawn-voc-160x160.py'
 # BCCD: photographs of blood cells in VOC's layout. Minutes on a CPU.
 data_root = 'data/bccd/'
-metainfo = dict(classes=('RBC', 'WBC', 'Platelets'))
+# Not VOCDataset: VOCMetric would print VOC's class names for a folder called VOC2007.
+common = dict(
+    type='XMLDataset', data_root=data_root, metainfo=dict(classes=('RBC', 'WBC', 'Platelets'))
+)
 model = dict(
     bbox_head=dict(
         num_classes=3,
@@ -12,7 +15,6 @@ model = dict(
         ),
     )
 )
-common = dict(data_root=data_root, metainfo=metainfo)
 train_dataloader = dict(
     num_workers=0,
     persistent_workers=False,

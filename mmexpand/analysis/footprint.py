@@ -3,7 +3,6 @@
 import gc
 import multiprocessing
 import os
-import resource
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -210,11 +209,18 @@ def _peak_of(train: Callable[..., None], args: tuple, threads: int) -> int:
     torch.set_num_threads(threads)
     kernel = torch.ones(8, 3, 3, 3, requires_grad=True)
     F.conv2d(torch.ones(1, 3, 64, 64), kernel).sum().backward()
-    before = _resident_peak()
+    before = resident_peak()
     train(*args)
-    return _resident_peak() - before
+    return resident_peak() - before
 
 
-def _resident_peak() -> int:
+def resident_peak() -> int:
+    """Return the most memory that this process has held, in bytes.
+
+    Raises:
+        ModuleNotFoundError: on Windows, which does not count it.
+    """
+    import resource  # Not on Windows.
+
     unit = 1 if sys.platform == 'darwin' else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,8 +1,9 @@
 """Are the data sets of a config where it says they are, and can their files be read?"""
 
 import inspect
+import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sized
 from typing import Any
 
 from mmengine.config import Config
@@ -12,6 +13,7 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from .compact_config import dicts, type_name
+from .logs import log
 
 
 class DataError(RuntimeError):
@@ -44,6 +46,9 @@ def check_datasets(cfg: Config, splits: tuple[str, ...]) -> None:
                 continue
             for name, path in _paths(dataset):
                 _check_path(key, name, path)
+            # COCO's data set works with such classes, by searching the text.
+            if words := text_classes(dataset):
+                log(f'{key}: {words}', logging.WARNING)
 
 
 def _check_path(key: str, name: str, path: str) -> None:
@@ -122,13 +127,29 @@ def guard_data(runner: Runner) -> None:
     def build_guarded(*args: Any, **kwargs: Any) -> DataLoader:
         loader = build(*args, **kwargs)
         dataset = loader.dataset
-        if not len(dataset):
+        if isinstance(dataset, Sized) and not len(dataset):
             where = (getattr(dataset, key, None) for key in ('ann_file', 'data_prefix'))
-            raise DataError(no_samples(type(dataset).__name__, *where))
+            words = text_classes(dict(metainfo=getattr(dataset, 'metainfo', None)))
+            raise DataError(words or no_samples(type(dataset).__name__, *where))
         guard_pipelines(dataset)
         return loader
 
     runner.build_dataloader = build_guarded
+
+
+def text_classes(dataset: Mapping) -> str:
+    """Return in words that the classes of a data set are a text; '' if they are not.
+
+    Args:
+        dataset: its config, or what is known of it: ``metainfo``.
+    """
+    classes = (dataset.get('metainfo') or {}).get('classes') or dataset.get('classes')
+    if not isinstance(classes, str) or '://' in classes or os.path.isfile(classes):
+        return ''
+    return (
+        f'classes={classes!r} is a text, and no file of class names: each of its letters would be '
+        f'a class. Write a tuple, whose comma makes it one: classes=({classes!r},)'
+    )
 
 
 def no_samples(dataset: str, ann_file: Any, data_prefix: Any) -> str:

@@ -28,7 +28,7 @@ from ..surgery.checkpoint import WEIGHTS_ONLY, describe_blocked, load_checkpoint
 from .checkpoints import CheckpointGuardHook
 from .compact_config import dicts, type_name
 from .contraction import check_writable
-from .datasets import DataError, check_datasets, guard_data, no_samples
+from .datasets import DataError, check_datasets, guard_data, no_samples, text_classes
 from .resume import is_whole, resume_from_whole
 from .runtime import prepare_cpu
 
@@ -405,6 +405,8 @@ def _explain_building(error: Exception, kind: Any, arguments: dict, registry: Re
         return f'{words}; {near}; is its module among custom_imports?'
     if not (isinstance(kind, type) and issubclass(kind, BaseDataset)):
         return f'{name} cannot be built as the config says: {_foreign(error)}'
+    if words := text_classes(arguments):
+        return f'{name} cannot be built: {words}'
     if 'need at least one array' in str(error):  # mmengine joins the samples that there are.
         return no_samples(name, arguments.get('ann_file'), arguments.get('data_prefix'))
     path = _file_in_hand(error) or arguments.get('ann_file') or arguments.get('data_root', '')

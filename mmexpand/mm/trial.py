@@ -1,7 +1,6 @@
 """Whether a training would work: one iteration, and what is done after the last one, on a batch."""
 
 import copy
-import resource
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +8,7 @@ from mmengine.config import Config
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
+from ..analysis.footprint import resident_peak
 from .compact_config import BUILDERS, dicts, hook_configs, type_name
 from .hooks import ContractHook
 from .launch import build_runner, temporary_work_dir, training_splits
@@ -28,11 +28,12 @@ class Trial:
 
     Attributes:
         loss: of it.
-        memory: the most that was held, in bytes: of the GPU, or of this process without one.
+        memory: the most that was held, in bytes: of the GPU, or of this process without one;
+            None where the system does not tell.
     """
 
     loss: float
-    memory: int
+    memory: int | None
 
 
 def try_training(cfg: Config, expand: dict | None = None) -> Trial:
@@ -57,10 +58,13 @@ def try_training(cfg: Config, expand: dict | None = None) -> Trial:
             node.update(expand)
         if not expanding:
             hooks.append(dict(type='ExpandHook', **expand))
-    cfg.custom_hooks = [*hooks, dict(type='TrialHook')]
+    cfg.custom_hooks = hooks
+    contracting = [hook for hook in hook_configs(cfg) if type_name(hook) == 'ContractHook']
+    for hook in contracting:
+        hook.type = 'TrialHook'
+    if not contracting:
+        hooks.append(dict(type='TrialHook'))
     for hook in hook_configs(cfg):
-        if type_name(hook) == 'ContractHook':
-            hook.type = 'TrialHook'
         if type_name(hook) == 'EMAHook':
             hook.update(begin_iter=0, begin_epoch=0)
     cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=1, val_interval=2)
@@ -73,8 +77,13 @@ def try_training(cfg: Config, expand: dict | None = None) -> Trial:
         runner = build_runner(cfg, training_splits(cfg))
         runner.train()
         loss = runner.message_hub.get_scalar('train/loss').current()
+    return Trial(float(loss), _peak_memory())
+
+
+def _peak_memory() -> int | None:
     if torch.cuda.is_available():
-        memory = torch.cuda.max_memory_allocated()
-    else:
-        memory = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return Trial(float(loss), memory)
+        return torch.cuda.max_memory_allocated()
+    try:
+        return resident_peak()
+    except ModuleNotFoundError:
+        return None

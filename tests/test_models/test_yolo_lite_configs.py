@@ -6,7 +6,7 @@ import torch
 
 pytest.importorskip('mmdet')
 import cv2
-from mmdet.registry import DATASETS, MODELS
+from mmdet.registry import DATASETS, METRICS, MODELS
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
@@ -19,6 +19,7 @@ from mmexpand.mm.builders import expand_built
 CONFIGS = Path(__file__).parents[2] / 'configs' / 'yolo_lite'
 COMPACT = CONFIGS / 'yolo-lite_1xb64-600k_voc0712-224x224.py'
 EXPANDED = CONFIGS / 'yolo-lite_expand-cl-r4_1xb64-600k_voc0712-224x224.py'
+BCCD = CONFIGS / 'yolo-lite_1xb8-2000iters_bccd-160x160.py'
 CLASSES = ('RBC', 'WBC', 'Platelets')
 
 
@@ -245,3 +246,20 @@ def test_wrong_number_of_classes_is_one_clear_error(voc, tmp_path):
     )
     with pytest.raises(AssertionError, match=r'num_classes.*\(20\).*3\)'):
         Runner.from_cfg(cfg).train()
+
+
+def test_the_table_of_another_data_set_has_its_own_class_names(voc, monkeypatch):
+    """In a folder that is called VOC2007, too."""
+    said = []
+    said_by = 'mmdet.evaluation.functional.mean_ap.print_log'
+    monkeypatch.setattr(said_by, lambda text, **_: said.append(text))
+    cfg = Config.fromfile(BCCD)
+    dataset = dict(cfg.test_dataloader.dataset, data_root=f'{voc}/')
+    metric = METRICS.build(cfg.test_evaluator)
+    metric.dataset_meta = DATASETS.build(dataset).metainfo
+    found, nothing = np.array([[10, 10, 60, 50, 0.9]]), np.zeros((0, 5))
+    truth = dict(bboxes=found[:, :4], labels=np.array([0]))
+    truth.update(bboxes_ignore=np.zeros((0, 4)), labels_ignore=np.zeros(0))
+    metric.compute_metrics([(truth, [found, nothing, nothing])])
+    assert all(name in said[-1] for name in CLASSES)
+    assert 'aeroplane' not in said[-1]

@@ -37,6 +37,9 @@ BENCHMARK = 'analysis_tools/benchmark_training.py'
 DARKNET = 'model_converters/darknet2mmdet.py'
 PRETRAINED = '--cfg-options model.backbone.init_cfg.type=Pretrained'
 DATA = '--cfg-options train_dataloader.dataset.data_root'
+NOT_EMPTY = 'train_dataloader.dataset.filter_cfg.filter_empty_gt=True'
+CLASSES = '--cfg-options train_dataloader.dataset.metainfo.classes'
+WRONG_XML = 'train_dataloader.dataset.data_root={DATA}/wrong_xml/'
 
 CASES = [
     # config: the file
@@ -123,6 +126,12 @@ CASES = [
         r'leftImg8bit\.png cannot be read by LoadImage',
     ),
     (f'{PLAIN} {DATA}={{DATA}}/other_label', 'have a label 77.*num_classes'),
+    (f'{PLAIN} {CLASSES}=road', r"classes='road' is a text.*classes=\('road',\)"),
+    (f'{DETECT} {CLASSES}=car {WRONG_XML}', r"classes='car' is a text.*classes=\('car',\)"),
+    (
+        f'{DETECT} {CLASSES}=bus {WRONG_XML} {NOT_EMPTY}',
+        r"classes='bus' is a text.*classes=\('bus',\)",
+    ),
     (
         f'{CONTRACT} --cfg-options val_dataloader.dataset.data_root={{DATA}}/text_mask',
         r'labelTrainIds\.png cannot be read by LoadAnn',
