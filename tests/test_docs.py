@@ -16,6 +16,8 @@ from mmseg.registry import MODELS
 from mmseg.utils import register_all_modules
 from torch import nn
 
+from mmexpand.mm.compact_config import HOOKS as OURS
+from mmexpand.mm.compact_config import hook_configs, type_name
 from mmexpand.mm.optim import by_layer
 from mmexpand.study import load_study
 from tests.tools_in_process import run_apart
@@ -24,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [*sorted((ROOT / 'docs').glob('*.md')), ROOT / 'README.md']
 BLOCK = re.compile(r'^```(\w+)\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 FILE = re.compile(r'# (\w+\.py)\n')
-CONFIG = re.compile(r'^(_base_|custom_hooks|optim_wrapper|model = dict)', re.MULTILINE)
+CONFIG = re.compile(r'^(_base_|(custom|default)_hooks|optim_wrapper|model = dict)', re.MULTILINE)
 
 
 @pytest.fixture
@@ -81,8 +83,9 @@ def run(cwd, *commands):
 
 def build(cfg):
     register_all_modules(init_default_scope=False)
-    for hook in cfg.get('custom_hooks', []):
-        HOOKS.build(hook)
+    for hook in hook_configs(cfg):
+        if type_name(hook) in OURS:
+            HOOKS.build(hook)
     if 'optim_wrapper' in cfg and 'model' not in cfg:
         build_optim_wrapper(nn.Conv2d(3, 4, 3), by_layer(cfg.optim_wrapper))
     if 'model' in cfg and 'data_preprocessor' not in cfg.model:

@@ -17,6 +17,7 @@ from mmengine.utils import import_modules_from_strings
 from ..files import written_whole
 from ..mm.datasets import check_datasets
 from ..mm.launch import build_runner, open_config
+from ..mm.lost_hooks import warn_of_lost_hooks
 from ..mm.resume import is_whole
 from ..version import __version__
 from .spec import Arm, Run, Study, StudyError, load_study
@@ -156,6 +157,7 @@ def arm_problem(study: Study, arm: Arm) -> str | None:
     try:
         cfg = run_config(study, Run(arm, study.lrs[0], study.seeds[0]))
         check_datasets(cfg, ('train', 'val', 'test'))
+        warn_of_lost_hooks(cfg)
     # A config is a program: anything can be wrong with it, and the other arms go on.
     except Exception as error:
         return f'{arm.name} cannot run: {error}'

@@ -1,0 +1,61 @@
+"""Hooks of a base config that a config of ours has replaced: ``custom_hooks`` is a list."""
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping
+
+from mmengine.config import Config
+
+from .compact_config import HOOKS, hook_configs, type_name
+from .logs import log
+
+
+def warn_of_lost_hooks(cfg: Config) -> None:
+    """Warn if a config that expands, contracts or distils has lost hooks of its base configs.
+
+    Args:
+        cfg: as it was read from its file, with options merged into it.
+    """
+    for base, names in lost_hooks(cfg):
+        log(
+            f'custom_hooks replaces that of {base}: {", ".join(names)} will not run. Write '
+            'custom_hooks=[*_base_.custom_hooks, ...], or put the hooks of mmexpand into '
+            "default_hooks, which are merged: default_hooks=dict(expand=dict(type='ExpandHook', "
+            "...), contract=dict(type='ContractHook'))",
+            logging.WARNING,
+        )
+
+
+def lost_hooks(cfg: Config) -> list[tuple[str, list[str]]]:
+    """Return the base configs whose hooks are lost, each with the names of these hooks.
+
+    A list without a hook of ours is taken for what it says: it may replace hooks on purpose.
+
+    Args:
+        cfg: as for ``warn_of_lost_hooks``.
+    """
+    present = _names(hook_configs(cfg))
+    if cfg.filename is None or not present.keys() & set(HOOKS):
+        return []
+    try:
+        # Beginning with the file itself, whose list options may have replaced.
+        return list(_lost(present, str(cfg.filename)))
+    except Exception:  # A file that is gone, or is read differently now, is no reason to fail.
+        return []
+
+
+def _lost(present: Counter, path: str) -> Iterator[tuple[str, list[str]]]:
+    written = Config.fromfile(path, import_custom_modules=False)
+    theirs = _names(written.get('custom_hooks') or ())
+    missing = [name for name in theirs - present if name not in HOOKS]
+    if missing:
+        yield path, missing
+    if not theirs.keys() & set(HOOKS):
+        return
+    present = _names(hook_configs(written))
+    for base in Config._get_base_files(path):
+        yield from _lost(present, Config._get_cfg_path(base, path)[0])
+
+
+def _names(hooks: Mapping | list) -> Counter:
+    return Counter(name for hook in hooks if (name := type_name(hook)))
