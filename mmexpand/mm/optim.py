@@ -16,6 +16,7 @@ from ..core.names import check_choice
 from ..surgery import compact_looks, named_units
 from .checkpoints import unwrap
 from .clipping import clip_by_layer
+from .wrapped_optimizers import built_again, keeps_own_groups
 
 FACTOR_DECAYS = ('each', 'shared', 'product')
 """Values of ``factor_decay``."""
@@ -123,6 +124,10 @@ class ExpandOptimWrapperConstructor:
                     group.update(changed)
                 else:
                     optimizer.add_param_group({**base, **changed})
+        if keeps_own_groups(optimizer):
+            wrapper.optimizer = optimizer = built_again(
+                optimizer, self.optim_wrapper_cfg.get('optimizer')
+            )
         if self.factor_decay == 'product':
             optimizer.register_step_pre_hook(lambda opt, *_: _decay_products(opt, product_decays))
 

@@ -12,6 +12,7 @@ from ..surgery.distributed import can_reduce_compact, reduce_compact, release
 from .checkpoints import is_training, unwrap
 from .logs import log
 from .optim import by_layer, stand_ins
+from .wrapped_optimizers import check_given
 
 INSTEAD = "use model=dict(type='ExpandModel', model=..., ...) instead of ExpandHook"
 """The way out where a Runner cannot be rebuilt for an expanded model."""
@@ -78,6 +79,7 @@ def rebuild_optimizer(
     if not isinstance(runner.optim_wrapper, OptimWrapper):
         raise RuntimeError(f'{type(runner.optim_wrapper).__name__} cannot be rebuilt: {instead}')
     if not isinstance(runner.cfg.get('optim_wrapper'), dict):
+        check_given(runner.optim_wrapper.optimizer)
         model = unwrap(runner.model)
         parts = stand_ins(model)
         kept = {id(parameter) for parameter in model.parameters()}

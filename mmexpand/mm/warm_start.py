@@ -14,6 +14,7 @@ from ..surgery.checkpoint import get_state_dict
 from .checkpoints import check_shapes, match_checkpoint, unwrap
 from .logs import log
 from .optim import ExpandOptimWrapperConstructor, by_layer, stand_ins
+from .wrapped_optimizers import keeps_own_groups
 
 MOMENTUM = 'momentum_buffer'
 """What SGD keeps of a parameter."""
@@ -71,6 +72,9 @@ class CompactOptimizer:
             ratio = group['lr'] / (group.get('initial_lr') or group['lr'] or 1)
             for index, name in zip(group['params'], held, strict=True):
                 kept[name], ratios[name] = self._state['state'].get(index, {}), ratio
+        own_groups = keeps_own_groups(optimizer)
+        if own_groups:
+            kept = {}
         ratio_of = {}
         for name, parts in stand_ins(model).items():
             ratio_of.update((id(part.parameter), ratios.get(name, 1.0)) for part in parts)
@@ -78,7 +82,13 @@ class CompactOptimizer:
                 _set(optimizer, parts[0].parameter, kept[name])
         for group in optimizer.param_groups:
             group['lr'] = group.get('initial_lr', group['lr']) * ratio_of[id(group['params'][0])]
-        if _carry_momentum(model, optimizer, kept):
+        if own_groups:
+            log(
+                f'Warm start: the compact training goes on expanded; {type(optimizer).__name__} '
+                'begins anew, since its momentum is that of an optimizer of its own',
+                logging.WARNING,
+            )
+        elif _carry_momentum(model, optimizer, kept):
             log('Warm start: the compact training goes on expanded, with its momentum')
         else:
             log(
