@@ -23,7 +23,7 @@ from mmexpand.mm.launch import (
     suits_shape,
     tool,
 )
-from mmexpand.mm.models import build_expanded_model, expand_wishes
+from mmexpand.mm.models import build_expanded_model, expand_as_configured, expand_wishes
 from mmexpand.surgery.checkpoint import (
     CheckpointError,
     get_state_dict,
@@ -67,8 +67,8 @@ def contract(args: argparse.Namespace, cfg, checkpoint: dict) -> Contraction:  #
         with suits_shape(args.shape):
             return contract_without_data(model, *args.shape)
     runner = build_runner(cfg, ('val',))
-    runner.call_hook('before_run')
     model = unwrap(runner.model)
+    expand_as_configured(model, cfg)
     match_checkpoint(model, checkpoint)
     model.load_state_dict(get_state_dict(checkpoint))
     return contract_and_check(model, runner)

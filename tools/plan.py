@@ -18,6 +18,7 @@ from mmexpand.mm.launch import (
     suits_shape,
     tool,
 )
+from mmexpand.mm.lost_hooks import warn_of_lost_hooks
 from mmexpand.mm.models import (
     build_compact_model,
     expand_wishes,
@@ -109,6 +110,7 @@ def main(args: argparse.Namespace) -> None:
     cfg = read_config(args, 'model')
     model = build_compact_model(cfg)
     before = sum(parameter.numel() for parameter in model.parameters())
+    warn_of_lost_hooks(cfg)
     plans = [
         (name, mmexpand.expand_(model.get_submodule(name), wish))
         for name, wish in wishes(args, cfg)
@@ -130,9 +132,10 @@ def main(args: argparse.Namespace) -> None:
     )
     if args.dry_run:
         trial = try_training(cfg, given_options(args))
+        held = '' if trial.memory is None else f', at most {trial.memory / 2**20:,.0f} MiB held'
         console.print(
-            f'Dry run: one iteration trained (loss {trial.loss:.4g}, at most '
-            f'{trial.memory / 2**20:,.0f} MiB held), contracted, verified and evaluated'
+            f'Dry run: one iteration trained (loss {trial.loss:.4g}{held}), contracted, verified '
+            'and evaluated'
         )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from mmengine.hooks import Hook
+from mmengine.hooks import EMAHook, Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import BaseLoop, Runner
 from torch import nn
@@ -35,6 +35,16 @@ def unwrap(model: nn.Module) -> nn.Module:
 def is_training(runner: Runner) -> bool:
     """Whether ``runner.train()`` is what runs: only it builds the train loop."""
     return isinstance(runner._train_loop, BaseLoop)
+
+
+def put_in_front(runner: Runner, hook: Hook) -> None:
+    """Call a hook before all others.
+
+    Args:
+        runner: its list of hooks is replaced, since hooks may be being called from the present one.
+        hook: it is in the list from the next call on.
+    """
+    runner._hooks = [hook, *runner._hooks]
 
 
 def describe_units(model: nn.Module) -> dict[str, dict[str, Any]]:
@@ -87,7 +97,12 @@ class CheckpointGuardHook(Hook):
         """
         model = unwrap(runner.model)
         resume = bool(runner._resume) and is_training(runner)
+        expanded = is_expanded(model)
         match_checkpoint(model, checkpoint, training=is_training(runner), resume=resume)
+        if expanded and not is_expanded(model):
+            for hook in runner.hooks:
+                if isinstance(hook, EMAHook):
+                    contract_(hook.ema_model)
 
 
 def _as_lists(value: Any) -> Any:

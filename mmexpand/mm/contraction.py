@@ -52,7 +52,7 @@ class Contraction:
 
 
 def contract_and_check(
-    expanded: nn.Module, runner: Runner, evaluate_expanded: bool = False
+    expanded: nn.Module, runner: Runner, evaluate_expanded: bool = False, train_batch: Any = None
 ) -> Contraction:
     """Contract a copy of a model, verify it on a real batch, evaluate it with the val loop.
 
@@ -63,6 +63,7 @@ def contract_and_check(
         expanded: the model; it is left as it was.
         runner: whose data and val loop are used.
         evaluate_expanded: whether to evaluate the expanded model too.
+        train_batch: of the train loop, for a Runner that does not validate; None: one is read.
 
     Raises:
         VerificationError: if the compact model computes something else.
@@ -70,7 +71,7 @@ def contract_and_check(
     """
     with together():
         expanded = copy_model(expanded)
-        batch, training = first_batch(runner)
+        batch, training = first_batch(runner, train_batch)
     result = contract_and_verify(expanded, batch, training)
     result.metrics_compact = evaluate(result.compact, runner)
     if evaluate_expanded:

@@ -1,5 +1,6 @@
 """Knowledge transfer: a teacher's losses beside a model's own, while it trains (Sec. 4.1)."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -18,7 +19,6 @@ from ..surgery.copying import copy_model
 from .checkpoints import AIDS, is_training, match_checkpoint, unwrap
 from .compact_config import make_compact_config
 from .dry_run import random_state_kept
-from .evaluation import first_train_batch
 from .launch import is_packaged, open_config
 from .logs import log
 from .models import converts_channels
@@ -88,25 +88,24 @@ class DistillHook(Hook):
             _add_aids(runner, trained)
         log(f'DistillHook: {", ".join(self.losses)} from {self.teacher_ckpt}')
 
-    def before_train_epoch(self, runner: Runner) -> None:
-        """Try one batch, before the first one is trained on.
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Add the losses, for this iteration: copies of the model never have them.
 
         Raises:
-            ValueError: if a loss cannot be computed, or trains nothing.
+            ValueError: before the first step, if a loss cannot be computed, or trains nothing.
         """
-        if self._tried:
-            return
-        # Of a copy: norms and counters of the model are to be left alone.
+        if not self._tried:
+            self._try(runner, data_batch)
+            self._tried = True
+        self._step.enter_context(self._added_to(unwrap(runner.model)))
+
+    def _try(self, runner: Runner, batch: Any) -> None:
+        # On a copy: norms and counters of the model are to be left alone.
         student = copy_model(unwrap(runner.model)).train()
         with random_state_kept(), runner.optim_wrapper.optim_context(student):
-            data = student.data_preprocessor(first_train_batch(runner), True)
+            data = student.data_preprocessor(copy.deepcopy(batch), True)
             with self._added_to(student):
                 student._run_forward(data, mode='loss')
-        self._tried = True
-
-    def before_train_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
-        """Add the losses, for this iteration: copies of the model never have them."""
-        self._step.enter_context(self._added_to(unwrap(runner.model)))
 
     def after_train_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
         """Take them out."""

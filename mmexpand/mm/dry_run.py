@@ -1,9 +1,9 @@
-"""Before training, on one batch: everything that is done after it."""
+"""Before the first step, on one batch: everything that is done after training."""
 
 import io
 import logging
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,10 +11,12 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import nn
 
 from ..surgery.copying import copy_model
+from .checkpoints import unwrap
 from .compact_config import make_compact_config
 from .contraction import Contraction, compact_checkpoint, contract_and_verify, has_model
 from .evaluation import evaluate_one_batch, first_batch
@@ -27,7 +29,38 @@ class DryRunError(RuntimeError):
     """What would fail after training, found before it; the message names the way out."""
 
 
-def dry_run(model: nn.Module, runner: Runner, meta: dict) -> None:
+class DryRunHook(Hook):
+    """The dry run, when the train loop has read its first batch.
+
+    No earlier: the loop's workers are started by then, so that they inherit nothing of what is
+    read for the dry run.
+
+    Args:
+        meta: gives what the compact checkpoint's meta will say.
+
+    Attributes:
+        batch: of a Runner that does not validate, the latest that the train loop has read.
+    """
+
+    def __init__(self, meta: Callable[[Runner], dict]):
+        self.batch: Any = None
+        self._meta = meta
+        self._tried = False
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Try what is done after training, before the first step.
+
+        Raises:
+            DryRunError: if it would fail.
+        """
+        if runner._val_loop is None:
+            self.batch = data_batch
+        if not self._tried:
+            self._tried = True
+            dry_run(unwrap(runner.model), runner, self._meta(runner), data_batch)
+
+
+def dry_run(model: nn.Module, runner: Runner, meta: dict, train_batch: Any) -> None:
     """Contract, verify, evaluate, format and serialise once, on all ranks.
 
     Nothing of it stays: random states, data loaders, the evaluator and the model are left alone,
@@ -37,13 +70,14 @@ def dry_run(model: nn.Module, runner: Runner, meta: dict) -> None:
         model: the expanded model, without a distributed wrapper.
         runner: the Runner, about to train.
         meta: what the compact checkpoint's meta will say beside what is found out.
+        train_batch: of the train loop, for a Runner that does not validate.
 
     Raises:
         DryRunError: on all ranks, if anything fails.
     """
     with random_state_kept():
         with _refused('reading one batch', 'look at the data loader that the config names'):
-            batch, training = first_batch(runner)
+            batch, training = first_batch(runner, train_batch)
         with _refused(
             'copying the model', 'keep nothing on it that cannot be copied (locks, files, streams)'
         ):

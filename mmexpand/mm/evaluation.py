@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,8 @@ def evaluate(model: nn.Module, runner: Runner) -> dict[str, float]:
 def evaluate_one_batch(model: nn.Module, runner: Runner, batch: Any) -> None:
     """Run prediction and evaluation on one batch; nothing of it stays in the evaluator.
 
-    A metric that cannot be computed on so little is mentioned in the log and no failure.
+    A metric that cannot be computed on so little is mentioned in the log and no failure; so is an
+    evaluator that cannot be copied.
 
     Args:
         model: it is left in the mode that it is in.
@@ -58,7 +60,13 @@ def evaluate_one_batch(model: nn.Module, runner: Runner, batch: Any) -> None:
     kept = loop.evaluator
     dry_runs = kept.__dict__.pop('dry_runs', [])  # Not to be copied, nor collected.
     try:
-        loop.evaluator = copy.deepcopy(kept)
+        try:
+            with together():
+                copied = copy.deepcopy(kept)
+        except Exception as error:
+            log(f'Evaluation is not tried: the evaluator cannot be copied ({describe(error)})')
+            return
+        loop.evaluator = copied
         # Not collected before the original: a metric's temporary folder is removed with either.
         ending = [m for m in loop.evaluator.metrics if hasattr(type(m), '__del__')]
         dry_runs += ending
@@ -77,15 +85,57 @@ def evaluate_one_batch(model: nn.Module, runner: Runner, batch: Any) -> None:
         log(f'A metric cannot be computed on one batch, which proves nothing ({describe(error)})')
 
 
-def first_batch(runner: Runner) -> tuple[Any, bool]:
-    """What the val loop, or else the train loop, would see first, and whether it is the latter's.
+def first_batch(runner: Runner, train_batch: Any = None) -> tuple[Any, bool]:
+    """Return a batch of the val loop, or else of the train loop, and whether it is the latter's.
 
-    Data loaders, their workers and samplers are left alone: they may be in use.
+    Args:
+        runner: whose loops are built.
+        train_batch: what the train loop has read; None: nothing.
     """
-    if runner._val_loop is None:
-        return first_train_batch(runner), True
-    loader = runner.val_loop.dataloader
-    return _first(loader, loader.dataset), False
+    if runner._val_loop is not None:
+        return read_batch(runner.val_loop.dataloader), False
+    if train_batch is None:
+        train_batch = read_batch(runner.train_loop.dataloader)
+    return train_batch, True
+
+
+def read_batch(loader: DataLoader) -> Any:
+    """Return the first batch of a data loader that is not being iterated over.
+
+    The data set is read where the loader reads it: by a worker, if it has workers. A data set
+    that opens its files at the first sample must not do so in this process: workers that are
+    started later would inherit the open files, and share their positions.
+
+    Raises:
+        ValueError: if the loader has no batch.
+    """
+    if type(loader).__iter__ is not DataLoader.__iter__:
+        return next(iter(loader))
+    options: dict[str, Any] = dict(collate_fn=loader.collate_fn)
+    if isinstance(loader.dataset, IterableDataset):
+        options.update(batch_size=loader.batch_size, drop_last=loader.drop_last)
+    elif loader.batch_sampler is None:
+        options.update(batch_size=None, sampler=list(islice(loader.sampler, 1)))
+    else:
+        options.update(batch_sampler=list(islice(loader.batch_sampler, 1)))
+    if loader.num_workers:
+        options.update(worker_options(loader), worker_init_fn=loader.worker_init_fn)
+    for batch in DataLoader(loader.dataset, **options):
+        return batch
+    raise ValueError(
+        f'the data loader of {type(loader.dataset).__name__} has no batch: '
+        f'{len(loader.dataset)} samples, batch_size={loader.batch_size}, '
+        f'drop_last={loader.drop_last}; add samples, or reduce the batch size'
+    )
+
+
+def worker_options(loader: DataLoader) -> dict[str, Any]:
+    """Return the options of a data loader with one worker, started as the workers of another."""
+    return dict(
+        num_workers=1,
+        multiprocessing_context=loader.multiprocessing_context,
+        timeout=loader.timeout,
+    )
 
 
 def preprocess(model: nn.Module, batch: Any, training: bool) -> dict:
@@ -105,22 +155,6 @@ def preprocess(model: nn.Module, batch: Any, training: bool) -> dict:
     finally:
         if augments is not None:
             preprocessor.batch_augments = augments
-
-
-def first_train_batch(runner: Runner) -> Any:
-    """A batch of the train loop's data, which is left alone as in ``first_batch``."""
-    loader = runner.train_loop.dataloader
-    if isinstance(loader.dataset, IterableDataset):
-        return _first(loader, loader.dataset)
-    # Some transforms keep images of earlier samples: those of a copy.
-    return _first(loader, copy.deepcopy(loader.dataset))
-
-
-def _first(loader: DataLoader, dataset: Any) -> Any:
-    if isinstance(dataset, IterableDataset):
-        return next(iter(loader))
-    size = min(getattr(loader.batch_sampler, 'batch_size', 1), len(dataset))
-    return loader.collate_fn([dataset[index] for index in range(size)])
 
 
 def plain(value: Any, name: str = '') -> Any:

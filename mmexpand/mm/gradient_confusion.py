@@ -1,10 +1,10 @@
 """A hook that measures, while a network trains, how far the gradients of mini-batches agree."""
 
-import copy
 import json
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from ..surgery import contract, is_expanded
 from ..surgery.copying import copy_model
 from .checkpoints import unwrap
 from .dry_run import random_state_kept
+from .evaluation import worker_options
 from .logs import log
 from .ranks import on_main
 
@@ -148,7 +149,7 @@ def measure(model: nn.Module, loader: DataLoader, pairs: int, seed: int) -> dict
     found: dict[str, list[float]] = {space: [] for space in networks}
     with random_state_kept():
         set_random_seed(seed)
-        batches = random_batches(loader)
+        batches = iter(random_batches(loader, 2 * pairs, seed))
         for _ in range(pairs):
             pair = [expanded.data_preprocessor(next(batches), True) for _ in range(2)]
             for space, network in networks.items():
@@ -158,17 +159,35 @@ def measure(model: nn.Module, loader: DataLoader, pairs: int, seed: int) -> dict
     return {FOLDED: found[FACTORS], **found}
 
 
-def random_batches(loader: DataLoader) -> Iterator[Any]:
-    """Batches of a loader's data set in an order of their own, for ever; the loader is not used."""
-    # Some transforms keep images of earlier samples, and augment by generators of their own.
-    dataset = copy.deepcopy(loader.dataset)
+def random_batches(loader: DataLoader, count: int, seed: int) -> DataLoader:
+    """Return a loader of random batches of another loader's data set, read by a worker.
+
+    What transforms keep of earlier samples, and the files that the data set opens, are the
+    worker's: the data set of this process is left as it is.
+
+    Args:
+        loader: of the training data.
+        count: of batches.
+        seed: of the augmentations; the order is drawn from torch's generator.
+    """
     size = getattr(loader.batch_sampler, 'batch_size', 1)
     order: list[int] = []
-    while True:
-        while len(order) < size:
-            order += torch.randperm(len(dataset)).tolist()
-        yield loader.collate_fn([dataset[index] for index in order[:size]])
-        order = order[size:]
+    while len(order) < count * size:
+        order += torch.randperm(len(loader.dataset)).tolist()
+    return DataLoader(
+        loader.dataset,
+        batch_sampler=[order[i * size : (i + 1) * size] for i in range(count)],
+        collate_fn=loader.collate_fn,
+        worker_init_fn=partial(_seed_worker, then=loader.worker_init_fn, seed=seed),
+        **worker_options(loader),
+    )
+
+
+def _seed_worker(worker: int, then: Callable | None, seed: int) -> None:
+    if then is not None:
+        then(worker)
+    # After the loader's own function, whose seed differs by rank.
+    set_random_seed(seed)
 
 
 def _gradients(network: nn.Module, data: dict) -> list[Tensor]:

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 from mmengine.hooks import EMAHook
@@ -14,10 +13,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..core.expression import kernel_refusal
 from ..report import check_report
-from ..surgery import ExpandConfig, is_expanded, named_units
+from ..surgery import ExpandConfig, Plan, is_expanded, named_units
 from ..surgery.checkpoint import get_state_dict, is_expanded_state_dict
 from .builders import expand_built
-from .checkpoints import CheckpointGuardHook, is_training, unwrap
+from .checkpoints import CheckpointGuardHook, is_training, put_in_front, unwrap
 from .compact_config import type_name
 from .contraction import (
     check_writable,
@@ -27,8 +26,10 @@ from .contraction import (
     write_compact_checkpoint,
     write_compact_config,
 )
-from .dry_run import dry_run
+from .dry_run import DryRunHook
+from .first_step import watch_first_steps
 from .logs import log
+from .lost_hooks import warn_of_lost_hooks
 from .models import expand_wishes
 from .ranks import describe, on_main, start_alike
 from .rebuild import check_rebuildable, rebuild_optimizer, rewrap
@@ -38,7 +39,11 @@ from .weight_sets import weight_sets
 
 
 class ExpandHook(CheckpointGuardHook):
-    """Expands the model before training, validation or test.
+    """Expands the model before training.
+
+    Validation and tests run the compact network: expanded checkpoints are contracted while they
+    are loaded. With ReLU between the factors there is no compact network, and the model is
+    expanded for them too.
 
     The Runner has built the wrapper, the optimizer and the schedulers by then: those that hold
     parameters are built again from its config; of a Runner that was built from keyword arguments,
@@ -62,6 +67,8 @@ class ExpandHook(CheckpointGuardHook):
         self.warm_start = warm_start
         self.cfg = ExpandConfig.of(expand)
         self._compact_optimizer: CompactOptimizer | None = None
+        # Of the parameters before the expansion, until the optimizer has been given the factors.
+        self._names: dict[int, str] | None = None
 
     def before_run(self, runner: Runner) -> None:
         """Expand the Runner's model.
@@ -77,15 +84,28 @@ class ExpandHook(CheckpointGuardHook):
         guards = (h for h in runner.hooks if isinstance(h, CheckpointGuardHook))
         if all(isinstance(hook, ExpandHook) for hook in guards):
             runner.register_hook(CheckpointGuardHook(), priority='LOWEST')
-        model = unwrap(runner.model)
-        params = sum(p.numel() for p in model.parameters())
-        names = {id(p): name for name, p in model.named_parameters()}
-        # Without training the weights come from a checkpoint: none is to be initialised (or
-        # fetched, where init_cfg says Pretrained) just to be preserved.
-        cfg = self.cfg if is_training(runner) else replace(self.cfg, init='default')
-        plan = expand_built(model, cfg)
-        if not plan:
+        if is_training(runner):
+            warn_of_lost_hooks(runner.cfg)
+        elif self.cfg.nonlinear is None:
             return
+        model = unwrap(runner.model)
+        names = {id(p): name for name, p in model.named_parameters()}
+        if self._expand(model):
+            self._names = names
+        if self._names is None:
+            return
+        if isinstance(runner.model, DistributedDataParallel):
+            rewrap(runner, self.compact_gradients)
+        if is_training(runner):
+            rebuild_optimizer(runner, self._names)
+            self._names = None
+            watch_first_steps(runner)
+
+    def _expand(self, model: nn.Module) -> Plan:
+        params = sum(p.numel() for p in model.parameters())
+        plan = expand_built(model, self.cfg)
+        if not plan:
+            return plan
         sizes = f'{params:,} -> {plan.params_after:,} parameters'
         log(f'ExpandHook: {len(plan)} layers expanded, {sizes}')
         for layer in plan:
@@ -93,12 +113,8 @@ class ExpandHook(CheckpointGuardHook):
                 f'  {", ".join(layer.names)}: {layer.method.upper()}, rate {layer.rate}, '
                 f'{layer.params_before:,} -> {layer.params_after:,} parameters'
             )
-        if is_training(runner):
-            _warn_of_frozen(model, [layer.name for layer in plan])
-        if isinstance(runner.model, DistributedDataParallel):
-            rewrap(runner, self.compact_gradients)
-        if is_training(runner):
-            rebuild_optimizer(runner, names)
+        _warn_of_frozen(model, [layer.name for layer in plan])
+        return plan
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """As any checkpoint is matched; a compact one that is resumed as ``warm_start`` says.
@@ -212,8 +228,8 @@ class ContractHook(CheckpointGuardHook):
 
     In the work dir: ``compact_last.pth``, ``compact_best.pth`` where ``save_best`` is on,
     ``compact_ema.pth`` where EMAHook is on, and ``compact_config.py``, which stock OpenMMLab
-    loads them with; with ``report``, ``report.html``. A dry run on one batch does before training
-    all that is done after it.
+    loads them with; with ``report``, ``report.html``. A dry run on one batch does before the
+    first step all that is done after training.
 
     Args:
         compact_gradients: as for ExpandHook, for a model that ExpandModel or ExpandBackbone has
@@ -252,20 +268,21 @@ class ContractHook(CheckpointGuardHook):
         super().before_run(runner)
         if _has_expand_hook(runner) or not is_expanded(unwrap(runner.model)):
             return
+        if type(runner.hooks[0]) is not CheckpointGuardHook:
+            # EMAHook loads a checkpoint too, and before this hook.
+            put_in_front(runner, CheckpointGuardHook())
         _check_options(runner)
         _check_initialisation(runner)
         if isinstance(runner.model, DistributedDataParallel):
             rewrap(runner, self.compact_gradients)
+        if is_training(runner):
+            watch_first_steps(runner)
         rebuildable = type(runner) is Runner and isinstance(runner.cfg.get('optim_wrapper'), dict)
         if is_training(runner) and rebuildable and isinstance(runner.optim_wrapper, OptimWrapper):
             rebuild_optimizer(runner)
 
     def before_train(self, runner: Runner) -> None:
-        """Look whether there will be something to contract, and try it.
-
-        Raises:
-            DryRunError: if it would fail after training.
-        """
+        """Look whether there will be something to contract; it is tried on the first batch."""
         model = unwrap(runner.model)
         if not _has_expand_hook(runner):
             start_alike(model)
@@ -278,7 +295,8 @@ class ContractHook(CheckpointGuardHook):
             )
             return
         on_main(lambda: check_writable(runner.work_dir))
-        dry_run(model, runner, _meta(runner))
+        self._dry_run = DryRunHook(_meta)
+        put_in_front(runner, self._dry_run)
 
     def after_train(self, runner: Runner) -> None:
         """Contract, verify, evaluate and write every set of weights, each on its own.
@@ -312,7 +330,7 @@ class ContractHook(CheckpointGuardHook):
 
     def _contract(self, runner: Runner, name: str, model: nn.Module) -> None:
         log(f'ContractHook: contracting and verifying the {name} weights')
-        result = contract_and_check(model, runner, self.evaluate_expanded)
+        result = contract_and_check(model, runner, self.evaluate_expanded, self._dry_run.batch)
         path = Path(runner.work_dir) / f'compact_{name}.pth'
         on_main(lambda: write_compact_checkpoint(result, path, runner.cfg, _meta(runner)))
         for line in report_lines(path.name, result):

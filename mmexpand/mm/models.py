@@ -42,15 +42,19 @@ def build_expanded_model(cfg: Config) -> nn.Module:
     Raises:
         ValueError: if it asks for no expansion.
     """
-    wishes = expand_wishes(cfg)
-    if not wishes:
+    if not expand_wishes(cfg):
         raise ValueError(
             'the config expands nothing: it has no ExpandHook, ExpandModel or ExpandBackbone'
         )
     model = build_compact_model(cfg)
-    for name, expand_config in wishes:
-        expand_(model.get_submodule(name), expand_config)
+    expand_as_configured(model, cfg)
     return model
+
+
+def expand_as_configured(model: nn.Module, cfg: Config) -> None:
+    """Expand a model as its config says; what a builder has expanded is left as it is."""
+    for name, wish in expand_wishes(cfg):
+        expand_(model.get_submodule(name), wish)
 
 
 def input_channels(model: nn.Module) -> int:

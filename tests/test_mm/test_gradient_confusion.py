@@ -23,6 +23,7 @@ import mmexpand
 from mmexpand.analysis.confusion import cosine_similarity, density, gradients
 from mmexpand.mm.compact_config import make_compact_config
 from mmexpand.mm.gradient_confusion import GradientConfusionHook, measure, random_batches
+from mmexpand.mm.models import expand_as_configured
 from mmexpand.mm.trial import try_training
 from tests.tools_in_process import run
 
@@ -114,8 +115,9 @@ def test_what_is_written(seg_cfg):
 
 def test_the_same_batches_for_every_network(seg_cfg):
     """A compact network at the folded weights has the similarities of the folded kernels."""
-    runner = Runner.from_cfg(seg_cfg(custom_hooks=[EXPAND], **FLIP))
-    runner.call_hook('before_run')
+    cfg = seg_cfg(custom_hooks=[EXPAND], **FLIP)
+    runner = Runner.from_cfg(cfg)
+    expand_as_configured(runner.model, cfg)
     runner.model.decode_head.dropout = None
     loader = runner.build_dataloader(runner.train_dataloader)
     expanded = measure(runner.model, loader, 3, seed=1)
@@ -216,7 +218,7 @@ def test_no_density_of_one_value():
 def test_random_batches_are_of_whole_epochs(seg_cfg):
     runner = Runner.from_cfg(seg_cfg(custom_hooks=[]))
     loader = runner.build_dataloader(runner.train_dataloader)
-    batches = random_batches(loader)
+    batches = iter(random_batches(loader, 6, seed=0))
     for _ in range(3):
         samples = [s for _ in range(2) for s in next(batches)['data_samples']]
         assert len({sample.img_path for sample in samples}) == 4
