@@ -546,14 +546,15 @@ class Norm(PerChannel):
     Args:
         node: what is normalised; without bias.
         bias: whether the layer that is stood for has one.
+        floored: whether a channel's variance counts as no less than ``FLOOR`` says.
     """
 
-    def __init__(self, node: nn.Module, bias: bool):
+    def __init__(self, node: nn.Module, bias: bool, floored: bool = False):
         super().__init__()
         self.node = node
         like = next(chain(node.parameters(), node.buffers()))
         self.norm = nn.BatchNorm2d(shape_of(node)[0], device=like.device, dtype=like.dtype)
-        self.shifts = bias
+        self.shifts, self.floored = bias, floored
         self.norm.bias.requires_grad_(bias)
         self.anchoring = False
 
@@ -565,14 +566,18 @@ class Norm(PerChannel):
         if not self.shifts:
             with torch.no_grad():
                 self.norm.bias.copy_(self._scale(gain) * self.norm.running_mean)
+        y = self.node(x)
         # By the norm's own class, which a framework may have replaced.
-        return functional_call(self.norm, {'weight': gain}, (self.node(x),))
+        return functional_call(self.norm, {'weight': gain}, (y,)) if self.floored else self.norm(y)
 
     def _gain(self, dtype: torch.dtype) -> Tensor:
         """The norm's weight, less where a channel's variance is below the floor."""
+        gain = self.norm.weight.to(dtype)
+        if not self.floored:
+            return gain
         with torch.no_grad():
             inverse = excess(self.norm.running_var.to(dtype), self.norm.eps).rsqrt()
-        return self.norm.weight.to(dtype) * inverse
+        return gain * inverse
 
     def _scale(self, gain: Tensor) -> Tensor:
         return gain * (self.norm.running_var.to(gain.dtype) + self.norm.eps).rsqrt()
@@ -697,7 +702,9 @@ def _normalise(
     kernels, eps = [kernel for kernel, _ in folded], norms[0].eps
     variances = [norm.running_var for norm in norms]
     with torch.no_grad():
-        if summed == len(norms) > 1:  # All at once.
+        if not branches[0].floored:
+            floors = None
+        elif summed == len(norms) > 1:  # All at once.
             floors = excess(torch.stack(variances).to(dtype), eps).view(-1)
         else:
             floors = join([excess(variance.to(dtype), eps) for variance in variances])

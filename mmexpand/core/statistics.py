@@ -37,7 +37,7 @@ class Normed(torch.autograd.Function):
     def forward(
         ctx: Any,
         taps: Tensor,
-        excess: Tensor,
+        excess: Tensor | None,
         eps: float,
         summed: int,
         branches: int,
@@ -51,7 +51,7 @@ class Normed(torch.autograd.Function):
             ctx: what the backward pass is given.
             taps: inputs of the kernels, ``(pixels, in * kh * kw)``, or with groups
                 ``(groups, pixels, in / groups * kh * kw)``.
-            excess: of all channels, as of the function of this name.
+            excess: of all channels, as of the function of this name; None: there is no floor.
             eps: of the norms.
             summed: this many equal parts of the channels are added up. 1 of several branches:
                 nothing is, and biases are constants: a norm around each branch removes them.
@@ -66,7 +66,7 @@ class Normed(torch.autograd.Function):
         outputs = _products(taps, kernels.view(len(kernels), -1), sizes)
         mean, variance = torch.batch_norm_update_stats(outputs, None, None, 0.0)
         squares = variance + eps
-        inverse = (squares * excess).rsqrt_()
+        inverse = squares.rsqrt() if excess is None else (squares * excess).rsqrt_()
         scale = gains * inverse
         columns = scale.view(-1, 1, 1, 1)
         weight, bias = kernels * columns, None

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from ..expression import Chain, Deviation, Filter, Norm, Sum
+from ..expression import Chain, Deviation, Filter, Identity, Norm, Sum
 from ..site import Site
 from . import ck, cl
 from .filters import identity_kernel
@@ -12,7 +12,14 @@ from .rep import ac_branches, rep_branches, small_branches
 
 def _sum(site: Site, branches: list[nn.Module]) -> nn.Module:
     # A norm has a shift of its own where the layer has a bias.
-    return Sum([Norm(branch, site.bias) for branch in branches], site.padding, site.dilation)
+    floored = _is_depthwise(site) or any(isinstance(branch, Identity) for branch in branches)
+    norms = [Norm(branch, site.bias, floored) for branch in branches]
+    return Sum(norms, site.padding, site.dilation)
+
+
+def _is_depthwise(site: Site) -> bool:
+    """Whether an output sees one input, which may be dead behind a ReLU."""
+    return site.groups == site.in_channels
 
 
 def bn(site: Site) -> nn.Module:
@@ -35,8 +42,9 @@ def qarepvgg(site: Site) -> nn.Module:
     A channel that is dead behind a ReLU has no variance for a norm of the identity to divide by.
     """
     first, *small = rep_branches(site.branch(site.kernel_size))
-    branches = [Norm(first, site.bias), *small]
-    return Norm(Sum(branches, site.padding, site.dilation), site.bias)
+    floored = _is_depthwise(site)
+    branches = [Norm(first, site.bias, floored), *small]
+    return Norm(Sum(branches, site.padding, site.dilation), site.bias, floored)
 
 
 def repvgg_cl(site: Site) -> nn.Module:
@@ -85,9 +93,9 @@ def dbb(site: Site) -> nn.Module:
     plain = site.branch(site.kernel_size)
     m, n, k = site.in_channels, site.out_channels, site.kernel_size
     inner = plain.factor(m, m, pads=True)
-    deviation = Norm(Deviation(inner, identity_kernel(inner)), site.bias)
+    deviation = Norm(Deviation(inner, identity_kernel(inner)), site.bias, floored=True)
     average = torch.full((1, *k), 1 / (k[0] * k[1]))
-    first = Norm(plain.factor(m, n, pads=True), site.bias)
+    first = Norm(plain.factor(m, n, pads=True), site.bias, floored=True)
     return _sum(
         site,
         [
