@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from .algebra import Affine
 from .blocks import BLOCKS
 from .blocks.nonlinear import NonlinearChain
+from .blocks.upgrade import upgrade
 from .expression import (
     Chain,
     Norm,
@@ -383,6 +384,9 @@ class ExpandedLayer(nn.Module):
         """
         self.take_offered()
         weight, bias = (state_dict.pop(prefix + kind, None) for kind in ('weight', 'bias'))
+        record = f'{prefix}{self._root}.{SITE_KEY}'
+        if record in state_dict:
+            upgrade(state_dict, record)
         mine = self.state_dict(prefix=prefix)
         held = {key: tuple(value.shape) for key, value in state_dict.items()}
         fits = held == {key: tuple(value.shape) for key, value in mine.items()}

@@ -104,12 +104,13 @@ class Site:
         rate = Fraction(self.rate)
         sizes = self.in_channels, self.out_channels, *self.kernel_size, self.groups, int(self.bias)
         upsampling = self.upsampling or ()
-        return torch.tensor((*sizes, rate.numerator, rate.denominator, *upsampling))
+        floored = 1  # See ``core/blocks/upgrade.py``.
+        return torch.tensor((*sizes, rate.numerator, rate.denominator, *upsampling, floored))
 
     @classmethod
     def from_record(cls, record: torch.Tensor, like: torch.Tensor) -> 'Site':
         """The place that ``record`` was made of, but for stride, padding and dilation."""
-        m, n, height, width, groups, bias, numerator, denominator, *upsampling = record.tolist()
+        m, n, height, width, groups, bias, numerator, denominator, *rest = record.tolist()
         return cls(
             m,
             n,
@@ -117,7 +118,7 @@ class Site:
             numerator / denominator,
             groups,
             bool(bias),
-            upsampling=tuple(upsampling) or None,
+            upsampling=tuple(rest[:2]) if len(rest) > 1 else None,
             like=like.new_empty(0),
         )
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..core.algebra import fold, transpose
 from ..core.blocks import BLOCKS
+from ..core.blocks.upgrade import upgrade
 from ..core.expanded_layer import FACTORS, SITE_KEY
 from ..core.expression import as_kernel
 from ..core.site import Site
@@ -240,6 +241,8 @@ def _contract_chain(state_dict: Mapping[str, Tensor], _: str) -> tuple[Tensor, T
 
 @torch.no_grad()
 def _contract_block(state_dict: Mapping[str, Tensor], block: str) -> tuple[Tensor, Tensor | None]:
+    state_dict = dict(state_dict)
+    upgrade(state_dict, SITE_KEY)
     like = next(value for value in state_dict.values() if value.is_floating_point())
     site = Site.from_record(state_dict[SITE_KEY], like)
     expression = BLOCKS[block].build(site)

@@ -179,7 +179,7 @@ def test_factors_of_a_convolution_are_not_taken_for_a_transposed_ones(how):
 
 def test_the_record_of_other_layers_is_what_it_was():
     site = Site.of(nn.Conv2d(4, 6, (3, 5), groups=2, stride=2), 1.5)
-    assert site.record().tolist() == [4, 6, 3, 5, 2, 1, 3, 2]
+    assert site.record().tolist() == [4, 6, 3, 5, 2, 1, 3, 2, 1]
     site = Site.of(nn.ConvTranspose2d(4, 6, (3, 5), groups=2, stride=(2, 1)), 1.5)
     back = Site.from_record(site.record(), torch.empty(0))
     assert back.upsampling == (2, 1)
