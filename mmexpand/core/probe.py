@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .algebra import Affine
 from .site import Site, margins, output_size
@@ -65,50 +66,23 @@ class Probe:
 
 
 def _gather(x: Tensor, site: Site) -> Tensor:
-    """The inputs of the kernel ``(groups, N, rows, columns, m / groups, kh, kw)``."""
-    # One operation for all taps and pixels, not one for each tap: on small layers it is the number
-    # of operations that costs. (Not a convolution with a large stride: with 1x1 kernels and
-    # channels_last images that writes beyond its memory in torch 2.9 on a CPU.)
+    """The inputs of the kernel ``(groups, N, rows, columns, m / groups, kh, kw)``, a view."""
+    # One view for all taps and pixels, not one for each tap: on small layers it is the number of
+    # operations that costs. (Indexing takes several times as long on a CPU; a convolution with a
+    # large stride writes beyond its memory with 1x1 kernels and channels_last images in torch 2.9.)
     layer = site.kernel_size, site.stride, site.padding, site.dilation
     size = output_size(x.shape[2:], *layer)
     step = steps(len(x) * size[0] * size[1], site)
-    indices, inside = _indices(tuple(x.shape), site.groups, *layer, size, step, x.dtype, x.device)
-    taps = x[indices]
-    if inside is not None:
-        taps.mul_(inside)
-    return taps
-
-
-@lru_cache(maxsize=256)
-def _indices(
-    shape: tuple[int, int, int, int],
-    groups: int,
-    kernel_size: tuple[int, int],
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
-    size: tuple[int, int],
-    step: tuple[int, int],
-    dtype: torch.dtype,
-    device: torch.device,
-) -> tuple[tuple[Tensor, ...], Tensor | None]:
-    """Indices of ``(groups, N, rows, columns, m / groups, kh, kw)`` in an image, and where it pads.
-
-    The second is 1 inside of the image and 0 outside; None where no kernel leaves the image.
-    """
-    images = torch.arange(shape[0], device=device).view(-1, 1, 1, 1, 1, 1)
-    channels = torch.arange(shape[1], device=device).view(groups, 1, 1, 1, -1, 1, 1)
-    axes, inside = [], []
-    for axis in (0, 1):
-        outputs = torch.arange(0, size[axis], step[axis], device=device) * stride[axis]
-        taps = torch.arange(kernel_size[axis], device=device) * dilation[axis] - padding[axis]
-        at = outputs[:, None] + taps
-        # (rows, 1, 1, kh, 1) and (columns, 1, 1, kw)
-        at = at[:, None, None, :, None] if axis == 0 else at[:, None, None, :]
-        axes.append(at.clamp(0, shape[2 + axis] - 1))
-        inside.append(at == axes[axis])
-    both = inside[0] & inside[1]
-    return (images, channels, *axes), None if both.all() else both.to(dtype)
+    (top, left), channels = site.padding, x.shape[1] // site.groups
+    padded = F.pad(x, (left, left, top, top)) if top or left else x
+    by_image, by_channel, *by_pixel = padded.stride()
+    taken = [-(-n // every) for n, every in zip(size, step, strict=True)]
+    down, right = (a * b * c for a, b, c in zip(step, site.stride, by_pixel, strict=True))
+    by_tap = (a * b for a, b in zip(site.dilation, by_pixel, strict=True))
+    return padded.as_strided(
+        (site.groups, len(x), *taken, channels, *site.kernel_size),
+        (channels * by_channel, by_image, down, right, by_channel, *by_tap),
+    )
 
 
 def steps(pixels: int, site: Site) -> tuple[int, int]:
