@@ -10,7 +10,7 @@ pytest.importorskip('mmseg')
 pytest.importorskip('onnxruntime')
 from mmengine.hub import get_config
 
-from mmexpand.deploy import ExportError, export_onnx, onnxruntime_run
+from mmexpand.deploy import ExportError, Int8, export_onnx, onnxruntime_run
 from mmexpand.deploy.decoding import predict
 from mmexpand.deploy.network import RawOutputs
 from mmexpand.deploy.program import export_program
@@ -57,9 +57,7 @@ def test_int8_and_programs_of_stock_networks(name, tmp_path):
     """That int8 computes is what is seen: what it costs, random weights do not tell."""
     model = stock(name, STOCK[name])
     calibration = [images(1, seed=seed) for seed in range(1, 4)]
-    report = export_onnx(
-        model, images(1), tmp_path / 'int8.onnx', calibration=calibration, raw=True
-    )
+    report = export_onnx(model, images(1), tmp_path / 'int8.onnx', int8=Int8(calibration), raw=True)
     assert 1e-4 < report.max_error < 1
     graph = onnx.load(tmp_path / 'int8.onnx').graph
     assert sum(node.op_type == 'QuantizeLinear' for node in graph.node) > 20

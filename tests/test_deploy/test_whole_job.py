@@ -19,6 +19,7 @@ from mmseg.apis import inference_model
 from mmexpand.deploy import (
     ExportError,
     FileModel,
+    Int8,
     Pixels,
     compare_file,
     export_onnx,
@@ -237,7 +238,7 @@ def test_int8_is_int8_and_near(network, tmp_path):
     _, model = network
     out = tmp_path / 'int8.onnx'
     given = [images(1, seed=seed) for seed in range(1, 6)]
-    report = export_onnx(model, images(1), out, calibration=given, raw=True)
+    report = export_onnx(model, images(1), out, int8=Int8(given), raw=True)
     assert 1e-4 < report.max_error < 0.3
     graph = onnx.load(out).graph
     weights = {tensor.name: tensor.data_type for tensor in graph.initializer}
