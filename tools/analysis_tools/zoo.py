@@ -40,11 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser, out_dir: Path, page: Path) ->
     add_debug_argument(parser)
 
 
-def run_family(family: str, path: Path, limit: int, work: Callable[[str, Path], None]) -> None:
+def run_family(
+    family: str, path: Path, limit: int, work: Callable[[str, Path], None] | None = None
+) -> None:
     """Let a process write the JSON of a family; where it cannot, say how it ended."""
     start = time.perf_counter()
     # Forked, with everything imported already, which takes longer than many a network.
-    process = get_context('fork').Process(target=work, args=(family, path.absolute()))
+    process = get_context('fork').Process(target=work or zoo_network.main, args=(family, path.absolute()))
     process.start()
     process.join(limit)
     if process.is_alive():
