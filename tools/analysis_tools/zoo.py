@@ -46,7 +46,9 @@ def run_family(
     """Let a process write the JSON of a family; where it cannot, say how it ended."""
     start = time.perf_counter()
     # Forked, with everything imported already, which takes longer than many a network.
-    process = get_context('fork').Process(target=work or zoo_network.main, args=(family, path.absolute()))
+    process = get_context('fork').Process(
+        target=work or zoo_network.main, args=(family, path.absolute())
+    )
     process.start()
     process.join(limit)
     if process.is_alive():
