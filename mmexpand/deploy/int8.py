@@ -148,9 +148,11 @@ class Int8Search:
         heads = head_layers(self._graph, self._layers)
         order = [n for n in [*heads, *(n for n in by_error if n not in heads)] if n not in kept]
         count = len([name for name in heads if name not in kept]) or 1
-        while len(kept) + count < len(self._layers):
+        while count < len(order) - 1:
             yield [*kept, *order[:count]]
             count *= 2
+        if len(order) > 1:
+            yield [*kept, *order[:-1]]
 
     def _ranking(self, per_channel: bool) -> tuple[LayerError, ...]:
         found = []
