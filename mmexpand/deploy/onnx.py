@@ -1,7 +1,7 @@
 """The compact network as an ONNX file, compared with PyTorch before anyone can use it."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,10 +101,12 @@ def export_onnx(
     out = Path(out)
     report: Int8Report | None = None
     with eval_mode(model), written_whole(out) as temporary:
-        decoder = None if raw else decoder_of(model, inputs, logits)
         reference = Reference(model, pixels)
         images = inputs if pixels is None else pixels.invert(inputs)
-        network = _trace_network(reference, images, dynamic_size)
+        with _in_words(model, 'it does not run on images alone'):
+            outputs = reference.network(images)
+        decoder = None if raw else decoder_of(model, inputs, logits)
+        network = _trace_network(reference, images, outputs, dynamic_size)
         onnx.save(network, str(temporary))
         error = _raw_error(reference, temporary, batches(images, dynamic_size))
         check_error('ONNX Runtime and PyTorch', error, tolerance, out)
@@ -162,8 +164,9 @@ def _check_chance(report: Int8Report, out: Path) -> None:
     )
 
 
-def _trace_network(reference: Reference, images: Tensor, dynamic_size: bool) -> 'ModelProto':
-    outputs = reference.network(images)
+def _trace_network(
+    reference: Reference, images: Tensor, outputs: Sequence[Tensor], dynamic_size: bool
+) -> 'ModelProto':
     names = [f'output_{index}' for index in range(len(outputs))] if outputs[1:] else ['output']
     axes = (0, 2, 3) if dynamic_size else (0,)
     dynamic = {name: open_axes(name, o, axes) for name, o in zip(names, outputs, strict=True)}
@@ -199,10 +202,10 @@ def _raw_error(reference: Reference, path: Path, images: list[Tensor]) -> float:
 
 @contextmanager
 def _in_words(model: nn.Module, what: str) -> Iterator[None]:
-    """Say which model cannot be exported, whatever ONNX Runtime raises."""
+    """Say which model cannot be exported, whatever the model or ONNX Runtime raises."""
     try:
         yield
-    except Exception as error:  # It has many kinds, all of them private.
+    except Exception as error:  # ONNX Runtime has many kinds, all of them private.
         raise ExportError(
             f'{type(model).__name__} cannot be exported to ONNX: {what} ({first_line(error)})'
         ) from error

@@ -15,6 +15,7 @@ SIZED = (
     'mmseg.models.utils.wrappers',
     'mmseg.models.backbones.swin',
     'mmdet.models.backbones.swin',
+    'mmpretrain.models.utils.attention',
 )
 """Modules that turn sizes into integers, which freezes them in a trace."""
 _adaptive_avg_pool2d = F.adaptive_avg_pool2d

@@ -97,6 +97,16 @@ def test_what_the_exporter_fails_at_is_a_sentence(tmp_path, capfd, monkeypatch):
     assert [p.read_bytes() for p in tmp_path.iterdir()] == [b'the old one']
 
 
+def test_a_head_that_needs_more_than_images_is_refused(tmp_path, monkeypatch):
+    """Such as Mask2Former's, which asks for the data samples."""
+    model = stock('mmseg::fcn/fcn_r18-d8_4xb2-80k_cityscapes-512x1024.py', R18)
+    forward = model.decode_head.forward
+    monkeypatch.setattr(model.decode_head, 'forward', lambda x, samples: forward(x))
+    with pytest.raises(ExportError, match=r'it does not run on images alone \(.*samples'):
+        export_onnx(model, images(1), tmp_path / 'model.onnx')
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_windows_and_other_suppression_are_refused(tmp_path):
     out = tmp_path / 'model.onnx'
     name = 'mmseg::fcn/fcn_r18-d8_4xb2-80k_cityscapes-512x1024.py'
