@@ -152,14 +152,14 @@ def decoder_of(
             f'a {type(model).__name__} has no logits of pixels: leave --logits out, it is for '
             'segmentors that are an EncoderDecoder'
         )
-    if 'SingleStageDetector' in kinds:
+    if 'SingleStageDetector' in kinds and hasattr(model, 'bbox_head'):
         return Boxes(model, inputs)
     if 'EncoderDecoder' in kinds:
         return (Logits if logits else Classes)(model, inputs)
     if 'BaseDetector' in kinds or 'BaseSegmentor' in kinds:
         raise ExportError(
-            f'{type(model).__name__} is neither a single-stage detector nor an EncoderDecoder, so '
-            'its predictions cannot be put into the file; export the raw outputs (--raw)'
+            f'{type(model).__name__} is neither a single-stage detector with a bbox_head nor an '
+            'EncoderDecoder, so its predictions cannot be put into the file; export the raw outputs (--raw)'
         )
     return None
 

@@ -12,7 +12,7 @@ from typing import Any
 import zoo_network
 from torch import Tensor, nn
 from zoo import add_arguments, run_families
-from zoo_page import table, versions
+from zoo_page import FINDINGS, table, versions
 
 from mmexpand.deploy import export_onnx
 from mmexpand.deploy.decoding import check_exportable
@@ -126,7 +126,7 @@ def _row(result: dict) -> tuple:
         result.get('side', ''),
         '' if error is None else f'{error:.1e}',
         '' if agreement is None else f'{agreement:.2%}',
-        result.get('error', ''),
+        f'{result.get("error", "")} {FINDINGS.get(result["family"], "")}'.strip(),
     )
 
 
