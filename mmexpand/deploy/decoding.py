@@ -159,8 +159,8 @@ def decoder_of(
     if 'BaseDetector' in kinds or 'BaseSegmentor' in kinds:
         raise ExportError(
             f'{type(model).__name__} is neither a single-stage detector with a bbox_head nor an '
-            'EncoderDecoder, so its predictions cannot be put into the file; export the raw outputs '
-            '(--raw)'
+            'EncoderDecoder, so its predictions cannot be put into the file; export the raw '
+            'outputs (--raw)'
         )
     return None
 
