@@ -51,7 +51,10 @@ def open_decoding(head: nn.Module) -> Iterator[None]:
 
 
 class _Coder:
-    """A box coder that clips out of place: slices clamped in place are lost in ONNX."""
+    """A box coder that ONNX can express, for images without candidates as well.
+
+    It clips out of place: slices clamped in place are lost in ONNX.
+    """
 
     def __init__(self, coder: Any):
         self._coder = coder
@@ -60,7 +63,12 @@ class _Coder:
         return getattr(self._coder, name)
 
     def decode(self, *args: Any, max_shape: tuple | None = None, **kwargs: Any) -> Tensor:
-        boxes = self._coder.decode(*args, **kwargs)
+        if all(isinstance(arg, Tensor) and arg.dim() == 2 for arg in args):
+            # One row more: ONNX cannot reshape none to (0, -1), as mmdet does.
+            args = tuple(torch.cat([arg, arg.new_zeros(1, arg.shape[1])]) for arg in args)
+            boxes = self._coder.decode(*args, **kwargs)[:-1]
+        else:
+            boxes = self._coder.decode(*args, **kwargs)
         if max_shape is None or not self._coder.clip_border:
             return boxes
         height, width = max_shape

@@ -50,6 +50,28 @@ def test_predictions_are_the_frameworks_own(name, tmp_path):
         assert (same & (labels[:count] == image['labels'].numpy()[:count])).mean() > 0.98
 
 
+RETINANET = {
+    'backbone.base_channels': 8,
+    'neck.in_channels': [8, 16, 32, 64],
+    'neck.out_channels': 16,
+    'bbox_head.in_channels': 16,
+    'bbox_head.feat_channels': 16,
+    'bbox_head.num_classes': 5,
+    'test_cfg.score_thr': 0.99999,
+}
+
+
+def test_an_image_without_detections(tmp_path):
+    """Mmdet reshapes the boxes to (0, -1), which ONNX Runtime cannot."""
+    model = stock('mmdet::retinanet/retinanet_r18_fpn_1x_coco.py', RETINANET)
+    out = tmp_path / 'model.onnx'
+    assert export_onnx(model, images(1), out, tolerance=2e-3).agreement == 1
+    boxes, scores, labels = onnxruntime_run(out)(images(2).numpy())
+    assert (labels == -1).all()
+    assert not scores.any()
+    assert not boxes.any()
+
+
 OTHER_KINDS = [name for name in STOCK if 'rtmdet' in name or 'segformer' in name]
 
 
