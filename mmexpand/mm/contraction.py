@@ -283,7 +283,7 @@ def check_writable(directory: str | os.PathLike, option: str = '--work-dir') -> 
 def warn_of_outliers(title: str, result: Contraction) -> None:
     """Warn of contracted layers whose kernels hold channels far above the others.
 
-    A branch norm whose input is constant has a variance of nearly zero, by which it divides.
+    Norms of branches can scale one channel far above the others.
     """
     for words in outlying_layers(result.compact, result.layers):
         log(
