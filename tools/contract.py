@@ -12,6 +12,7 @@ from mmexpand.mm.contraction import (
     contract_and_check,
     contract_without_data,
     report_lines,
+    warn_of_outliers,
     write_compact_checkpoint,
     write_compact_config,
 )
@@ -91,6 +92,7 @@ def main(args: argparse.Namespace) -> None:
     written = write_compact_checkpoint(result, path, cfg, kept)
     written.append(write_compact_config(cfg, path.parent))
     print('\n'.join(report_lines(path.name, result)))
+    warn_of_outliers(path.name, result)
     print(f'wrote {", ".join(map(str, written))}')
 
 

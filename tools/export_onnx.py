@@ -1,10 +1,12 @@
 """Export the compact network to ONNX, checked against PyTorch on an image.
 
 An expanded checkpoint is contracted first. The file holds the decoding too: of a detector boxes,
-scores and labels after suppression, of a segmentor the class of every pixel.
+scores and labels after suppression, of a segmentor the class of every pixel, or its logits.
 """
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,6 +15,8 @@ from torch import Tensor, nn
 
 from mmexpand.deploy import (
     FileModel,
+    Int8,
+    Int8Report,
     Pixels,
     calibration_images,
     compare_file,
@@ -27,7 +31,10 @@ from mmexpand.deploy import (
     table,
 )
 from mmexpand.deploy.decoding import check_exportable, decoder_of
+from mmexpand.deploy.layers import chosen_layers, weighted_layers
 from mmexpand.deploy.onnx import TOLERANCE, OnnxReport
+from mmexpand.deploy.quantisation import METHODS, TARGETS
+from mmexpand.deploy.scoring import main_metric, points_lost, scorer
 from mmexpand.mm.contraction import check_writable
 from mmexpand.mm.launch import (
     NEEDED,
@@ -37,6 +44,12 @@ from mmexpand.mm.launch import (
     read_config,
     tool,
 )
+
+DROP = 0.5
+"""Points of the metric that int8 may lose."""
+AUTO = 'auto'
+SHOWN = 5
+"""Layers whose errors are printed."""
 
 
 def parse_args() -> argparse.Namespace:
@@ -55,6 +68,12 @@ def parse_args() -> argparse.Namespace:
         '--raw', action='store_true', help='leave the decoding out: what the heads compute'
     )
     parser.add_argument(
+        '--logits',
+        action='store_true',
+        help='of a segmentor: give the logits at the size of the input, not the classes. Resized '
+        'to the original image before the arg-max, they give exactly what PyTorch does',
+    )
+    parser.add_argument(
         '--preprocess',
         choices=['bgr', 'rgb'],
         help='put the normalisation into the file, which takes pixels from 0 to 255 in this order; '
@@ -71,6 +90,30 @@ def parse_args() -> argparse.Namespace:
         type=count,
         metavar='N',
         help='write OUT_int8.onnx as well, calibrated on N images of the training split',
+    )
+    parser.add_argument(
+        '--int8-keep',
+        nargs='+',
+        metavar='LAYER',
+        help='layers that stay float32: names, modules around them, globs, re:EXPRESSION. With '
+        "'auto', as many more as it takes to stay within --int8-drop on the validation split",
+    )
+    parser.add_argument(
+        '--int8-drop',
+        type=float,
+        metavar='POINTS',
+        help=f'points of the metric that int8 may lose (default {DROP})',
+    )
+    parser.add_argument(
+        '--int8-target',
+        choices=[*TARGETS],
+        help='processor that will run the int8 file: x86 (the default) has weights of 7 bits, '
+        'which every processor adds up without overflow; x86-vnni and arm have 8',
+    )
+    parser.add_argument(
+        '--int8-method',
+        choices=[*METHODS],
+        help='how the ranges of activations are found (default minmax)',
     )
     parser.add_argument(
         '--pt2',
@@ -93,6 +136,15 @@ def parse_args() -> argparse.Namespace:
         parser.error('--uint8 says what --preprocess takes: add --preprocess bgr or rgb')
     if args.uint8 and args.ncnn:
         parser.error('--ncnn takes float32 pixels: leave --uint8 out')
+    if args.raw and args.logits:
+        parser.error('--raw leaves the resizing out, which --logits includes: use one of them')
+    for name in ('keep', 'drop', 'target', 'method'):
+        if getattr(args, f'int8_{name}') is not None and not args.int8:
+            parser.error(f'--int8-{name} needs a number of calibration images: add --int8 N')
+    if args.int8_drop is not None and args.int8_drop < 0:
+        parser.error(f'--int8-drop is {args.int8_drop}: points lost are 0 or more')
+    if args.raw and AUTO in (args.int8_keep or []):
+        parser.error('--int8-keep auto evaluates predictions, which --raw leaves out of the file')
     if args.raw and args.evaluate:
         parser.error('--evaluate needs predictions, which --raw leaves out of the file')
     return args
@@ -103,6 +155,21 @@ def print_report(report: OnnxReport) -> None:
     print(f'largest error against PyTorch: {report.max_error:.2e} of the largest output')
     if report.agreement is not None:
         print(f"predictions that are the framework's own: {report.agreement:.2%}")
+    if report.int8 is not None:
+        print_int8(report.int8)
+
+
+def print_int8(report: Int8Report) -> None:
+    scales = 'one for each output channel' if report.per_channel else 'one for each kernel'
+    print(f'int8: scales of weights are {scales}, which has the smaller error')
+    if report.kept:
+        print(f'int8: in float32 are {len(report.kept)} layers: {", ".join(report.kept)}')
+    print(
+        f'int8: error {report.error:.3f} of the spread of the outputs; of one layer alone, the '
+        f'largest of {len(report.layers)}:'
+    )
+    for layer in report.layers[:SHOWN]:
+        print(f'  {layer.error:.3f} {layer.name}: {layer.reason}')
 
 
 def check_openvino(out: Path, model: nn.Module, inputs: Tensor, raw: bool, pixels: Pixels) -> None:
@@ -123,14 +190,66 @@ def print_scores(
     pixels: Pixels | None,
     reports: dict[str, OnnxReport],
 ) -> None:
-    """Evaluate PyTorch and every file in ONNX Runtime."""
+    """Evaluate PyTorch and every file in ONNX Runtime; warn of an int8 file that loses much."""
     models, sizes = {'PyTorch': model}, {'PyTorch': Path(args.checkpoint).stat().st_size}
     for kind, report in reports.items():
         size = None if args.dynamic_size else report.input_shape[-2:]
         name, run = f'ONNX Runtime, {kind}', onnxruntime_run(report.path)
         models[name] = FileModel(model, run, tuple(report.output_shapes), size, pixels)
         sizes[name] = report.path.stat().st_size
-    print(table(score(cfg, models), sizes))
+    found = score(cfg, models)
+    print(table(found, sizes))
+    if 'classes' in reports['float32'].output_shapes:
+        print(
+            'The files take the class of a pixel at the size of the input and PyTorch at that of '
+            'the original image, by which their rows differ. With --logits they do not.'
+        )
+    if 'int8' in reports:
+        before = found['ONNX Runtime, float32']
+        metric = main_metric(cfg, before)
+        lost = points_lost(metric, before, found['ONNX Runtime, int8'])
+        if lost > args.int8_drop:
+            print(
+                f'warning: int8 loses {lost:.2f} points of {metric}, more than {args.int8_drop:g}; '
+                'use --int8-keep auto, or name the worst layers above'
+            )
+
+
+@contextmanager
+def int8_options(
+    args: argparse.Namespace,
+    cfg: Config,
+    model: nn.Module,
+    images: list[Tensor],
+    pixels: Pixels | None,
+    report: OnnxReport,
+) -> Iterator[Int8]:
+    """Options of the int8 file, given the float32 one."""
+    options = dict(images=images, keep=[name for name in args.int8_keep or [] if name != AUTO])
+    for name in ('target', 'method'):
+        if getattr(args, f'int8_{name}'):
+            options[name] = getattr(args, f'int8_{name}')
+    if AUTO not in (args.int8_keep or []):
+        yield Int8(**options)
+        return
+    names = tuple(report.output_shapes)
+    size = None if args.dynamic_size else report.input_shape[-2:]
+    with scorer(cfg, 'val') as metrics:
+
+        def evaluated(path: Path) -> dict:
+            return metrics(FileModel(model, onnxruntime_run(path), names, size, pixels))
+
+        before = evaluated(report.path)
+        metric = main_metric(cfg, before)
+        print(f'int8 auto: {metric} {before[metric]:.4f} in float32 on the validation split')
+
+        def accepts(path: Path) -> bool:
+            after = evaluated(path)
+            lost = points_lost(metric, before, after)
+            print(f'int8 auto: {metric} {after.get(metric, 0):.4f}, {lost:.2f} points lost')
+            return lost <= args.int8_drop
+
+        yield Int8(**options, accepts=accepts)
 
 
 @tool(parse_args)
@@ -138,28 +257,36 @@ def main(args: argparse.Namespace) -> None:
     out = Path(args.out)
     check_writable(out.parent, '--out')
     needed = ['train_dataloader'] if args.int8 else []
+    auto = AUTO in (args.int8_keep or [])
+    needed += NEEDED['val'] if auto else []
     needed += NEEDED['test'] if args.evaluate else ['test_dataloader']
     cfg = read_config(args, 'model', *needed)
     model = load_compact_model(cfg, args.checkpoint)
     inputs = preprocess(model, cfg, args.image)
     check_exportable(model)
-    if args.evaluate and decoder_of(model, inputs) is None:
+    if args.int8:
+        args.int8_drop = DROP if args.int8_drop is None else args.int8_drop
+        patterns = [name for name in args.int8_keep or [] if name != AUTO]
+        chosen_layers(weighted_layers(model), patterns)
+        calibration = calibration_images(model, cfg, args.int8, inputs.shape[-2:])
+    if (args.evaluate or auto) and decoder_of(model, inputs) is None:
+        option = '--evaluate' if args.evaluate else '--int8-keep auto'
         raise ConfigError(
-            f'--evaluate is for detectors and segmentors: the file of a {type(model).__name__} '
+            f'{option} is for detectors and segmentors: the file of a {type(model).__name__} '
             'gives its raw outputs'
         )
     pixels = None
     if args.preprocess:
         pixels = Pixels(model.data_preprocessor, args.preprocess, args.uint8)
-    options = dict(raw=args.raw, pixels=pixels, dynamic_size=args.dynamic_size)
+    options = dict(raw=args.raw, logits=args.logits, pixels=pixels, dynamic_size=args.dynamic_size)
     reports = {'float32': export_onnx(model, inputs, out, args.tolerance, **options)}
     print_report(reports['float32'])
     if find_spec('openvino'):
         check_openvino(out, model, inputs, reports['float32'].agreement is None, pixels)
     if args.int8:
-        options['calibration'] = calibration_images(model, cfg, args.int8, inputs.shape[-2:])
         path = out.with_name(f'{out.stem}_int8{out.suffix}')
-        reports['int8'] = export_onnx(model, inputs, path, args.tolerance, **options)
+        with int8_options(args, cfg, model, calibration, pixels, reports['float32']) as int8:
+            reports['int8'] = export_onnx(model, inputs, path, args.tolerance, **options, int8=int8)
         print_report(reports['int8'])
     if args.pt2:
         path = out.with_suffix('.pt2')

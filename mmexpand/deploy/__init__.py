@@ -2,6 +2,7 @@
 
 from .comparison import compare_file
 from .errors import ExportError
+from .int8 import Int8, Int8Report, LayerError
 from .model import calibration_images, load_compact_model, preprocess
 from .ncnn import export_ncnn
 from .network import Pixels
@@ -13,6 +14,9 @@ from .scoring import FileModel, score, table
 __all__ = [
     'ExportError',
     'FileModel',
+    'Int8',
+    'Int8Report',
+    'LayerError',
     'OnnxReport',
     'Pixels',
     'calibration_images',

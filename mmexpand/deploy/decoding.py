@@ -102,33 +102,65 @@ class Classes(nn.Module):
         return raw
 
     def forward(self, size: Tensor, logits: Tensor) -> Tensor:
-        """The classes, shape (N, H, W); of one channel, whether it is above the threshold."""
+        """The classes, shape (N, H, W)."""
+        return classes_of(self.head, self.resized(size, logits))
+
+    def resized(self, size: Tensor, logits: Tensor) -> Tensor:
+        """The logits at the size of the input."""
         meta = dict(img_shape=(size[0], size[1]))
-        logits = self.head.predict_by_feat(logits, [meta])
-        if logits.shape[1] == 1:
-            return (logits.sigmoid() > self.head.threshold).squeeze(1).long()
-        return logits.argmax(1)
+        return self.head.predict_by_feat(logits, [meta])
 
 
-def decoder_of(model: nn.Module, inputs: Tensor) -> Boxes | Classes | None:
+class Logits(Classes):
+    """The logits of every pixel of the input, shape (N, C, H, W)."""
+
+    names = ('logits',)
+
+    def forward(self, size: Tensor, logits: Tensor) -> Tensor:
+        """Resize."""
+        return self.resized(size, logits)
+
+
+def classes_of(head: nn.Module, logits: Tensor) -> Tensor:
+    """The class of every pixel; of one channel, whether it is above the head's threshold.
+
+    Args:
+        head: of a segmentor.
+        logits: shape (N, C, H, W).
+    """
+    if logits.shape[1] == 1:
+        return (logits.sigmoid() > head.threshold).squeeze(1).long()
+    return logits.argmax(1)
+
+
+def decoder_of(
+    model: nn.Module, inputs: Tensor, logits: bool = False
+) -> Boxes | Classes | Logits | None:
     """What turns the raw outputs of a model into predictions; None for a classifier.
 
     Args:
         model: a compact model in eval mode.
         inputs: a preprocessed image.
+        logits: whether a segmentor's are predictions enough.
 
     Raises:
         ExportError: if the file cannot hold that.
     """
     kinds = {kind.__name__ for kind in type(model).__mro__}
-    if 'SingleStageDetector' in kinds:
+    if logits and 'EncoderDecoder' not in kinds:
+        raise ExportError(
+            f'a {type(model).__name__} has no logits of pixels: leave --logits out, it is for '
+            'segmentors that are an EncoderDecoder'
+        )
+    if 'SingleStageDetector' in kinds and hasattr(model, 'bbox_head'):
         return Boxes(model, inputs)
     if 'EncoderDecoder' in kinds:
-        return Classes(model, inputs)
+        return (Logits if logits else Classes)(model, inputs)
     if 'BaseDetector' in kinds or 'BaseSegmentor' in kinds:
         raise ExportError(
-            f'{type(model).__name__} is neither a single-stage detector nor an EncoderDecoder, so '
-            'its predictions cannot be put into the file; export the raw outputs (--raw)'
+            f'{type(model).__name__} is neither a single-stage detector with a bbox_head nor an '
+            'EncoderDecoder, so its predictions cannot be put into the file; export the raw '
+            'outputs (--raw)'
         )
     return None
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from mmengine.config import Config, ConfigDict
 from mmengine.dataset import Compose
 from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import DATASETS
+from mmengine.registry import DATASETS, Registry
 from torch import Tensor, nn
 
 from ..mm.checkpoints import match_checkpoint
@@ -74,16 +74,35 @@ def calibration_images(
     Args:
         model: for its data preprocessor.
         cfg: for its training split and its test pipeline.
-        count: how many; all, if there are fewer.
+        count: how many.
         size: height and width that they are brought to.
+
+    Raises:
+        ExportError: if there are fewer.
     """
     dataset = copy.deepcopy(innermost(cfg.train_dataloader.dataset))
     dataset.pipeline = _test_steps(cfg)
     with DATASETS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
-        images = registry.build(dataset)
-    step = max(1, len(images) // count)
+        images = _built(registry, dataset)
+    if len(images) < count:
+        raise ExportError(
+            f'{count} images are to calibrate int8, and {type_name(dataset)}, of train_dataloader, '
+            f'has {len(images)}: '
+            + (f'use --int8 {len(images)}' if len(images) else 'name a data set that has images')
+        )
+    step = len(images) // count
     found = [_network_input(model, images[i]) for i in range(0, len(images), step)[:count]]
     return [F.interpolate(image, tuple(size), mode='bilinear') for image in found]
+
+
+def _built(registry: Registry, dataset: ConfigDict) -> Sequence[dict]:
+    try:
+        return registry.build(dataset)
+    except ValueError as error:
+        # mmengine's data sets join the bytes of their samples, and numpy joins no empty list.
+        if 'concatenate' in str(error):
+            return ()
+        raise
 
 
 def innermost(dataset: ConfigDict) -> ConfigDict:

@@ -17,8 +17,9 @@ from .comparison import Reference, batches, check_error, compare_file
 from .decoding import Boxes, Classes, check_exportable, decoder_of
 from .errors import ExportError
 from .graph import attach, first_line, open_axes, trace
+from .int8 import Int8, Int8Report, Int8Search
+from .layers import chosen_layers, run_modules, weighted_layers
 from .network import Pixels
-from .quantisation import quantise
 from .runtimes import onnxruntime_run
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class OnnxReport:
             the size is dynamic.
         agreement: share of the predictions (boxes, or pixels' classes) that are the framework's
             own; None for raw outputs.
+        int8: which layers are int8, and what each of them costs; None for a float32 file.
     """
 
     path: Path
@@ -50,6 +52,7 @@ class OnnxReport:
     output_shapes: dict[str, tuple[int, ...]]
     max_error: float
     agreement: float | None
+    int8: Int8Report | None = None
 
 
 @torch.no_grad()
@@ -60,15 +63,16 @@ def export_onnx(
     tolerance: float = TOLERANCE,
     *,
     raw: bool = False,
+    logits: bool = False,
     pixels: Pixels | None = None,
     dynamic_size: bool = False,
-    calibration: Sequence[Tensor] = (),
+    int8: Int8 | None = None,
 ) -> OnnxReport:
     """Write the compact network as ONNX, once ONNX Runtime computes what PyTorch does.
 
     The file of a detector gives ``boxes``, ``scores`` and ``labels``, that of a segmentor
-    ``classes``, by the decoding of their own heads; that of a classifier its raw outputs. The
-    batch size is dynamic.
+    ``classes`` or ``logits``, by the decoding of their own heads; that of a classifier its raw
+    outputs. The batch size is dynamic.
 
     Args:
         model: a compact model; it is run in eval mode and left as it was.
@@ -76,10 +80,11 @@ def export_onnx(
         out: the file; it is replaced once the comparison has passed.
         tolerance: largest relative error allowed.
         raw: leave the decoding out: what the heads compute.
+        logits: of a segmentor, give the logits at the size of the input, not the classes.
         pixels: let the file take these instead of normalised images.
         dynamic_size: leave height and width open, too.
-        calibration: preprocessed images; with some, the convolutions and matrix products are
-            quantised to int8 by them, and the differences are reported, not limited.
+        int8: quantise convolutions and matrix products. The differences are reported, and
+            limited only where the outputs tell nothing of an image any more.
 
     Raises:
         ImportError: if onnx or onnxruntime is missing.
@@ -91,41 +96,77 @@ def export_onnx(
     import onnx
 
     check_exportable(model)
+    if int8 is not None:
+        chosen_layers(weighted_layers(model), int8.keep)
     out = Path(out)
+    report: Int8Report | None = None
     with eval_mode(model), written_whole(out) as temporary:
-        decoder = None if raw else decoder_of(model, inputs)
         reference = Reference(model, pixels)
         images = inputs if pixels is None else pixels.invert(inputs)
-        network = _trace_network(reference, images, dynamic_size)
+        with _in_words(model, 'it does not run on images alone'):
+            outputs = reference.network(images)
+        decoder = None if raw else decoder_of(model, inputs, logits)
+        network = _trace_network(reference, images, outputs, dynamic_size)
         onnx.save(network, str(temporary))
         error = _raw_error(reference, temporary, batches(images, dynamic_size))
         check_error('ONNX Runtime and PyTorch', error, tolerance, out)
-        if calibration:
-            given = calibration if pixels is None else [pixels.invert(i) for i in calibration]
-            network = quantise(network, given)
-            onnx.save(network, str(temporary))
-            error = _raw_error(reference, temporary, batches(images, dynamic_size))
+        decoding = None
         if decoder is not None:
-            attach(
-                network, _trace_decoder(decoder, reference, images, dynamic_size), decoder.per_image
-            )
+            decoding = _trace_decoder(decoder, reference, images, dynamic_size)
+
+        def save(network: 'ModelProto') -> None:
+            if decoder is not None:
+                attach(network, decoding, decoder.per_image)
             onnx.save(network, str(temporary))
+
+        if int8 is None:
+            save(network)
+        else:
+            given = [i if pixels is None else pixels.invert(i) for i in int8.images]
+            modules = run_modules(reference.network, images)
+            search = Int8Search(network, model, modules, given, int8)
+            for candidate in search.candidates():
+                network, report = candidate
+                onnx.save(network, str(temporary))
+                error = _raw_error(reference, temporary, batches(images, dynamic_size))
+                save(network)
+                if int8.accepts is None or int8.accepts(temporary):
+                    break
+            _check_chance(report, out)
         agreement = None
         if decoder is not None:
             with _in_words(model, 'its decoding fails'):
                 agreement = compare_file(onnxruntime_run(temporary), model, inputs, pixels=pixels)
-            if not calibration and agreement < AGREEMENT:
+            if int8 is None and agreement < AGREEMENT:
                 raise RuntimeError(
                     f'only {agreement:.2%} of the predictions are those of PyTorch, wanted '
                     f'{AGREEMENT:.0%}; {out} was not written'
                 )
         found = onnxruntime_run(temporary)(images.numpy())
     shapes = {o.name: f.shape for o, f in zip(network.graph.output, found, strict=True)}
-    return OnnxReport(out, tuple(inputs.shape), shapes, error, agreement)
+    return OnnxReport(out, tuple(inputs.shape), shapes, error, agreement, report)
 
 
-def _trace_network(reference: Reference, images: Tensor, dynamic_size: bool) -> 'ModelProto':
-    outputs = reference.network(images)
+def _check_chance(report: Int8Report, out: Path) -> None:
+    """Refuse an int8 network whose outputs do not depend on the image as PyTorch's do.
+
+    Raises:
+        ExportError: naming the layers with the largest errors.
+    """
+    if report.error < 1:
+        return
+    worst = [layer for layer in report.layers if layer.name not in report.kept][:3]
+    listed = '; '.join(f'{layer.name} ({layer.error:.2g} alone: {layer.reason})' for layer in worst)
+    raise ExportError(
+        f'the int8 network is near chance: its error is {report.error:.2g} times what the mean of '
+        f"PyTorch's outputs over the calibration images has; {out} was not written. The worst "
+        f'layers are {listed}. Keep them in float32 with --int8-keep, or use --int8-keep auto'
+    )
+
+
+def _trace_network(
+    reference: Reference, images: Tensor, outputs: Sequence[Tensor], dynamic_size: bool
+) -> 'ModelProto':
     names = [f'output_{index}' for index in range(len(outputs))] if outputs[1:] else ['output']
     axes = (0, 2, 3) if dynamic_size else (0,)
     dynamic = {name: open_axes(name, o, axes) for name, o in zip(names, outputs, strict=True)}
@@ -141,7 +182,9 @@ def _trace_decoder(
     axes = (() if decoder.per_image else (0,)) + ((2, 3) if dynamic_size else ())
     dynamic = {name: open_axes(name, o, axes) for name, o in zip(names, raw, strict=True)}
     if not decoder.per_image:
-        dynamic['classes'] = {0: 'batch', **({1: 'height', 2: 'width'} if dynamic_size else {})}
+        first = 1 if decoder.names == ('classes',) else 2
+        sizes = {first: 'height', first + 1: 'width'} if dynamic_size else {}
+        dynamic[decoder.names[0]] = {0: 'batch', **sizes}
     size = torch.tensor(images.shape[-2:])
     return trace(decoder, [size, *raw], ['size', *names], decoder.names, dynamic, True)
 
@@ -159,10 +202,10 @@ def _raw_error(reference: Reference, path: Path, images: list[Tensor]) -> float:
 
 @contextmanager
 def _in_words(model: nn.Module, what: str) -> Iterator[None]:
-    """Say which model cannot be exported, whatever ONNX Runtime raises."""
+    """Say which model cannot be exported, whatever the model or ONNX Runtime raises."""
     try:
         yield
-    except Exception as error:  # It has many kinds, all of them private.
+    except Exception as error:  # ONNX Runtime has many kinds, all of them private.
         raise ExportError(
             f'{type(model).__name__} cannot be exported to ONNX: {what} ({first_line(error)})'
         ) from error

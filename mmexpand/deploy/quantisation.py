@@ -1,6 +1,9 @@
 """A float32 graph as an int8 one, by images that it is calibrated with."""
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -8,46 +11,93 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
+from .layers import QUANTISED
+
 if TYPE_CHECKING:
     from onnx import ModelProto
 
+METHODS = {'minmax': 'MinMax', 'percentile': 'Percentile', 'entropy': 'Entropy'}
+"""Calibration methods by the names that ONNX Runtime has for them."""
+TARGETS = {'x86': True, 'x86-vnni': False, 'arm': False}
+"""Processors, and whether weights have 7 bits: without VNNI, x86 adds products up in 16 bits."""
 
-def quantise(network: 'ModelProto', images: list[Tensor]) -> 'ModelProto':
-    """Quantise convolutions and matrix products: weights by channel, activations by range.
+
+class Quantiser:
+    """A float32 graph with the ranges of its activations.
 
     Args:
         network: without decoding, which stays float32.
-        images: batches of what it takes.
-    """
-    import onnx
-    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
+        images: batches of its input.
+        method: a key of ``METHODS``.
+        target: a key of ``TARGETS``.
 
-    name = network.graph.input[0].name
-    with TemporaryDirectory() as folder:
-        prepared, quantised = Path(folder) / 'prepared.onnx', Path(folder) / 'int8.onnx'
-        # Shapes of a network with open sizes are no business of quantisation.
-        quant_pre_process(network, str(prepared), skip_symbolic_shape=True)
-        quantize_static(
-            str(prepared),
-            str(quantised),
-            _Reader(name, images),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=['Conv', 'MatMul', 'Gemm'],
-            per_channel=True,
-            # Of 8 bits, 7: CPUs without VNNI add products up in 16 bits.
-            reduce_range=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
+    Attributes:
+        model: the graph that is quantised: ``network`` with its constants folded.
+        ranges: lowest and highest value of activations, by their names in the graph.
+    """
+
+    def __init__(self, network: 'ModelProto', images: Sequence[Tensor], method: str, target: str):
+        import onnx
+        from onnxruntime.quantization import CalibrationMethod, create_calibrator
+        from onnxruntime.quantization.shape_inference import quant_pre_process
+
+        self._reduce_range = TARGETS[target]
+        name = network.graph.input[0].name
+        with TemporaryDirectory() as folder:
+            prepared = Path(folder) / 'prepared.onnx'
+            # A copy: it moves the weights to a file. Symbolic shapes are not needed.
+            quant_pre_process(copy.deepcopy(network), str(prepared), skip_symbolic_shape=True)
+            self.model = onnx.load(prepared)
+            calibrator = create_calibrator(
+                prepared,
+                QUANTISED,
+                augmented_model_path=str(Path(folder) / 'augmented.onnx'),
+                calibrate_method=CalibrationMethod[METHODS[method]],
+                # Activations are unsigned: behind a ReLU, half of a symmetric range is empty.
+                extra_options=dict(symmetric=False),
+            )
+            with redirect_stdout(StringIO()):  # It prints its progress.
+                for batch in images:  # One by one: what is given at once stays in memory.
+                    calibrator.collect_data(_Reader(name, batch))
+                self._tensors = calibrator.compute_data()
+        self.ranges: dict[str, tuple[float, float]] = {
+            key: tuple(np.ravel(value.range_value).astype(float).tolist())
+            for key, value in self._tensors.items()
+        }
+
+    def quantised(self, nodes: Sequence[str], per_channel: bool) -> 'ModelProto':
+        """A copy of the graph with these nodes in int8.
+
+        Args:
+            nodes: names of convolutions and matrix products.
+            per_channel: whether weights have a scale for each output channel, or one for all.
+        """
+        from onnxruntime.quantization import QDQQuantizer, QuantType
+
+        if not nodes:  # Which the quantizer takes for all of them.
+            return copy.deepcopy(self.model)
+        quantizer = QDQQuantizer(
+            copy.deepcopy(self.model),
+            per_channel=per_channel,
+            reduce_range=self._reduce_range,
+            weight_qType=QuantType.QInt8,
+            activation_qType=QuantType.QUInt8,
+            tensors_range=copy.deepcopy(self._tensors),
+            nodes_to_quantize=list(nodes),
+            nodes_to_exclude=[],
+            op_types_to_quantize=QUANTISED,
+            extra_options={},
         )
-        return onnx.load(quantised)
+        quantizer.quantize_model()
+        quantizer.model.topological_sort()
+        return quantizer.model.model
 
 
 class _Reader:
-    """Images as ONNX Runtime's calibration wants them: one dictionary after another, then None."""
+    """One batch as ONNX Runtime's calibration reads it: a dictionary, then None."""
 
-    def __init__(self, name: str, images: list[Tensor]):
-        self._batches: Iterator[dict[str, np.ndarray]] = ({name: i.numpy()} for i in images)
+    def __init__(self, name: str, batch: Tensor):
+        self._batches: Iterator[dict[str, np.ndarray]] = iter([{name: batch.numpy()}])
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         return next(self._batches, None)

@@ -1,6 +1,7 @@
 """PyTorch and files side by side, by the config's own evaluator."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from ..mm.compact_config import make_compact_config
 from ..mm.evaluation import evaluate
 from ..mm.launch import build_runner, temporary_work_dir
 from .comparison import detections
+from .errors import ExportError
 from .network import Pixels
 from .runtimes import Run
 
@@ -24,7 +26,7 @@ class FileModel(nn.Module):
     Args:
         model: the model it was made of, for its data preprocessor.
         run: the file in a runtime.
-        names: of its outputs.
+        names: of its outputs; of logits the model's own postprocessing gives the classes.
         size: height and width that it takes; None if any.
         pixels: what it takes; None if it takes preprocessed images.
     """
@@ -39,6 +41,7 @@ class FileModel(nn.Module):
     ):
         super().__init__()
         self.data_preprocessor = model.data_preprocessor
+        self.postprocess = getattr(model, 'postprocess_result', None)
         self.run, self.names, self.size, self.pixels = run, names, size, pixels
 
     def val_step(self, data: dict) -> list[Any]:
@@ -57,6 +60,8 @@ class FileModel(nn.Module):
             )
         images = images if self.pixels is None else self.pixels.invert(images)
         outputs = self.run(images.numpy())
+        if self.names == ('logits',):
+            return self.postprocess(torch.from_numpy(outputs[0]), data['data_samples'])
         put = _put_classes if self.names == ('classes',) else _put_boxes
         for index, sample in enumerate(data['data_samples']):
             predicted = {n: o[index] for n, o in zip(self.names, outputs, strict=True)}
@@ -71,8 +76,20 @@ def score(cfg: Config, models: Mapping[str, nn.Module]) -> dict[str, dict[str, A
         cfg: the expanded or the compact config.
         models: by name.
     """
+    with scorer(cfg, 'test') as metrics:
+        return {name: metrics(model) for name, model in models.items()}
+
+
+@contextmanager
+def scorer(cfg: Config, split: str) -> Iterator[Callable[[nn.Module], dict[str, Any]]]:
+    """A function from a model to its metrics on a split of the config.
+
+    Args:
+        cfg: the expanded or the compact config.
+        split: 'val' or 'test'.
+    """
     cfg = make_compact_config(cfg)
-    cfg.val_dataloader, cfg.val_evaluator = cfg.test_dataloader, cfg.test_evaluator
+    cfg.val_dataloader, cfg.val_evaluator = cfg[f'{split}_dataloader'], cfg[f'{split}_evaluator']
     cfg.val_cfg = dict(type='ValLoop')
     for split in ('train', 'test'):
         for key in ('dataloader', 'cfg', 'evaluator'):
@@ -81,7 +98,40 @@ def score(cfg: Config, models: Mapping[str, nn.Module]) -> dict[str, dict[str, A
         cfg.pop(key, None)
     with temporary_work_dir(cfg):
         runner = build_runner(cfg, ('val',))
-        return {name: evaluate(model, runner) for name, model in models.items()}
+        yield lambda model: evaluate(model, runner)
+
+
+def main_metric(cfg: Config, metrics: Mapping[str, Any]) -> str:
+    """The metric that networks are compared by: that of ``save_best``, or else the usual one.
+
+    Args:
+        cfg: for its checkpoint hook.
+        metrics: of a network in float32.
+
+    Raises:
+        ExportError: if there are none, as where nothing was detected.
+    """
+    numbers = [name for name, value in metrics.items() if isinstance(value, (int, float))]
+    if not numbers:
+        raise ExportError(
+            'the float32 network has no metric to compare int8 by: it predicts nothing there, or '
+            'the evaluator gives none'
+        )
+    best = cfg.get('default_hooks', {}).get('checkpoint', {}).get('save_best')
+    usual = [name for name in numbers if name.endswith(('mAP', 'mIoU', 'accuracy/top1'))]
+    return best if best in numbers else [*usual, *numbers][0]
+
+
+def points_lost(metric: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> float:
+    """How many points a metric has lost: hundredths, of a metric that is a share.
+
+    Args:
+        metric: the name.
+        before: the metrics in float32.
+        after: the metrics now; where it is missing, nothing was detected.
+    """
+    unit = 100 if before[metric] <= 1 else 1  # mmdet gives shares, mmseg per cent.
+    return unit * (before[metric] - after.get(metric, 0))
 
 
 def table(rows: dict[str, dict[str, Any]], sizes: dict[str, int]) -> str:

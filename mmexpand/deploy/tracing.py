@@ -7,16 +7,31 @@ from typing import Any
 from unittest import mock
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import nms
+
+SIZED = (
+    'mmseg.models.utils.wrappers',
+    'mmseg.models.backbones.swin',
+    'mmdet.models.backbones.swin',
+    'mmpretrain.models.utils.attention',
+)
+"""Modules that turn sizes into integers, which freezes them in a trace."""
+_adaptive_avg_pool2d = F.adaptive_avg_pool2d
 
 
 @contextmanager
 def open_sizes() -> Iterator[None]:
-    """Sizes that mmseg computes from those of its inputs stay dependent on them."""
+    """Sizes that are computed from those of inputs stay dependent on them.
+
+    Those of mmseg's resizing, the batch size in Swin's windows, and the cells of pooling.
+    """
     with ExitStack() as stack:
-        if 'mmseg' in sys.modules:
-            stack.enter_context(mock.patch('mmseg.models.utils.wrappers.int', _int, create=True))
+        for module in SIZED:
+            if module in sys.modules:
+                stack.enter_context(mock.patch(f'{module}.int', _int, create=True))
+        stack.enter_context(mock.patch('torch.nn.functional.adaptive_avg_pool2d', _pool))
         yield
 
 
@@ -36,7 +51,10 @@ def open_decoding(head: nn.Module) -> Iterator[None]:
 
 
 class _Coder:
-    """A box coder that clips out of place: slices clamped in place are lost in ONNX."""
+    """A box coder that ONNX can express, for images without candidates as well.
+
+    It clips out of place: slices clamped in place are lost in ONNX.
+    """
 
     def __init__(self, coder: Any):
         self._coder = coder
@@ -45,7 +63,12 @@ class _Coder:
         return getattr(self._coder, name)
 
     def decode(self, *args: Any, max_shape: tuple | None = None, **kwargs: Any) -> Tensor:
-        boxes = self._coder.decode(*args, **kwargs)
+        if all(isinstance(arg, Tensor) and arg.dim() == 2 for arg in args):
+            # One row more: ONNX cannot reshape none to (0, -1), as mmdet does.
+            args = tuple(torch.cat([arg, arg.new_zeros(1, arg.shape[1])]) for arg in args)
+            boxes = self._coder.decode(*args, **kwargs)[:-1]
+        else:
+            boxes = self._coder.decode(*args, **kwargs)
         if max_shape is None or not self._coder.clip_border:
             return boxes
         height, width = max_shape
@@ -64,3 +87,24 @@ def _nms(
 
 def _int(size: Any) -> Any:
     return size.long() if isinstance(size, Tensor) else int(size)
+
+
+def _pool(features: Tensor, output_size: int | tuple[int | None, ...]) -> Tensor:
+    """Adaptive average pooling; ONNX has an operator for equal cells alone, and a fixed size."""
+    cells = output_size if isinstance(output_size, (list, tuple)) else (output_size,) * 2
+    if tuple(cells) == (1, 1):
+        return _adaptive_avg_pool2d(features, 1)
+    for dim, count in zip((2, 3), cells, strict=True):
+        if count is not None:
+            features = _pool_along(features, dim, count)
+    return features
+
+
+def _pool_along(features: Tensor, dim: int, count: int) -> Tensor:
+    size = features.shape[dim]
+    cells = []
+    for index in range(count):
+        start, end = (index * size) // count, ((index + 1) * size + count - 1) // count
+        cell = features[:, :, start:end] if dim == 2 else features[:, :, :, start:end]
+        cells.append(cell.mean(dim, keepdim=True))
+    return torch.cat(cells, dim)

@@ -19,6 +19,7 @@ from ..files import written_whole
 from ..surgery import Verification, VerificationError, contract_, verify
 from ..surgery.checkpoint import META_KEY, save_checkpoint, save_safetensors
 from ..surgery.copying import copy_model
+from ..surgery.outliers import outlying_layers
 from ..version import __version__
 from .checkpoints import AIDS, describe_units
 from .compact_config import make_compact_config
@@ -277,6 +278,19 @@ def check_writable(directory: str | os.PathLike, option: str = '--work-dir') -> 
         raise PermissionError(
             f'cannot write to {directory} ({error.strerror}); name another folder with {option}'
         ) from error
+
+
+def warn_of_outliers(title: str, result: Contraction) -> None:
+    """Warn of contracted layers whose kernels hold channels far above the others.
+
+    Norms of branches can scale one channel far above the others.
+    """
+    for words in outlying_layers(result.compact, result.layers):
+        log(
+            f'{title}: {words}. In int8 and float16 the small weights beside it are lost: compare '
+            'with tools/export_onnx.py --int8 N --evaluate before deploying it',
+            logging.WARNING,
+        )
 
 
 def report_lines(title: str, result: Contraction) -> list[str]:

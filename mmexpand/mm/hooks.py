@@ -23,6 +23,7 @@ from .contraction import (
     contract_and_check,
     has_model,
     report_lines,
+    warn_of_outliers,
     write_compact_checkpoint,
     write_compact_config,
 )
@@ -335,6 +336,7 @@ class ContractHook(CheckpointGuardHook):
         on_main(lambda: write_compact_checkpoint(result, path, runner.cfg, _meta(runner)))
         for line in report_lines(path.name, result):
             log(line)
+        warn_of_outliers(path.name, result)
 
 
 def _report(runner: Runner, failures: dict[str, str]) -> None:

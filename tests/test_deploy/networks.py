@@ -38,6 +38,15 @@ STOCK = {
         'decode_head.c1_in_channels': 8,
         'decode_head.c1_channels': 8,
     },
+    # Pools to cells that do not divide the features.
+    'mmseg::pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py': R18,
+    'mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py': {
+        'backbone.embed_dims': 12,
+        'backbone.depths': [2, 2, 2, 2],
+        'decode_head.in_channels': [12, 24, 48, 96],
+        'decode_head.channels': 16,
+        'auxiliary_head.in_channels': 48,
+    },
     'mmseg::bisenetv2/bisenetv2_fcn_4xb4-160k_cityscapes-1024x1024.py': {},
     'mmseg::segformer/segformer_mit-b0_8xb1-160k_cityscapes-1024x1024.py': {
         'decode_head.channels': 32,

@@ -19,6 +19,7 @@ from mmseg.apis import inference_model
 from mmexpand.deploy import (
     ExportError,
     FileModel,
+    Int8,
     Pixels,
     compare_file,
     export_onnx,
@@ -237,7 +238,7 @@ def test_int8_is_int8_and_near(network, tmp_path):
     _, model = network
     out = tmp_path / 'int8.onnx'
     given = [images(1, seed=seed) for seed in range(1, 6)]
-    report = export_onnx(model, images(1), out, calibration=given, raw=True)
+    report = export_onnx(model, images(1), out, int8=Int8(given), raw=True)
     assert 1e-4 < report.max_error < 0.3
     graph = onnx.load(out).graph
     weights = {tensor.name: tensor.data_type for tensor in graph.initializer}
@@ -332,6 +333,34 @@ def test_a_size_that_the_file_does_not_take_is_named():
         file.val_step(data)
 
 
+def test_logits_resized_before_the_arg_max_are_pytorchs_own(picture, tmp_path):
+    """Of a picture that the pipeline makes smaller, and pads."""
+    cfg = small(UNET)
+    cfg.merge_from_dict({'test_dataloader.dataset.pipeline.1.scale': (60, 48)})
+    torch.manual_seed(0)
+    model = randomise(build_compact_model(cfg))
+    inputs = preprocess(model, cfg, picture)
+    steps = [s for s in cfg.test_dataloader.dataset.pipeline if s.type != 'LoadAnnotations']
+    sample = Compose(steps)(dict(img_path=str(picture), img_id=0))
+
+    def classes(network):
+        data = dict(inputs=[sample['inputs']], data_samples=[sample['data_samples'].clone()])
+        with torch.no_grad():
+            return network.val_step(data)[0].pred_sem_seg.data
+
+    expected, found = classes(model), {}
+    assert expected.shape == (1, 70, 90)
+    for logits in (True, False):
+        report = export_onnx(model, inputs, tmp_path / 'x.onnx', logits=logits)
+        assert report.agreement > 0.999
+        run = onnxruntime_run(report.path)
+        found[logits] = classes(FileModel(model, run, tuple(report.output_shapes)))
+    assert tuple(report.output_shapes) == ('classes',)
+    # Rounding alone may turn near ties.
+    assert (found[True] == expected).float().mean() > 0.9995
+    assert 0.5 < (found[False] == expected).float().mean() < 0.999
+
+
 def test_the_tool_does_the_whole_job(street, tmp_path, capsys):
     cfg = small_config(street, tmp_path / 'work_dir')
     torch.manual_seed(0)
@@ -341,7 +370,8 @@ def test_the_tool_does_the_whole_job(street, tmp_path, capsys):
     picture = next(street.glob('leftImg8bit/train/town/*.png'))
     (tmp_path / 'out').mkdir()
     files = [tmp_path / 'config.py', tmp_path / 'expanded.pth', '--out', tmp_path / 'out/net.onnx']
-    options = ['--preprocess', 'bgr', '--uint8', '--int8', '3', '--pt2', '--evaluate']
+    options = ['--preprocess', 'bgr', '--uint8', '--pt2', '--evaluate', '--logits']
+    options += ['--int8', '3', '--int8-keep', 'auto', 'decode_head.conv_seg', '--int8-drop', '1']
     assert run('export_onnx.py', *files, '--image', picture, *options) == (0, '')
     assert {p.name for p in (tmp_path / 'out').iterdir()} == {
         'net.onnx',

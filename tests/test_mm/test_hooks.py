@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmcv.cnn import ConvModule
-from mmengine.hooks import EMAHook
+from mmengine.hooks import EMAHook, Hook
 from mmengine.model import constant_init
 from mmengine.registry import MODELS
 from mmengine.runner import FlexibleRunner, Runner
@@ -380,6 +380,25 @@ def test_contract_hook_alone_warns_and_training_goes_on(seg_cfg, caplog):
     log = next(Path(cfg.work_dir).glob('*/*.log')).read_text()
     assert 'nothing in this model is expanded' in log
     assert not list(Path(cfg.work_dir).glob('compact*'))
+
+
+@pytest.mark.parametrize('large', [True, False])
+def test_a_merged_channel_far_above_the_others_is_named(seg_cfg, large):
+    name = 'backbone.encoder.1.1.convs.1.conv'
+
+    class LargeScale(Hook):
+        def after_train(self, runner):
+            for module in named_units(runner.model)[name].modules():
+                if isinstance(module, nn.BatchNorm2d) and large:
+                    module.weight.data[3] = 300
+
+    cfg = seg_cfg(custom_hooks=hooks(include=name, method='repvgg'))
+    runner = Runner.from_cfg(cfg)
+    runner.register_hook(LargeScale())
+    runner.train()
+    log = next(Path(cfg.work_dir).glob('*/*.log')).read_text()
+    words = f'WARNING - compact_last.pth: {name}: channel 3 has a weight of'
+    assert (words in log) == large
 
 
 def test_preserve_starts_from_the_frameworks_weights(seg_cfg, monkeypatch):

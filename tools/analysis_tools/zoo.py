@@ -8,6 +8,7 @@ import json
 import re
 import signal
 import time
+from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -25,24 +26,29 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('--families', nargs='+', help='such as mmdet/atss; all without it')
-    parser.add_argument(
-        '--out-dir', type=Path, default=Path('resources/zoo'), help='where the JSON files are'
-    )
-    parser.add_argument(
-        '--page', type=Path, default=Path('docs/supported_networks.md'), help='the page'
-    )
-    parser.add_argument('--page-only', action='store_true', help='write the page of what is there')
-    parser.add_argument('--limit', type=count, default=600, help='seconds that each may take')
-    add_debug_argument(parser)
+    add_arguments(parser, Path('resources/zoo'), Path('docs/supported_networks.md'))
     return parser.parse_args()
 
 
-def run_family(family: str, path: Path, limit: int) -> None:
+def add_arguments(parser: argparse.ArgumentParser, out_dir: Path, page: Path) -> None:
+    """Add the arguments of a tool that runs families one by one."""
+    parser.add_argument('--families', nargs='+', help='such as mmdet/atss; all without it')
+    parser.add_argument('--out-dir', type=Path, default=out_dir, help='where the JSON files are')
+    parser.add_argument('--page', type=Path, default=page, help='the page')
+    parser.add_argument('--page-only', action='store_true', help='write the page of what is there')
+    parser.add_argument('--limit', type=count, default=600, help='seconds that each may take')
+    add_debug_argument(parser)
+
+
+def run_family(
+    family: str, path: Path, limit: int, work: Callable[[str, Path], None] | None = None
+) -> None:
     """Let a process write the JSON of a family; where it cannot, say how it ended."""
     start = time.perf_counter()
     # Forked, with everything imported already, which takes longer than many a network.
-    process = get_context('fork').Process(target=zoo_network.main, args=(family, path.absolute()))
+    process = get_context('fork').Process(
+        target=work or zoo_network.main, args=(family, path.absolute())
+    )
     process.start()
     process.join(limit)
     if process.is_alive():
@@ -64,8 +70,12 @@ def run_family(family: str, path: Path, limit: int) -> None:
             temporary.write_text(json.dumps(result, indent=2))
 
 
-@tool(parse_args)
-def main(args: argparse.Namespace) -> None:
+def run_families(
+    args: argparse.Namespace,
+    work: Callable[[str, Path], None],
+    page: Callable[[list[dict], list[str]], str],
+) -> None:
+    """Run the families that are missing, and write the page of what is there."""
     known = zoo_network.families()
     chosen = args.families or known
     unknown = [family for family in chosen if family not in known]
@@ -77,11 +87,16 @@ def main(args: argparse.Namespace) -> None:
     if not args.page_only:
         for family in track(chosen, description='families'):
             if not paths[family].exists():
-                run_family(family, paths[family], args.limit)
+                run_family(family, paths[family], args.limit, work)
     done = [json.loads(path.read_text()) for path in paths.values() if path.exists()]
     missing = [family for family, path in paths.items() if not path.exists()]
     with written_whole(args.page) as temporary:
         temporary.write_text(page(done, missing))
+
+
+@tool(parse_args)
+def main(args: argparse.Namespace) -> None:
+    run_families(args, zoo_network.main, page)
 
 
 if __name__ == '__main__':

@@ -9,6 +9,7 @@ import os
 import time
 import traceback
 from collections import Counter
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -280,7 +281,7 @@ def log_of(path: Path) -> Path:
     return path.with_suffix('.log')
 
 
-def main(family: str, path: Path) -> None:
+def main(family: str, path: Path, outcome: Callable[[str], dict[str, Any]] = outcome) -> None:
     """Write what becomes of a family's network."""
     with log_of(path).open('w') as log:
         os.dup2(log.fileno(), 1)

@@ -1,0 +1,135 @@
+"""Layers of an ONNX graph by the names that they have in the model."""
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ..core.names import near_matches
+from ..surgery.plan import matches
+from .errors import ExportError
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, NodeProto
+
+QUANTISED = ('Conv', 'MatMul', 'Gemm')
+"""Operators that become int8: what convolutions, linear layers and attention are exported as."""
+WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear, nn.MultiheadAttention)
+
+
+def weighted_layers(model: nn.Module) -> list[str]:
+    """The names of the layers with weights of a compact model."""
+    return [name for name, module in model.named_modules() if isinstance(module, WEIGHTED)]
+
+
+def chosen_layers(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
+    """The names that patterns match.
+
+    Args:
+        names: of layers.
+        patterns: names of layers or of modules around them, globs, or ``re:`` expressions.
+
+    Raises:
+        ExportError: naming a pattern that matches no layer, and names that are near.
+    """
+    for pattern in patterns:
+        if not any(matches(name, pattern) for name in names):
+            raise ExportError(
+                f'{pattern!r} matches no convolution or linear layer that runs in int8; '
+                f'{near_matches(pattern, names, "layers are:")}'
+            )
+    return [name for name in names if any(matches(name, pattern) for pattern in patterns)]
+
+
+@torch.no_grad()
+def run_modules(network: nn.Module, images: Tensor) -> list[str]:
+    """The names of the modules inside ``network.model`` that run for these images."""
+    found: dict[str, None] = {}
+    names: dict[nn.Module, list[str]] = {}
+    for name, module in network.model.named_modules(remove_duplicate=False):
+        names.setdefault(module, []).append(name)
+
+    def note(module: nn.Module, _: object) -> None:
+        found.update(dict.fromkeys(names[module]))
+
+    hooks = [module.register_forward_pre_hook(note) for module in names]
+    try:
+        network(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return list(found)
+
+
+def layer_nodes(graph: 'GraphProto', modules: Sequence[str]) -> dict[str, list[str]]:
+    """The nodes that become int8, by the layers that they are of, in the graph's order.
+
+    A layer that runs on several levels has several nodes. Nodes are named after the calls that
+    lead to them; mmdet and mmseg call some heads without a scope, whose names are completed.
+
+    Args:
+        graph: of a model that was traced by TorchScript's exporter.
+        modules: names of the modules that have run.
+    """
+    layers: dict[str, list[str]] = {}
+    for node in graph.node:
+        if node.op_type in QUANTISED:
+            layers.setdefault(_layer_of(node.name, modules), []).append(node.name)
+    return layers
+
+
+def head_layers(graph: 'GraphProto', layers: dict[str, list[str]]) -> list[str]:
+    """The layers with no other layer between them and an output."""
+    producers = {name: node for node in graph.node for name in node.output}
+    waiting, seen, last = [output.name for output in graph.output], set(), set()
+    while waiting:
+        node = producers.get(waiting.pop())
+        if node is None or node.name in seen:
+            continue
+        seen.add(node.name)
+        if node.op_type in QUANTISED:
+            last.add(node.name)
+        else:
+            waiting += node.input
+    return [name for name, nodes in layers.items() if last.intersection(nodes)]
+
+
+def node_of(graph: 'GraphProto', name: str) -> 'NodeProto':
+    """The node of this name."""
+    return next(node for node in graph.node if node.name == name)
+
+
+def weight_of(graph: 'GraphProto', node_name: str) -> Tensor | None:
+    """The weight of a node, output channels first; None of a product of two activations."""
+    from onnx.numpy_helper import to_array
+
+    node = node_of(graph, node_name)
+    found = [tensor for tensor in graph.initializer if tensor.name == node.input[1]]
+    if not found:
+        return None
+    weight = torch.tensor(to_array(found[0]))
+    transposed = any(a.name == 'transB' and a.i for a in node.attribute)
+    if node.op_type == 'Conv' or transposed:
+        return weight
+    return weight.movedim(-1, 0)
+
+
+def _layer_of(node_name: str, modules: Iterable[str]) -> str:
+    segments = node_name.strip('/').split('/')[1:]  # without the scope of the whole model
+    while len(segments) > 1:
+        segments = segments[:-1]
+        # A list's scope is followed by that of its item, which names it again.
+        kept = [
+            a
+            for a, b in zip(segments, [*segments[1:], ''], strict=True)
+            if not b.startswith(f'{a}.')
+        ]
+        name = '.'.join(kept)
+        if name in modules:
+            return name
+        # A head that is called without a scope is a child of the model.
+        found = [module for module in modules if module.partition('.')[2] == name]
+        if len(found) == 1:
+            return found[0]
+    return node_name.strip('/').replace('/', '.')

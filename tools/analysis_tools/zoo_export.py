@@ -1,0 +1,139 @@
+"""Export a network of every family of mmdet's and mmseg's configs to ONNX; write the page.
+
+Each in a process of its own, one JSON a family: what is there is not run again.
+"""
+
+import argparse
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import zoo_network
+from torch import Tensor, nn
+from zoo import add_arguments, run_families
+from zoo_page import FINDINGS, table, versions
+
+from mmexpand.deploy import export_onnx
+from mmexpand.deploy.decoding import check_exportable
+from mmexpand.mm.launch import tool
+
+TOLERANCE = 1e-3
+"""Largest relative error allowed: random weights amplify rounding from layer to layer."""
+
+PAGE = """\
+# Export of every family
+
+A network of every family of mmdet's and mmsegmentation's own configs, with random weights, exported
+to ONNX with a dynamic batch and, where that is possible, its decoding. ONNX Runtime's raw outputs
+are compared with PyTorch's for one image and for two, and the predictions with the framework's own.
+Segmentors that the config runs in windows are run whole (`model.test_cfg.mode=whole`).
+
+```text
+python tools/analysis_tools/zoo_export.py
+```
+
+continues with what is missing in `resources/zoo_export/`, and writes this page. On a CPU, with
+{versions}.
+
+{counts}
+"""
+SECTIONS = {
+    'works': ('Works', 'The file gives predictions.'),
+    'raw': ('Works with `--raw`', 'The file gives what the heads compute.'),
+    'refused': ('Refused', 'Nothing is written.'),
+    'stock': ('Not run stock', "The stock network's own words."),
+}
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_arguments(parser, Path('resources/zoo_export'), Path('docs/exported_networks.md'))
+    return parser.parse_args()
+
+
+def outcome(family: str) -> dict[str, Any]:
+    """How far the export of a family's network gets: a key of ``SECTIONS``, and why no further."""
+    try:
+        name, model, side, batch = zoo_network.stock_network(family)
+    except zoo_network.StockError as error:
+        return dict(status='stock', error=str(error))
+    found = dict(config=name, side=side)
+    zoo_network.say('exporting')
+    try:
+        check_exportable(model)
+        inputs = model.data_preprocessor(batch, False)['inputs'][:1]
+    except Exception as error:  # Of a data preprocessor: of any kind.
+        return dict(**found, status='refused', error=in_words(error))
+    if getattr(model, 'test_cfg', None) and model.test_cfg.get('mode') == 'slide':
+        model.test_cfg['mode'] = 'whole'
+    try:
+        return dict(**found, **export(model.eval(), inputs, raw=False), status='works')
+    except Exception as error:
+        reason = in_words(error)
+    zoo_network.say('exporting raw outputs')
+    try:
+        return dict(**found, **export(model, inputs, raw=True), status='raw', error=reason)
+    except Exception as error:
+        return dict(**found, status='refused', error=in_words(error))
+
+
+def export(model: nn.Module, inputs: Tensor, raw: bool) -> dict[str, Any]:
+    """Export a network; returns how far the file is from PyTorch."""
+    with TemporaryDirectory() as folder:
+        report = export_onnx(model, inputs, Path(folder) / 'network.onnx', TOLERANCE, raw=raw)
+    return dict(error_raw=report.max_error, agreement=report.agreement)
+
+
+def in_words(error: Exception) -> str:
+    """The first sentence of an error."""
+    words = ' '.join(str(error).split()).split('; /tmp')[0]
+    return words if len(words) <= 240 else words[:237] + '...'
+
+
+def page(results: list[dict], missing: list[str]) -> str:
+    """The page, as Markdown.
+
+    Args:
+        results: of ``outcome``, a family each.
+        missing: families that were not run yet.
+    """
+    # What ends with its process has no status of ours.
+    status = {r['family']: 'refused' if r['status'] == 'failed' else r['status'] for r in results}
+    number = {key: list(status.values()).count(key) for key in SECTIONS}
+    counts = (
+        f'Of {len(results) + len(missing)} families {number["works"]} work, {number["raw"]} work '
+        f'with `--raw`, {number["refused"]} are refused, {number["stock"]} do not run stock on '
+        'this machine' + (f', {len(missing)} have not been tried.' if missing else '.')
+    )
+    parts = [PAGE.format(versions=versions(), counts=counts)]
+    for key, (title, intro) in SECTIONS.items():
+        rows = [_row(result) for result in results if status[result['family']] == key]
+        if rows:
+            header = ('config', 'input', 'error', 'predictions', 'reason')
+            parts.append(f'## {title}\n\n{intro}\n\n{table(header, rows)}')
+    if missing:
+        parts.append(f'## Not tried yet\n\n{", ".join(missing)}\n')
+    return '\n'.join(parts)
+
+
+def _row(result: dict) -> tuple:
+    error, agreement = result.get('error_raw'), result.get('agreement')
+    return (
+        f'`{result.get("config", result["family"])}`',
+        result.get('side', ''),
+        '' if error is None else f'{error:.1e}',
+        '' if agreement is None else f'{agreement:.2%}',
+        f'{result.get("error", "")} {FINDINGS.get(result["family"], "")}'.strip(),
+    )
+
+
+@tool(parse_args)
+def main(args: argparse.Namespace) -> None:
+    run_families(args, partial(zoo_network.main, outcome=outcome), page)
+
+
+if __name__ == '__main__':
+    main()
