@@ -384,9 +384,9 @@ class ExpandedLayer(nn.Module):
         """
         self.take_offered()
         weight, bias = (state_dict.pop(prefix + kind, None) for kind in ('weight', 'bias'))
-        record = f'{prefix}{self._root}.{SITE_KEY}'
-        if record in state_dict:
-            upgrade(state_dict, record)
+        inside = f'{prefix}{self._root}.'
+        if f'{inside}{SITE_KEY}' in state_dict:
+            upgrade(self.expression, state_dict, inside, f'{inside}{SITE_KEY}')
         mine = self.state_dict(prefix=prefix)
         held = {key: tuple(value.shape) for key, value in state_dict.items()}
         fits = held == {key: tuple(value.shape) for key, value in mine.items()}

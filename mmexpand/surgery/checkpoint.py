@@ -242,10 +242,10 @@ def _contract_chain(state_dict: Mapping[str, Tensor], _: str) -> tuple[Tensor, T
 @torch.no_grad()
 def _contract_block(state_dict: Mapping[str, Tensor], block: str) -> tuple[Tensor, Tensor | None]:
     state_dict = dict(state_dict)
-    upgrade(state_dict, SITE_KEY)
     like = next(value for value in state_dict.values() if value.is_floating_point())
     site = Site.from_record(state_dict[SITE_KEY], like)
     expression = BLOCKS[block].build(site)
+    upgrade(expression, state_dict, '', SITE_KEY)
     expression.load_state_dict({k: v for k, v in state_dict.items() if k != SITE_KEY})
     weight, bias = expression.fold(torch.float64)
     weight = transpose(weight, site.groups) if site.upsampling else weight

@@ -3,29 +3,33 @@
 from collections.abc import MutableMapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..expression import Norm
 from ..statistics import excess
 
-EPS = 1e-5
-"""Of the norms in blocks: torch's default."""
 
-
-def upgrade(block: MutableMapping[str, Tensor], record: str) -> None:
-    """Bring the state of a block to the present form; the function that it folds to is the same.
+def upgrade(
+    expression: nn.Module, state: MutableMapping[str, Tensor], prefix: str, record: str
+) -> None:
+    """Bring the state of a block to the present form; it folds to the same kernel.
 
     The record of a present block has one integer more. A norm without a floor divides by less in
-    channels of little variance: its weight takes that up.
+    channels of little variance: the weight of the norm takes that up.
 
     Args:
-        block: state of a block other than a chain, changed in place; keys may have a prefix.
+        expression: the block.
+        state: changed in place.
+        prefix: of the block's keys.
         record: key of the integers that the block is built from.
     """
-    sizes = block[record]
+    sizes = state[record]
     if len(sizes) % 2:
         return
-    for key in [key for key in block if key.endswith('norm.running_var')]:
-        weight = key.replace('running_var', 'weight')
-        wide = excess(block[key].double(), EPS).sqrt()
-        block[weight] = (block[weight] * wide).to(block[weight].dtype)
-    block[record] = torch.cat((sizes, sizes.new_ones(1)))
+    for name, module in expression.named_modules(prefix=prefix.rstrip('.')):
+        if isinstance(module, Norm) and module.floored:
+            name = f'{name}.'.lstrip('.')
+            variance, weight = state[f'{name}norm.running_var'], state[f'{name}norm.weight']
+            factor = excess(variance.double(), module.norm.eps).sqrt()
+            state[f'{name}norm.weight'] = (weight * factor).to(weight.dtype)
+    state[record] = torch.cat((sizes, sizes.new_ones(1)))
