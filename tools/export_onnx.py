@@ -28,15 +28,10 @@ from mmexpand.deploy import (
 )
 from mmexpand.deploy.decoding import check_exportable, decoder_of
 from mmexpand.deploy.onnx import TOLERANCE, OnnxReport
+from mmexpand.mm.command_line import add_config_arguments, count, read_config, tool
+from mmexpand.mm.config_file import ConfigError
 from mmexpand.mm.contraction import check_writable
-from mmexpand.mm.launch import (
-    NEEDED,
-    ConfigError,
-    add_config_arguments,
-    count,
-    read_config,
-    tool,
-)
+from mmexpand.mm.launch import NEEDED
 
 
 def parse_args() -> argparse.Namespace:

@@ -10,14 +10,9 @@ from rich.table import Table
 
 import mmexpand
 from mmexpand.analysis.complexity import layer_costs
-from mmexpand.mm.launch import (
-    ConfigError,
-    add_config_arguments,
-    count,
-    read_config,
-    suits_shape,
-    tool,
-)
+from mmexpand.mm.command_line import add_config_arguments, count, read_config, tool
+from mmexpand.mm.config_file import ConfigError
+from mmexpand.mm.error_report import suits_shape
 from mmexpand.mm.lost_hooks import warn_of_lost_hooks
 from mmexpand.mm.models import (
     build_compact_model,

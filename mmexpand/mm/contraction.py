@@ -15,6 +15,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from torch import nn
 
+from ..errors import UserPermissionError, UserValueError
 from ..files import written_whole
 from ..surgery import Verification, VerificationError, contract_, verify
 from ..surgery.checkpoint import META_KEY, save_checkpoint, save_safetensors
@@ -107,7 +108,7 @@ def contract_and_verify(expanded: nn.Module, batch: Any, training: bool = False)
 def _check_finite(model: nn.Module) -> None:
     bad = [name for name, value in model.named_parameters() if not value.isfinite().all()]
     if bad:
-        raise ValueError(
+        raise UserValueError(
             f'{len(bad)} weights are not finite, {bad[0]} first: training has diverged; lower '
             'the learning rate, or clip gradients'
         )
@@ -274,7 +275,7 @@ def check_writable(directory: str | os.PathLike, option: str = '--work-dir') -> 
         with tempfile.TemporaryFile(dir=directory):
             pass
     except OSError as error:
-        raise PermissionError(
+        raise UserPermissionError(
             f'cannot write to {directory} ({error.strerror}); name another folder with {option}'
         ) from error
 

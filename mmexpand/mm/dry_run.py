@@ -15,6 +15,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import nn
 
+from ..errors import UserError
 from ..surgery.copying import copy_model
 from .checkpoints import unwrap
 from .compact_config import make_compact_config
@@ -25,7 +26,7 @@ from .models import build_compact_model
 from .ranks import describe, together
 
 
-class DryRunError(RuntimeError):
+class DryRunError(UserError, RuntimeError):
     """What would fail after training, found before it; the message names the way out."""
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..core.expression import kernel_refusal
+from ..errors import UserError, UserValueError
 from ..report import check_report
 from ..surgery import ExpandConfig, Plan, is_expanded, named_units
 from ..surgery.checkpoint import get_state_dict, is_expanded_state_dict
@@ -151,7 +152,7 @@ def _warn_of_frozen(model: nn.Module, expanded: list[str]) -> None:
 
 def _check_options(runner: Runner) -> None:
     if runner.cfg.get('efficient_conv_bn_eval'):
-        raise ValueError(
+        raise UserValueError(
             'efficient_conv_bn_eval traces convolutions, and an expanded one is none: remove it '
             "from the config, or set it on mmcv's ConvModule, which traces nothing"
         )
@@ -161,7 +162,7 @@ def _check_order(runner: Runner, hook: ExpandHook) -> None:
     """EMAHook copies what there is; 'preserve' has the network initialised, which is done once."""
     before = runner.hooks[: runner.hooks.index(hook)]
     if any(isinstance(other, EMAHook) for other in before):
-        raise ValueError(
+        raise UserValueError(
             'EMAHook comes before ExpandHook, and has copied the network that is not expanded: '
             f'leave out the priority of ExpandHook, which is {ExpandHook.priority}'
         )
@@ -171,7 +172,7 @@ def _check_order(runner: Runner, hook: ExpandHook) -> None:
         return
     expanded = [other.cfg for other in before if isinstance(other, ExpandHook)]
     if hook.cfg.init == 'default' and any(cfg.init == 'preserve' for cfg in expanded):
-        raise ValueError(
+        raise UserValueError(
             "an ExpandHook with init='default' comes after one with 'preserve', which has the "
             'network initialised, so that its own factors would not be: put it in front'
         )
@@ -187,7 +188,7 @@ def _check_initialisation(runner: Runner) -> None:
         return
     for name, wish in expand_wishes(runner.cfg):
         if name and wish.init == 'preserve':
-            raise ValueError(
+            raise UserValueError(
                 f'model.init_cfg would write over what {name} preserves: use ExpandHook with '
                 f"include={name!r} and init='preserve' instead of the builder"
             )
@@ -217,7 +218,7 @@ def _has_expand_hook(runner: Runner) -> bool:
 def _check_contractable(model: nn.Module) -> None:
     for name, unit in named_units(model).items():
         if not unit.has_kernel:
-            raise ValueError(
+            raise UserValueError(
                 f'{name} cannot be contracted: {kernel_refusal(unit.expression)}; train this stage '
                 'without ContractHook, and start the linear one from its checkpoint with load_from'
             )
@@ -352,7 +353,7 @@ def _report(runner: Runner, failures: dict[str, str]) -> None:
         log(f'ContractHook: the report is not written: {describe(error)}', logging.WARNING)
 
 
-class ContractionError(RuntimeError):
+class ContractionError(UserError, RuntimeError):
     """Some sets of weights could not be contracted; the message names each with its reason."""
 
 

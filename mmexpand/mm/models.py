@@ -9,6 +9,7 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from ..core import ExpandedConv2d
+from ..errors import UserValueError
 from ..surgery import ExpandConfig, expand_
 from .compact_config import BUILDERS, hook_configs, make_compact_config, type_name
 
@@ -43,7 +44,7 @@ def build_expanded_model(cfg: Config) -> nn.Module:
         ValueError: if it asks for no expansion.
     """
     if not expand_wishes(cfg):
-        raise ValueError(
+        raise UserValueError(
             'the config expands nothing: it has no ExpandHook, ExpandModel or ExpandBackbone'
         )
     model = build_compact_model(cfg)

@@ -12,6 +12,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from mmengine.runner import checkpoint
 
+from ..errors import UserValueError
 from .compact_config import CPU_WRAPPER, type_name
 
 SYNC_BN = ('SyncBN', 'MMSyncBN', 'SyncBatchNorm')
@@ -45,7 +46,9 @@ def prepare_cpu(cfg: Config) -> None:
     if cfg.get('launcher', 'none') == 'none':
         return
     if cfg.launcher != 'pytorch':
-        raise ValueError(f'without a GPU only --launcher pytorch is supported, got {cfg.launcher}')
+        raise UserValueError(
+            f'without a GPU only --launcher pytorch is supported, got {cfg.launcher}'
+        )
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group('gloo')
     os.environ.setdefault('LOCAL_RANK', '0')

@@ -10,6 +10,7 @@ from ..core.expanded_layer import FORWARDS
 from ..core.factorise import INITS
 from ..core.names import check_choice, near_matches
 from ..core.site import check_rate
+from ..errors import UserTypeError, UserValueError
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class ExpandConfig:
         known = [field.name for field in fields(cls)]
         for name in options:
             if name not in known:
-                raise TypeError(
+                raise UserTypeError(
                     f'there is no option {name!r} of ExpandHook and the builders; '
                     + near_matches(name, known)
                 )
@@ -77,7 +78,7 @@ class ExpandConfig:
             ('default', 'auto'),
             ('default', 'layerwise'),
         ):
-            raise ValueError(
+            raise UserValueError(
                 f'nonlinear={self.nonlinear!r} has no kernel to preserve or to fold: leave out '
                 f'init={self.init!r} and forward={self.forward!r}'
             )
@@ -91,11 +92,13 @@ def _as_patterns(key: str, value: str | Sequence[str] | None) -> tuple[str, ...]
     patterns = (value,) if isinstance(value, str) else value
     valid = isinstance(patterns, Sequence) and patterns
     if not valid or not all(isinstance(pattern, str) and pattern for pattern in patterns):
-        raise TypeError(f'{key} must be a pattern or a list of patterns, got {value!r}')
+        raise UserTypeError(f'{key} must be a pattern or a list of patterns, got {value!r}')
     for pattern in patterns:
         if pattern.startswith('re:'):
             try:
                 re.compile(pattern[3:])
             except re.error as error:
-                raise ValueError(f'{key}={pattern!r} is no regular expression: {error}') from None
+                raise UserValueError(
+                    f'{key}={pattern!r} is no regular expression: {error}'
+                ) from None
     return tuple(patterns)

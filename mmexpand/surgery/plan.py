@@ -14,6 +14,7 @@ from ..core.expression import Shape, as_kernel, kernel_refusal, leaves
 from ..core.names import near_matches
 from ..core.site import Site
 from ..core.units import ExpandedConv2d, ExpandedLinear
+from ..errors import UserValueError
 from .config import ExpandConfig
 from .holders import held_parameters
 
@@ -109,7 +110,7 @@ def plan(model: nn.Module, cfg: ExpandConfig | None = None) -> Plan:
             result.layers.append(_plan_layer(layer, aliases, cfg))
     expanded_already = any(layer.reason == EXPANDED_ALREADY for layer in result.skipped)
     if not result.layers and not expanded_already:
-        raise ValueError(f'nothing to expand in {type(model).__name__}: {_why(result.skipped)}')
+        raise UserValueError(f'nothing to expand in {type(model).__name__}: {_why(result.skipped)}')
     return result
 
 
@@ -171,7 +172,7 @@ def _choose(kinds: dict[str, set[str]], cfg: ExpandConfig) -> tuple[set[str], se
         for pattern in patterns:
             here = {n for n, of_n in kinds.items() if pattern in of_n or matches(n, pattern)}
             if not here:
-                raise ValueError(_no_match(key, pattern, kinds))
+                raise UserValueError(_no_match(key, pattern, kinds))
             found |= here
         return found
 
@@ -225,7 +226,7 @@ def _plan_layer(layer: nn.Module, aliases: list[str], cfg: ExpandConfig) -> Laye
     expression = BLOCKS[block].build(Site.of(layer, cfg.rate, device='meta'))
     impossible = cfg.init == 'preserve' and kernel_refusal(expression)
     if impossible:
-        raise ValueError(
+        raise UserValueError(
             f"init='preserve' is impossible for {aliases[0]} with method={cfg.method!r} and "
             f"rate={cfg.rate}: {impossible}; or exclude the layer, or use init='default'"
         )

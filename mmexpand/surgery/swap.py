@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from torch import nn
 
 from ..core.units import ExpandedConv2d, ExpandedConvTranspose2d, ExpandedLinear
+from ..errors import UserValueError
 from .config import ExpandConfig
 from .copying import copy_model
 from .holders import swap_held
@@ -36,7 +37,7 @@ def expand_(model: nn.Module, cfg: ExpandConfig | None = None) -> Plan:
     cfg = cfg or ExpandConfig()
     done = plan(model, cfg)
     if any(not layer.name for layer in done):
-        raise ValueError(
+        raise UserValueError(
             'the model is a single layer, which has no place to be replaced in; make a unit of it '
             'with from_conv of ExpandedConv2d or ExpandedConvTranspose2d, or '
             'ExpandedLinear.from_linear'

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.units import ExpandedLinear
+from ..errors import UserError, UserValueError
 from .modes import eval_mode
 from .selections import Selections
 from .swap import Unit, named_units
@@ -23,7 +24,7 @@ ON_CAPTURED = 'on captured input'
 ON_RANDOM = 'on random input'
 
 
-class VerificationError(RuntimeError):
+class VerificationError(UserError, RuntimeError):
     """Two models that should compute the same do not; the message names the layers."""
 
 
@@ -91,7 +92,7 @@ def verify(
     """
     units = named_units(expanded)
     if not units:
-        raise ValueError('the model has no expanded layer: there is nothing to verify')
+        raise UserValueError('the model has no expanded layer: there is nothing to verify')
     like = next(iter(units.values())).like
     if tolerance is None:
         tolerance = TOLERANCES[like.dtype]
@@ -123,7 +124,7 @@ def verify(
         )
     errors = _errors(reference, output)
     if not errors:
-        raise ValueError('the forward pass returned no tensor: there is nothing to compare')
+        raise UserValueError('the forward pass returned no tensor: there is nothing to compare')
     # What is masked out by an infinity is no score.
     scores = [
         _error(ours[ours.isfinite()], theirs[ours.isfinite()]) for ours, theirs in selections.scores

@@ -14,6 +14,7 @@ from torchvision.models import mobilenet_v2
 
 from mmexpand import ExpandConfig
 from mmexpand.analysis.cases import PEERS, Case
+from mmexpand.errors import UserValueError
 from mmexpand.mm.models import (
     build_compact_model,
     expand_wishes,
@@ -63,7 +64,7 @@ def config_case(filename: str, cfg: Config, batch_size: int, shape: tuple[int, i
     """
     wishes = expand_wishes(cfg)
     if not wishes:
-        raise ValueError(
+        raise UserValueError(
             f'{filename} expands nothing; give a config with an ExpandHook, ExpandModel or '
             'ExpandBackbone: the compact model it starts from is timed beside it'
         )
