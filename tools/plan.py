@@ -5,8 +5,6 @@ from dataclasses import replace
 
 import torch
 from mmengine.config import Config
-from rich.console import Console
-from rich.table import Table
 
 import mmexpand
 from mmexpand.analysis.complexity import layer_costs
@@ -21,6 +19,7 @@ from mmexpand.mm.models import (
     tensor_outputs,
 )
 from mmexpand.mm.trial import try_training
+from mmexpand.surgery.plan_table import describe_plan
 
 
 def parse_args() -> argparse.Namespace:
@@ -61,43 +60,15 @@ def wishes(args: argparse.Namespace, cfg: Config) -> list:
     return [('', mmexpand.ExpandConfig(**given))]
 
 
-def show_layers(plans: list, costs: dict) -> Table:
-    table = Table(title='Expanded layers; MACs of one forward pass in millions')
-    for column in ('layer', 'method', 'rate', 'factors (out, in, kh, kw)', 'auto'):
-        table.add_column(column, overflow='fold')
-    for column in ('params', 'expanded', 'MACs', 'layerwise', 'auto'):
-        table.add_column(column, justify='right')
-    for prefix, plan in plans:
-        for layer in plan:
-            name = f'{prefix}.{layer.name}'.lstrip('.')
-            cost = costs.get(name)
-            macs = (
-                [
-                    f'{m / 1e6:,.2f}'
-                    for m in (cost.macs_compact, cost.macs_layerwise, cost.macs_auto)
-                ]
-                if cost
-                else ['not reached'] * 3
-            )
-            table.add_row(
-                name,
-                layer.method.upper(),
-                f'{layer.rate:g}',
-                ' '.join('x'.join(map(str, shape)) for shape in layer.factor_shapes),
-                cost.runs if cost else '',
-                f'{layer.params_before:,}',
-                f'{layer.params_after:,}',
-                *macs,
-            )
-    return table
-
-
-def show_skipped(plans: list) -> Table:
-    table = Table('layer', 'reason', title='Left as they are')
-    for prefix, plan in plans:
-        for layer in plan.skipped:
-            table.add_row(f'{prefix}.{layer.name}'.lstrip('.'), layer.reason)
-    return table
+def describe(plans: list, costs: dict) -> str:
+    kinds = ('compact', 'layerwise', 'auto')
+    cells = {
+        name: [f'{getattr(cost, f"macs_{kind}") / 1e6:,.2f}' for kind in kinds]
+        for name, cost in costs.items()
+    }
+    notes = {name: cost.runs for name, cost in costs.items()}
+    title = 'Expanded layers, factors (out, in, kh, kw) below; MACs in millions, -: not reached'
+    return f'{title}\n{describe_plan(plans, ("MACs", "layerwise", "auto"), cells, notes)}'
 
 
 @tool(parse_args)
@@ -113,12 +84,10 @@ def main(args: argparse.Namespace) -> None:
     images = torch.randn(args.batch_size, input_channels(model), *args.shape)
     with suits_shape(args.shape):
         costs = layer_costs(model, lambda m: tensor_outputs(m, dict(inputs=images)))
-    console = Console(width=None if Console().is_terminal else 200)
-    console.print(show_layers(plans, costs))
-    console.print(show_skipped(plans))
+    print(describe(plans, costs))
     after = sum(parameter.numel() for parameter in model.parameters())
-    console.print(f'Parameters of the model: {before:,} compact, {after:,} while it is trained')
-    console.print(
+    print(f'Parameters of the model: {before:,} compact, {after:,} while it is trained')
+    print(
         f'MACs of the expanded layers at {"x".join(map(str, images.shape))}: '
         + ', '.join(
             f'{sum(getattr(c, f"macs_{kind}") for c in costs.values()) / 1e6:,.2f}M {kind}'
@@ -128,7 +97,7 @@ def main(args: argparse.Namespace) -> None:
     if args.dry_run:
         trial = try_training(cfg, given_options(args))
         held = '' if trial.memory is None else f', at most {trial.memory / 2**20:,.0f} MiB held'
-        console.print(
+        print(
             f'Dry run: one iteration trained (loss {trial.loss:.4g}{held}), contracted, verified '
             'and evaluated'
         )

@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-from mmengine.hooks import EMAHook, Hook
+from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import BaseLoop, Runner
 from torch import nn
@@ -19,7 +18,6 @@ from ..surgery.checkpoint import (
     get_state_dict,
     is_expanded_state_dict,
 )
-from .resume import resume_from_whole
 
 AIDS = 'distill_losses'
 """Where a model holds what is trained with it and is no part of it: a teacher's losses."""
@@ -53,64 +51,6 @@ def describe_units(model: nn.Module) -> dict[str, dict[str, Any]]:
         name: dict(method=unit.method, rate=unit.rate, factor_shapes=unit.factor_shapes)
         for name, unit in named_units(model).items()
     }
-
-
-class CheckpointGuardHook(Hook):
-    """Marks checkpoints as expanded or compact, and converts or refuses the wrong kind."""
-
-    priority = 'VERY_HIGH'
-
-    def before_run(self, runner: Runner) -> None:
-        """Resume from what is whole, where the Runner resumes by itself.
-
-        Raises:
-            CheckpointError: if there is nothing whole to resume.
-        """
-        resume_from_whole(runner)
-
-    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Say in ``meta`` what the checkpoint is, and give an expanded one the folded weights.
-
-        What loads it without knowing of factors (``init_detector``, an inferencer, another
-        project's ``init_cfg``) then loads the compact network, and not nothing. The last hook to
-        do so counts: EMAHook swaps the weights between. With ReLU between factors there is none.
-
-        Arrays of text (class names) become lists: ``weights_only=True`` would refuse them.
-        """
-        layers = describe_units(unwrap(runner.model))
-        kind = 'expanded' if layers else 'compact'
-        checkpoint['meta'][META_KEY] = dict(kind=kind, layers=layers)
-        if layers and not _nonlinear_layers(checkpoint):
-            checkpoint['state_dict'].update(contract_state_dict(checkpoint['state_dict']))
-        for holder in (
-            checkpoint['meta'],
-            checkpoint.get('message_hub', {}).get('runtime_info', {}),
-        ):
-            if 'dataset_meta' in holder:
-                holder['dataset_meta'] = _as_lists(holder['dataset_meta'])
-
-    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Bring model and checkpoint to the same kind before the weights are loaded.
-
-        Raises:
-            CheckpointError: if that is impossible; the message says what to do.
-        """
-        model = unwrap(runner.model)
-        resume = bool(runner._resume) and is_training(runner)
-        expanded = is_expanded(model)
-        match_checkpoint(model, checkpoint, training=is_training(runner), resume=resume)
-        if expanded and not is_expanded(model):
-            for hook in runner.hooks:
-                if isinstance(hook, EMAHook):
-                    contract_(hook.ema_model)
-
-
-def _as_lists(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _as_lists(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_as_lists(item) for item in value)
-    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
 
 
 def match_checkpoint(
@@ -178,14 +118,15 @@ def _cannot_resume(expanded: bool) -> str:
     )
 
 
-def _nonlinear_layers(checkpoint: Mapping) -> set[str]:
+def nonlinear_layers(checkpoint: Mapping) -> set[str]:
+    """The layers of a checkpoint that have ReLU between their factors."""
     layers = checkpoint.get('meta', {}).get(META_KEY, {}).get('layers', {})
     return {name for name, layer in layers.items() if layer['method'].endswith('_relu')}
 
 
 def _check_nonlinear(model: nn.Module, checkpoint: Mapping, starts: bool) -> None:
     """What was trained with ReLU between factors may start a linear chain, and is no other."""
-    theirs = _nonlinear_layers(checkpoint)
+    theirs = nonlinear_layers(checkpoint)
     ours = {name for name, unit in named_units(model).items() if not unit.has_kernel}
     if starts and theirs:
         wrong = theirs if _other_units(model, get_state_dict(checkpoint)) else set()

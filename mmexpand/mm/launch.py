@@ -9,12 +9,12 @@ from mmengine.registry import OPTIMIZERS, RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
 from ..surgery.checkpoint import load_checkpoint, load_file
-from .checkpoints import CheckpointGuardHook
 from .compact_config import dicts, type_name
 from .config_file import ConfigError, check_keys
 from .contraction import check_writable
 from .datasets import check_datasets, guard_data
-from .resume import is_whole, resume_from_whole
+from .guard import guard_checkpoints
+from .resume import is_whole
 from .runtime import prepare_cpu
 
 NEEDED = {
@@ -56,9 +56,8 @@ def build_runner(cfg: Config, splits: tuple[str, ...]) -> Runner:
         _check_optimizer(cfg)
     prepare_cpu(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-    # Also for configs without a hook of ours: a checkpoint is never half loaded, or half resumed.
-    runner.register_hook(CheckpointGuardHook(), priority='LOWEST')
-    resume_from_whole(runner)  # FlexibleRunner loads before its hooks are asked.
+    # Also for configs without a hook of ours; and FlexibleRunner loads before it calls a hook.
+    guard_checkpoints(runner)
     guard_data(runner)
     return runner
 

@@ -15,8 +15,9 @@ from ..core.names import near_matches
 from ..core.site import Site
 from ..core.units import ExpandedConv2d, ExpandedLinear
 from ..errors import UserValueError
-from .config import ExpandConfig
+from .config import ExpandConfig, takes_options
 from .holders import held_parameters
+from .plan_table import describe_plan
 
 ADDS_ITS_INPUT = ('with_res_shortcut', 'use_res_connect', 'add_identity')
 """What blocks of mmdet, mmseg, mmpretrain and torchvision say where they add their input."""
@@ -56,7 +57,10 @@ class SkippedLayer:
 
 @dataclass(frozen=True)
 class Plan:
-    """What ``expand_`` does to a model; iterates over the layers to be expanded."""
+    """What ``expand_`` does to a model; iterates over the layers to be expanded.
+
+    ``print(plan)`` shows it as a table.
+    """
 
     config: ExpandConfig
     layers: list[LayerPlan] = field(default_factory=list)
@@ -67,6 +71,10 @@ class Plan:
     def __iter__(self):
         return iter(self.layers)
 
+    def __str__(self) -> str:
+        total = f'parameters of the model: {self.params_before:,} -> {self.params_after:,}'
+        return f'{describe_plan([("", self)])}\n{total}'
+
     def __len__(self) -> int:
         return len(self.layers)
 
@@ -76,21 +84,24 @@ class Plan:
         return self.params_before + sum(x.params_after - x.params_before for x in self.layers)
 
 
-def plan(model: nn.Module, cfg: ExpandConfig | None = None) -> Plan:
+@takes_options
+def plan(model: nn.Module, cfg: ExpandConfig | None = None, **options: object) -> Plan:
     """Decide which layers to expand. Changes nothing.
 
     Args:
         model: any model.
-        cfg: what is asked for; None: the defaults.
+        cfg: the options in one object, instead of by name.
+        **options: see ``ExpandConfig``.
 
     Returns:
         The plan: layers with their factor shapes, and skipped layers with a reason each.
 
     Raises:
+        TypeError, ValueError: for options, see ``ExpandConfig``.
         ValueError: if a pattern matches no layer, if every layer is skipped (unless because it
             is expanded already), or if 'preserve' is asked for at a rate that makes it impossible.
     """
-    cfg = cfg or ExpandConfig()
+    cfg = ExpandConfig.given(cfg, options)
     names = _layer_names(model)
     owners = Counter(
         id(parameter)

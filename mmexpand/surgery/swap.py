@@ -1,6 +1,5 @@
 """Replacing layers in a model: the only place that sets attributes on one."""
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -8,17 +7,16 @@ from torch import nn
 
 from ..core.units import ExpandedConv2d, ExpandedConvTranspose2d, ExpandedLinear
 from ..errors import UserValueError
-from .config import ExpandConfig
+from .config import ExpandConfig, takes_options
 from .copying import copy_model
 from .holders import swap_held
 from .plan import Plan, plan
 
-logger = logging.getLogger(__name__)
-
 Unit = ExpandedConv2d | ExpandedLinear
 
 
-def expand_(model: nn.Module, cfg: ExpandConfig | None = None) -> Plan:
+@takes_options
+def expand_(model: nn.Module, cfg: ExpandConfig | Plan | None = None, **options: object) -> Plan:
     """Expand a model in place.
 
     Every check is made before the first change. A model whose chosen layers are all expanded
@@ -26,16 +24,20 @@ def expand_(model: nn.Module, cfg: ExpandConfig | None = None) -> Plan:
 
     Args:
         model: any model; its optimizer, if there is one, must be built afterwards.
-        cfg: what is asked for; None: the defaults.
+        cfg: the options in one object, instead of by name; or the plan to execute, of ``plan``,
+            from which layers may have been removed.
+        **options: see ``ExpandConfig``.
 
     Returns:
         The plan that was carried out; empty where there was nothing left to do.
 
     Raises:
-        ValueError: see ``plan``; also if the model is a single layer.
+        TypeError, ValueError: see ``plan``; also if the model is a single layer, and for a plan
+            that does not fit it.
     """
-    cfg = cfg or ExpandConfig()
-    done = plan(model, cfg)
+    done = (
+        _check_plan(model, cfg, options) if isinstance(cfg, Plan) else plan(model, cfg, **options)
+    )
     if any(not layer.name for layer in done):
         raise UserValueError(
             'the model is a single layer, which has no place to be replaced in; make a unit of it '
@@ -45,19 +47,23 @@ def expand_(model: nn.Module, cfg: ExpandConfig | None = None) -> Plan:
     swapped = {}
     for layer in done:
         old = model.get_submodule(layer.name)
-        swapped[old] = _expand_layer(old, cfg)
+        swapped[old] = _expand_layer(old, done.config)
     for layer, unit in zip(done, swapped.values(), strict=True):
         _replace(model, layer.names, unit)
-        logger.info(
-            '%s: %s, rate %s, %d -> %d parameters',
-            ', '.join(layer.names),
-            layer.method.upper(),
-            layer.rate,
-            layer.params_before,
-            layer.params_after,
-        )
     swap_held(model, swapped)
     return done
+
+
+def _check_plan(model: nn.Module, given: Plan, options: dict) -> Plan:
+    """Refuse a plan that was made for another model, or changed."""
+    possible = plan(model, given.config, **options).layers
+    for layer in given:
+        if layer not in possible:
+            raise UserValueError(
+                f'the plan does not fit {type(model).__name__}: {layer.name} cannot be expanded '
+                f'as it says ({layer}); make it again with mmexpand.plan'
+            )
+    return given
 
 
 def _expand_layer(layer: nn.Module, cfg: ExpandConfig) -> Unit:
