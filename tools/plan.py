@@ -40,7 +40,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--dry-run',
         action='store_true',
-        help="train one iteration on the config's data, and rehearse the contraction",
+        help="train one iteration on the config's data, and do a dry run of the contraction",
     )
     add_config_arguments(parser)
     return parser.parse_args()
