@@ -16,8 +16,8 @@ from ..core.site import Site
 from ..core.units import ExpandedConv2d, ExpandedLinear
 from ..errors import UserValueError
 from .config import ExpandConfig, takes_options
-from .holders import held_parameters
 from .plan_table import describe_plan
+from .references import referenced_parameters
 
 ADDS_ITS_INPUT = ('with_res_shortcut', 'use_res_connect', 'add_identity')
 """What blocks of mmdet, mmseg, mmpretrain and torchvision say where they add their input."""
@@ -109,7 +109,7 @@ def plan(model: nn.Module, cfg: ExpandConfig | None = None, **options: object) -
         for parameter in module._parameters.values()
         if parameter is not None
     )
-    held = held_parameters(model)
+    held = referenced_parameters(model)
     kinds = _kinds(model, names)
     chosen, excluded = _choose(kinds, cfg)
     result = Plan(cfg, params_before=_count(model))

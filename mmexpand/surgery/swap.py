@@ -9,8 +9,8 @@ from ..core.units import ExpandedConv2d, ExpandedConvTranspose2d, ExpandedLinear
 from ..errors import UserValueError
 from .config import ExpandConfig, takes_options
 from .copying import copy_model
-from .holders import swap_held
 from .plan import Plan, plan
+from .references import replace_references
 
 Unit = ExpandedConv2d | ExpandedLinear
 
@@ -50,7 +50,7 @@ def expand_(model: nn.Module, cfg: ExpandConfig | Plan | None = None, **options:
         swapped[old] = _expand_layer(old, done.config)
     for layer, unit in zip(done, swapped.values(), strict=True):
         _replace(model, layer.names, unit)
-    swap_held(model, swapped)
+    replace_references(model, swapped)
     return done
 
 
@@ -96,7 +96,7 @@ def contract_(model: nn.Module) -> nn.Module:
     swapped = {unit: _contract_unit(unit) for unit in names}
     for unit, aliases in names.items():
         _replace(model, aliases, swapped[unit])
-    swap_held(model, swapped)
+    replace_references(model, swapped)
     return model
 
 

@@ -12,7 +12,7 @@ A framework's are added by the layer that knows it."""
 _TREE = frozenset(vars(nn.Module()))
 
 
-def swap_held(model: nn.Module, swapped: Mapping[nn.Module, nn.Module]) -> None:
+def replace_references(model: nn.Module, swapped: Mapping[nn.Module, nn.Module]) -> None:
     """Put layers in the place of others in plain lists, tuples and dicts, as was done in the tree.
 
     Args:
@@ -27,7 +27,7 @@ def swap_held(model: nn.Module, swapped: Mapping[nn.Module, nn.Module]) -> None:
                 take_up(module)
 
 
-def held_parameters(model: nn.Module) -> dict[int, str]:
+def referenced_parameters(model: nn.Module) -> dict[int, str]:
     """By the id of a parameter, where a model keeps it outside its tree of modules, if it does."""
     found = {}
     for prefix, module in model.named_modules():
