@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from ..core.units import ExpandedLinear
 from ..errors import UserError, UserValueError
 from .modes import eval_mode
-from .selections import Selections
 from .swap import Unit, named_units
+from .topk_replay import TopkReplay
 
 Forward = Callable[[nn.Module], Any]
 """Runs a model on the input; returns tensors in any nesting of lists, tuples and dicts."""
@@ -105,10 +105,10 @@ def verify(
             full_precision(),
         ):
             stack.enter_context(context)
-        selections = Selections()
-        with layers.compared(IN_MODEL), selections, _same_draws(like):
+        replay = TopkReplay()
+        with layers.compared(IN_MODEL), replay, _same_draws(like):
             reference = forward(expanded)
-        with selections.repeated(), _same_draws(like):
+        with replay.repeated(), _same_draws(like):
             output = forward(compact)
         for step in steps:
             if layers.missing:
@@ -127,7 +127,7 @@ def verify(
         raise UserValueError('the forward pass returned no tensor: there is nothing to compare')
     # What is masked out by an infinity is no score.
     scores = [
-        _error(ours[ours.isfinite()], theirs[ours.isfinite()]) for ours, theirs in selections.scores
+        _error(ours[ours.isfinite()], theirs[ours.isfinite()]) for ours, theirs in replay.scores
     ]
     result = Verification(layers.errors, max(errors + scores), layers.how)
     if not result.max_error <= tolerance:
