@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import UserValueError
 from ..files import written_whole
 from ..stack import check_installed
-from ..surgery.modes import eval_mode
+from ..surgery.train_mode import eval_mode
 from .comparison import Reference, check_error
 from .decoding import check_exportable
 from .errors import ExportError

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import UserRuntimeError
 from ..files import written_whole
 from ..stack import check_installed
-from ..surgery.modes import eval_mode
+from ..surgery.train_mode import eval_mode
 from .comparison import Reference, batches, check_error, compare_file
 from .decoding import Boxes, Classes, check_exportable, decoder_of
 from .errors import ExportError

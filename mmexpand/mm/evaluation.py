@@ -14,7 +14,7 @@ from mmengine.runner import Runner, ValLoop
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from ..surgery.modes import kept_modes
+from ..surgery.train_mode import kept_train_mode
 from .logs import log
 from .ranks import describe, together
 
@@ -210,7 +210,7 @@ def _stand_in(runner: Runner, model: nn.Module, *hooks: Hook) -> Iterator[None]:
     kept, own = runner.model, runner._hooks
     runner.model, runner._hooks = model, list(hooks)
     try:
-        with kept_modes(model):
+        with kept_train_mode(model):
             yield
     finally:
         runner.model, runner._hooks = kept, own

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from ..core.units import ExpandedLinear
 from ..errors import UserError, UserValueError
-from .modes import eval_mode
 from .swap import Unit, named_units
 from .topk_replay import TopkReplay
+from .train_mode import eval_mode
 
 Forward = Callable[[nn.Module], Any]
 """Runs a model on the input; returns tensors in any nesting of lists, tuples and dicts."""
