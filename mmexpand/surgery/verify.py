@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..core.units import ExpandedLinear
 from ..errors import UserError, UserValueError
-from .swap import Unit, named_units
+from .expand import Unit, named_units
 from .topk_replay import TopkReplay
 from .train_mode import eval_mode
 

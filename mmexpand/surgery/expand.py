@@ -44,13 +44,13 @@ def expand_(model: nn.Module, cfg: ExpandConfig | Plan | None = None, **options:
             'with from_conv of ExpandedConv2d or ExpandedConvTranspose2d, or '
             'ExpandedLinear.from_linear'
         )
-    swapped = {}
+    replaced = {}
     for layer in done:
         old = model.get_submodule(layer.name)
-        swapped[old] = _expand_layer(old, done.config)
-    for layer, unit in zip(done, swapped.values(), strict=True):
+        replaced[old] = _expand_layer(old, done.config)
+    for layer, unit in zip(done, replaced.values(), strict=True):
         _replace(model, layer.names, unit)
-    replace_references(model, swapped)
+    replace_references(model, replaced)
     return done
 
 
@@ -93,10 +93,10 @@ def contract_(model: nn.Module) -> nn.Module:
     if isinstance(model, Unit):
         return _contract_unit(model)
     names = names_of_units(model)
-    swapped = {unit: _contract_unit(unit) for unit in names}
+    replaced = {unit: _contract_unit(unit) for unit in names}
     for unit, aliases in names.items():
-        _replace(model, aliases, swapped[unit])
-    replace_references(model, swapped)
+        _replace(model, aliases, replaced[unit])
+    replace_references(model, replaced)
     return model
 
 
