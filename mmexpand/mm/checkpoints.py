@@ -19,7 +19,7 @@ from ..surgery.checkpoint import (
     is_expanded_state_dict,
 )
 
-AIDS = 'distill_losses'
+DISTILL_LOSSES = 'distill_losses'
 """Where a model holds what is trained with it and is no part of it: a teacher's losses."""
 
 
@@ -75,8 +75,8 @@ def match_checkpoint(
     if state_dict and all(key.startswith('module.') for key in state_dict):
         state_dict = {key.removeprefix('module.'): value for key, value in state_dict.items()}
         _replace_state_dict(checkpoint, state_dict)
-    if not hasattr(model, AIDS):
-        _drop_aids(state_dict, resume)
+    if not hasattr(model, DISTILL_LOSSES):
+        _drop_distill_losses(state_dict, resume)
     _check_nonlinear(model, checkpoint, starts=training and not resume)
     expanded = is_expanded_state_dict(state_dict)
     if expanded and training and not resume and _other_units(model, state_dict):
@@ -141,15 +141,15 @@ def _check_nonlinear(model: nn.Module, checkpoint: Mapping, starts: bool) -> Non
         )
 
 
-def _drop_aids(state_dict: dict, resume: bool) -> None:
-    aids = [key for key in state_dict if key.startswith(f'{AIDS}.')]
-    if aids and resume:
+def _drop_distill_losses(state_dict: dict, resume: bool) -> None:
+    losses = [key for key in state_dict if key.startswith(f'{DISTILL_LOSSES}.')]
+    if losses and resume:
         raise CheckpointError(
-            f"the checkpoint holds {aids[0]}, which was trained with a teacher's loss, and the "
+            f"the checkpoint holds {losses[0]}, which was trained with a teacher's loss, and the "
             'config has none: resume with the DistillHook that it was trained with, or start from '
             'its weights with load_from'
         )
-    for key in aids:
+    for key in losses:
         del state_dict[key]
 
 

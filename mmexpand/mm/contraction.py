@@ -21,7 +21,7 @@ from ..surgery import Verification, VerificationError, contract_, verify
 from ..surgery.checkpoint import META_KEY, save_checkpoint, save_safetensors
 from ..surgery.copying import copy_model
 from ..version import __version__
-from .checkpoints import AIDS, describe_units
+from .checkpoints import DISTILL_LOSSES, describe_units
 from .compact_config import make_compact_config
 from .evaluation import evaluate, first_batch, plain, preprocess
 from .logs import log
@@ -99,7 +99,7 @@ def contract_and_verify(expanded: nn.Module, batch: Any, training: bool = False)
     with together():
         _check_finite(expanded)
         compact = contract_(copy_model(expanded))
-        compact._modules.pop(AIDS, None)
+        compact._modules.pop(DISTILL_LOSSES, None)
     with together():
         verification, compared = verify_on_batch(expanded, compact, batch, training)
     return Contraction(compact, describe_units(expanded), verification, compared)

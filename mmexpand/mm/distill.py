@@ -17,7 +17,7 @@ from ..core.names import near_matches
 from ..errors import UserRuntimeError, UserValueError
 from ..surgery.checkpoint import get_state_dict, load_checkpoint
 from ..surgery.copying import copy_model
-from .checkpoints import AIDS, is_training, match_checkpoint, unwrap
+from .checkpoints import DISTILL_LOSSES, is_training, match_checkpoint, unwrap
 from .compact_config import make_compact_config
 from .config_file import is_packaged, open_config
 from .dry_run import random_state_kept
@@ -86,7 +86,7 @@ class DistillHook(Hook):
             _check_module(self.teacher, theirs, f'{name}: teacher')
         trained = {name: loss for name, loss in self.losses.items() if list(loss.parameters())}
         if trained:
-            _add_aids(runner, trained)
+            _add_distill_losses(runner, trained)
         log(f'DistillHook: {", ".join(self.losses)} from {self.teacher_ckpt}')
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
@@ -202,7 +202,7 @@ def _check_module(model: nn.Module, name: str, key: str) -> None:
         )
 
 
-def _add_aids(runner: Runner, trained: dict[str, nn.Module]) -> None:
+def _add_distill_losses(runner: Runner, trained: dict[str, nn.Module]) -> None:
     """Register modules with the model, its distributed wrapper and its optimizer."""
     if not isinstance(runner.cfg.get('optim_wrapper'), dict):
         raise UserRuntimeError(
@@ -211,11 +211,11 @@ def _add_aids(runner: Runner, trained: dict[str, nn.Module]) -> None:
         )
     model = unwrap(runner.model)
     device = next(model.parameters()).device
-    if not hasattr(model, AIDS):
-        model.add_module(AIDS, nn.ModuleDict())
-    aids = getattr(model, AIDS)
-    aids.update(trained)
-    aids.to(device)
+    if not hasattr(model, DISTILL_LOSSES):
+        model.add_module(DISTILL_LOSSES, nn.ModuleDict())
+    losses = getattr(model, DISTILL_LOSSES)
+    losses.update(trained)
+    losses.to(device)
     if isinstance(runner.model, DistributedDataParallel):
         # Of an expanded model the hook that comes next builds it once more.
         rewrap(runner, compact_gradients=False)

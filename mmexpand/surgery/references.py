@@ -21,7 +21,7 @@ def replace_references(model: nn.Module, replaced: Mapping[nn.Module, nn.Module]
     """
     for module in model.modules():
         for name, value in _outside_the_tree(module):
-            vars(module)[name] = _swap(value, replaced)
+            vars(module)[name] = _replaced(value, replaced)
         for kind, take_up in CACHES.items():
             if isinstance(module, kind):
                 take_up(module)
@@ -43,15 +43,15 @@ def _outside_the_tree(module: nn.Module) -> list[tuple[str, Any]]:
     return [(name, value) for name, value in vars(module).items() if name not in _TREE]
 
 
-def _swap(value: Any, replaced: Mapping[nn.Module, nn.Module]) -> Any:
+def _replaced(value: Any, replaced: Mapping[nn.Module, nn.Module]) -> Any:
     if isinstance(value, nn.Module):
         return replaced.get(value, value)
     if type(value) is list:
-        value[:] = [_swap(item, replaced) for item in value]
+        value[:] = [_replaced(item, replaced) for item in value]
     elif type(value) is dict:
-        value.update({key: _swap(item, replaced) for key, item in value.items()})
+        value.update({key: _replaced(item, replaced) for key, item in value.items()})
     elif type(value) is tuple:
-        return tuple(_swap(item, replaced) for item in value)
+        return tuple(_replaced(item, replaced) for item in value)
     return value
 
 
