@@ -18,7 +18,7 @@ from mmexpand.mm.contraction import (
 )
 from mmexpand.mm.error_report import suits_shape
 from mmexpand.mm.launch import build_runner
-from mmexpand.mm.models import build_expanded_model, expand_as_configured, expand_wishes
+from mmexpand.mm.models import build_expanded_model, configured_expansions, expand_as_configured
 from mmexpand.surgery.checkpoint import (
     CheckpointError,
     get_state_dict,
@@ -73,7 +73,7 @@ def contract(args: argparse.Namespace, cfg, checkpoint: dict) -> Contraction:  #
 def main(args: argparse.Namespace) -> None:
     checkpoint = load_expanded(args.checkpoint)
     cfg = load_config(args)
-    if not expand_wishes(cfg):
+    if not configured_expansions(cfg):
         raise CheckpointError(
             f'{args.checkpoint} is of an expanded model, and {args.config} expands nothing: use '
             'the config that it was trained with'

@@ -14,7 +14,7 @@ from mmexpand.mm.error_report import suits_shape
 from mmexpand.mm.lost_hooks import warn_of_lost_hooks
 from mmexpand.mm.models import (
     build_compact_model,
-    expand_wishes,
+    configured_expansions,
     input_channels,
     tensor_outputs,
 )
@@ -51,10 +51,10 @@ def given_options(args: argparse.Namespace) -> dict:
     return {key: getattr(args, key) for key in keys if getattr(args, key) is not None}
 
 
-def wishes(args: argparse.Namespace, cfg: Config) -> list:
-    given, found = given_options(args), expand_wishes(cfg)
+def expansions(args: argparse.Namespace, cfg: Config) -> list:
+    given, found = given_options(args), configured_expansions(cfg)
     if found:
-        return [(name, replace(wish, **given)) for name, wish in found]
+        return [(name, replace(expansion, **given)) for name, expansion in found]
     if not given:
         raise ConfigError(f'{args.config} expands nothing; say what to plan for, e.g. --method cl')
     return [('', mmexpand.ExpandConfig(**given))]
@@ -78,8 +78,8 @@ def main(args: argparse.Namespace) -> None:
     before = sum(parameter.numel() for parameter in model.parameters())
     warn_of_lost_hooks(cfg)
     plans = [
-        (name, mmexpand.expand_(model.get_submodule(name), wish))
-        for name, wish in wishes(args, cfg)
+        (name, mmexpand.expand_(model.get_submodule(name), expansion))
+        for name, expansion in expansions(args, cfg)
     ]
     images = torch.randn(args.batch_size, input_channels(model), *args.shape)
     with suits_shape(args.shape):

@@ -89,7 +89,7 @@ class GroupResult:
 
     Attributes:
         case: name of the case.
-        rate: the expansion rate; None: as the case's wishes say.
+        rate: the expansion rate; None: as the case's expansions say.
         input_shape: ``(N, C, H, W)``.
         variants: results by name: 'compact', 'layerwise', 'folded', 'auto', and peers.
         left_out: variants that could not be run, and why.
@@ -119,7 +119,7 @@ def run_group(
 
     Args:
         case: the network and its input.
-        rate: the expansion rate; None: as the case's wishes say.
+        rate: the expansion rate; None: as the case's expansions say.
         settings: how to measure.
         progress: told how far it is.
 

@@ -32,7 +32,7 @@ from .first_step import watch_first_steps
 from .guard import guard_checkpoints
 from .logs import log
 from .lost_hooks import warn_of_lost_hooks
-from .models import expand_wishes
+from .models import configured_expansions
 from .ranks import describe, on_main, start_alike
 from .rebuild import check_rebuildable, rebuild_optimizer, rewrap
 from .resume import will_resume
@@ -158,8 +158,8 @@ def _check_initialisation(runner: Runner) -> None:
     given = given if isinstance(given, (list, tuple)) else [given]
     if not any(_reaches_factors(one) for one in given):
         return
-    for name, wish in expand_wishes(runner.cfg):
-        if name and wish.init == 'preserve':
+    for name, expansion in configured_expansions(runner.cfg):
+        if name and expansion.init == 'preserve':
             raise UserValueError(
                 f'model.init_cfg would write over what {name} preserves: use ExpandHook with '
                 f"include={name!r} and init='preserve' instead of the builder"

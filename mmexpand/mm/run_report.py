@@ -41,7 +41,7 @@ from ..surgery.verify import TOLERANCES
 from ..version import __version__
 from .contraction import has_model
 from .datasets import check_datasets, guard_pipelines
-from .models import build_compact_model, expand_wishes, selects_by_score, tensor_outputs
+from .models import build_compact_model, configured_expansions, selects_by_score, tensor_outputs
 from .ranks import describe
 
 REPORT_NAME = 'report.html'
@@ -140,15 +140,15 @@ def _build_dataset(cfg: Config) -> Any:
 
 
 def _cost(cfg: Config, dataset: Any) -> Cost:
-    wishes = expand_wishes(cfg)
-    if not wishes:
+    expansions = configured_expansions(cfg)
+    if not expansions:
         raise UserValueError('the config expands nothing')
     compact = revert_sync_batchnorm(build_compact_model(cfg)).eval()
     expanded = revert_sync_batchnorm(build_compact_model(cfg))
     # Shapes alone count: nothing is to be preserved.
     plans = [
-        (name, expand_(expanded.get_submodule(name), replace(wish, init='default')))
-        for name, wish in wishes
+        (name, expand_(expanded.get_submodule(name), replace(expansion, init='default')))
+        for name, expansion in expansions
     ]
     total, by_layer, size = None, {}, None
     if dataset is not None:

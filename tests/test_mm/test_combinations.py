@@ -176,8 +176,13 @@ def test_options_of_plan_change_what_the_config_says():
     config = 'configs/smallnet/smallnet-k7_expand-ck-r4_1xb128-150e_cifar10.py'
     cfg = Config.fromfile(ROOT / config)
     args = Namespace(config=config, method=None, rate=2.0, include=None, exclude=None)
-    ((name, wish),) = load('plan.py').wishes(args, cfg)
-    assert (name, wish.method, wish.rate, wish.include) == ('', 'ck', 2, ('features',))
+    ((name, expansion),) = load('plan.py').expansions(args, cfg)
+    assert (name, expansion.method, expansion.rate, expansion.include) == (
+        '',
+        'ck',
+        2,
+        ('features',),
+    )
 
 
 @pytest.mark.parametrize('by', ['hook', 'builder', 'nothing'])
