@@ -10,6 +10,7 @@ import mmexpand
 from mmexpand.analysis.complexity import layer_costs
 from mmexpand.mm.command_line import add_config_arguments, count, read_config, tool
 from mmexpand.mm.config_file import ConfigError
+from mmexpand.mm.dry_run_training import dry_run_training
 from mmexpand.mm.error_report import suits_shape
 from mmexpand.mm.lost_hooks import warn_of_lost_hooks
 from mmexpand.mm.models import (
@@ -18,7 +19,6 @@ from mmexpand.mm.models import (
     input_channels,
     tensor_outputs,
 )
-from mmexpand.mm.trial import try_training
 from mmexpand.surgery.plan_table import describe_plan
 
 
@@ -95,10 +95,10 @@ def main(args: argparse.Namespace) -> None:
         )
     )
     if args.dry_run:
-        trial = try_training(cfg, given_options(args))
-        held = '' if trial.memory is None else f', at most {trial.memory / 2**20:,.0f} MiB held'
+        done = dry_run_training(cfg, given_options(args))
+        held = '' if done.memory is None else f', at most {done.memory / 2**20:,.0f} MiB held'
         print(
-            f'Dry run: one iteration trained (loss {trial.loss:.4g}{held}), contracted, verified '
+            f'Dry run: one iteration trained (loss {done.loss:.4g}{held}), contracted, verified '
             'and evaluated'
         )
 
