@@ -5,7 +5,7 @@ from typing import Any
 
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
-from mmengine.runner import BaseLoop, Runner
+from mmengine.runner import Runner
 from torch import nn
 
 from ..core.expression import kernel_refusal
@@ -18,6 +18,7 @@ from ..surgery.checkpoint import (
     get_state_dict,
     is_expanded_state_dict,
 )
+from .compat import has_train_loop, set_hooks
 
 DISTILL_LOSSES = 'distill_losses'
 """Where a model holds what is trained with it and is no part of it: a teacher's losses."""
@@ -32,7 +33,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 def is_training(runner: Runner) -> bool:
     """Whether ``runner.train()`` is what runs: only it builds the train loop."""
-    return isinstance(runner._train_loop, BaseLoop)
+    return has_train_loop(runner)
 
 
 def put_in_front(runner: Runner, hook: Hook) -> None:
@@ -42,7 +43,7 @@ def put_in_front(runner: Runner, hook: Hook) -> None:
         runner: its list of hooks is replaced, since hooks may be being called from the present one.
         hook: it is in the list from the next call on.
     """
-    runner._hooks = [hook, *runner._hooks]
+    set_hooks(runner, [hook, *runner.hooks])
 
 
 def describe_units(model: nn.Module) -> dict[str, dict[str, Any]]:

@@ -7,6 +7,7 @@ from mmengine.hub import get_config
 
 from ..errors import UserError
 from .compact_config import dicts
+from .compat import raw
 from .error_report import with_type
 
 
@@ -57,7 +58,7 @@ def is_packaged(config: str) -> bool:
 def _drop_scope(cfg: Config) -> None:
     # Where `mmexpand::...` is a _base_, mmengine takes its types for mmexpand's; they are those of
     # the default scope.
-    for node in dicts(cfg._cfg_dict):
+    for node in dicts(raw(cfg)):
         if node.get('_scope_') == 'mmexpand':
             del node['_scope_']
 

@@ -19,6 +19,7 @@ from ..surgery.checkpoint import get_state_dict, load_checkpoint
 from ..surgery.copying import copy_model
 from .checkpoints import DISTILL_LOSSES, is_training, match_checkpoint, unwrap
 from .compact_config import make_compact_config
+from .compat import run_forward
 from .config_file import is_packaged, open_config
 from .dry_run import random_state_kept
 from .logs import log
@@ -106,7 +107,7 @@ class DistillHook(Hook):
         with random_state_kept(), runner.optim_wrapper.optim_context(student):
             data = student.data_preprocessor(copy.deepcopy(batch), True)
             with self._added_to(student):
-                student._run_forward(data, mode='loss')
+                run_forward(student, data, 'loss')
 
     def after_train_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
         """Take them out."""

@@ -6,7 +6,6 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pickle import UnpicklingError
-from types import TracebackType
 from typing import Any
 
 from mmengine.dataset import BaseDataset
@@ -16,6 +15,7 @@ from ..core.names import near_matches
 from ..errors import UserError, UserValueError
 from ..surgery import VerificationError
 from ..surgery.checkpoint import describe_blocked
+from .compat import being_built
 from .datasets import no_samples, text_classes
 
 
@@ -33,7 +33,7 @@ def explain(error: Exception) -> str | None:
         return words(error)
     if isinstance(error, UnpicklingError):
         return f'a checkpoint that the config names {describe_blocked(error) or words(error)}'
-    built = _being_built(error.__traceback__)
+    built = being_built(error.__traceback__)
     if built is not None:
         return _explain_building(error, *built)
     label = re.fullmatch(r'Target (-?\d+) is out of bounds\.', str(error))
@@ -64,17 +64,6 @@ def suits_shape(shape: Sequence[int]) -> Iterator[None]:
             f'the network cannot be run on images of {height}x{width}: {with_type(error)}; name '
             'another size with --shape'
         ) from error
-
-
-def _being_built(entry: TracebackType | None) -> tuple[Any, dict, Registry] | None:
-    """What mmengine was building from which arguments and registry; if nested, the innermost."""
-    found = None
-    for frame, _ in traceback.walk_tb(entry):
-        if frame.f_code.co_name == 'build_from_cfg':
-            seen = frame.f_locals
-            kind = seen.get('obj_cls') or seen.get('obj_type')
-            found = kind, dict(seen.get('args') or {}), seen.get('registry')
-    return found
 
 
 def _explain_building(error: Exception, kind: Any, arguments: dict, registry: Registry) -> str:

@@ -21,6 +21,7 @@ from .checkpoints import (
     put_in_front,
     unwrap,
 )
+from .compat import resumes
 from .resume import resume_from_whole
 from .warm_start import CompactOptimizer
 
@@ -69,7 +70,7 @@ class LoadGuardHook(Hook):
             CheckpointError: if that is impossible; the message says what to do.
         """
         model, training = unwrap(runner.model), is_training(runner)
-        resume = bool(runner._resume) and training
+        resume = resumes(runner) and training
         compact = not is_expanded_state_dict(get_state_dict(checkpoint))
         if self.warm_start and resume and compact and is_expanded(model):
             self._compact_optimizer = CompactOptimizer(model, checkpoint)

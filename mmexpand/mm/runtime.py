@@ -14,6 +14,7 @@ from mmengine.runner import checkpoint
 
 from ..errors import UserValueError
 from .compact_config import CPU_WRAPPER, type_name
+from .compat import raw
 
 SYNC_BN = ('SyncBN', 'MMSyncBN', 'SyncBatchNorm')
 METHODS = {
@@ -41,8 +42,8 @@ def prepare_cpu(cfg: Config) -> None:
     """
     if is_cuda_available():
         return
-    _replace_sync_bn(cfg._cfg_dict)
-    cfg._cfg_dict.pop('sync_bn', None)
+    _replace_sync_bn(raw(cfg))
+    raw(cfg).pop('sync_bn', None)
     if cfg.get('launcher', 'none') == 'none':
         return
     if cfg.launcher != 'pytorch':
