@@ -8,8 +8,7 @@ if TYPE_CHECKING:
     from .plan import Plan
 
 WIDTH = 100
-"""Columns of the text, unless a layer's name or a number is longer."""
-NAME_WIDTH = 40
+"""Columns of the text, unless a layer's name is longer."""
 
 
 def describe_plan(
@@ -46,14 +45,14 @@ def describe_plan(
 def _table(header: list[str], rows: list[list[str]], below: list[str]) -> list[str]:
     """The first two columns are text, the others numbers; below each row is a line of its own."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    widths[0] = min(widths[0], NAME_WIDTH)
+    widths[0] = min(widths[0], WIDTH - sum(widths[1:]) - 2 * len(widths[1:]))
 
     def line(row: list[str]) -> list[str]:
         texts = [cell.ljust(width) for cell, width in zip(row[:2], widths[:2], strict=True)]
         numbers = [cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True)]
-        if len(row[0]) > NAME_WIDTH:  # A line of its own keeps it in one piece.
-            return [row[0], '  '.join([' ' * NAME_WIDTH, *texts[1:], *numbers]).rstrip()]
-        return ['  '.join([*texts, *numbers]).rstrip()]
+        if len(row[0]) > widths[0]:  # A line of its own keeps it in one piece.
+            return [row[0], '  '.join([' ' * widths[0], *texts[1:], *numbers])]
+        return ['  '.join([*texts, *numbers])]
 
     lines = line(header)
     for row, text in zip(rows, below, strict=True):
