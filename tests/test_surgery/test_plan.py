@@ -185,7 +185,7 @@ def test_a_printed_plan_shows_layers_and_reasons():
     assert table[2] == name + 'd'
     assert table[3].split() == ['DBB', '4', '788', f'{plan.layers[1].params_after:,}']
     assert len(table) == 5
-    skipped = '\n'.join(lines[lines.index('skipped:') + 1 :])
+    skipped = ' '.join(' '.join(lines[lines.index('skipped:') + 1 :]).split())
     assert f'{name} (3 layers): ' in skipped
     assert 'a (4 layers): excluded' in skipped
     assert 'a.odd: ' in skipped
