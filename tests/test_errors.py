@@ -1,0 +1,46 @@
+"""What is raised on purpose is a UserError: the tools print any other error with its traceback."""
+
+import ast
+import pickle
+from pathlib import Path
+
+import pytest
+
+from mmexpand import errors
+
+PACKAGE = Path(errors.__file__).parent
+BUILT_IN = {name.removeprefix('User') for name in vars(errors) if name.startswith('User')}
+LAYERS = ('surgery', 'analysis', 'models', 'report', 'mm', 'study', 'deploy')
+NOT_YET = {'mm/rebuild.py', 'mm/optim.py', 'mm/evaluation.py'}
+
+
+def raised(path: Path) -> set[str]:
+    """The names of the exceptions that a file makes and raises."""
+    return {
+        node.exc.func.id
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Raise)
+        and isinstance(node.exc, ast.Call)
+        and isinstance(node.exc.func, ast.Name)
+    }
+
+
+@pytest.mark.parametrize('layer', LAYERS)
+def test_errors_that_are_raised_on_purpose_are_user_errors(layer):
+    found = {
+        path.relative_to(PACKAGE).as_posix(): raised(path)
+        for path in (PACKAGE / layer).rglob('*.py')
+    }
+    assert any(found.values())
+    wrong = {name: kinds & BUILT_IN for name, kinds in found.items() if kinds & BUILT_IN}
+    assert not set(wrong) - NOT_YET, wrong
+
+
+def test_user_errors_are_the_built_in_ones_too():
+    assert {'ValueError', 'TypeError', 'RuntimeError', 'FileNotFoundError'} <= BUILT_IN
+    for name in BUILT_IN - {'Error'}:
+        kind = getattr(errors, f'User{name}')
+        assert issubclass(kind, errors.UserError)
+        assert issubclass(kind, getattr(__import__('builtins'), name))
+        # As between the processes of a data loader, or of a study.
+        assert str(pickle.loads(pickle.dumps(kind('problem, value, fix')))) == 'problem, value, fix'
