@@ -63,7 +63,7 @@ def test_a_model_is_run_as_its_own_steps_run_it(runner, monkeypatch):
 
     monkeypatch.setattr(runner.model, 'forward', forward)
     data = dict(inputs=1, data_samples=2)
-    monkeypatch.setattr(runner.model, 'data_preprocessor', lambda data, training: data)
+    monkeypatch.setattr(runner.model.data_preprocessor, 'forward', lambda data, training: data)
     runner.model.val_step(data)
     compat.run_forward(runner.model, data, 'predict')
     compat.run_forward(runner.model, (1, 2), 'predict')
