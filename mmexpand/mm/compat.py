@@ -31,6 +31,11 @@ def has_train_loop(runner: Runner) -> bool:
     return isinstance(runner._train_loop, BaseLoop)
 
 
+def has_val_loop(runner: Runner) -> bool:
+    """Return whether a Runner has a val loop, or the config of one (mmengine 0.10.7)."""
+    return runner._val_loop is not None
+
+
 def set_hooks(runner: Runner, hooks: list[Hook]) -> None:
     """Replace the list of a Runner's hooks (mmengine 0.10.7)."""
     runner._hooks = hooks
@@ -39,6 +44,11 @@ def set_hooks(runner: Runner, hooks: list[Hook]) -> None:
 def raw(cfg: Config) -> ConfigDict:
     """Return the dictionary in a config (mmengine 0.10.7)."""
     return cfg._cfg_dict
+
+
+def base_files(path: str) -> list[str]:
+    """Return the paths of the files that a config file has as ``_base_`` (mmengine 0.10.7)."""
+    return [Config._get_cfg_path(base, path)[0] for base in Config._get_base_files(path)]
 
 
 def run_forward(model: nn.Module, data: Any, mode: str) -> Any:

@@ -19,6 +19,7 @@ from ..errors import UserError
 from ..surgery.copying import copy_model
 from .checkpoints import unwrap
 from .compact_config import make_compact_config
+from .compat import has_val_loop
 from .contraction import Contraction, compact_checkpoint, contract_and_verify, has_model
 from .evaluation import evaluate_one_batch, first_batch
 from .logs import log
@@ -54,7 +55,7 @@ class DryRunHook(Hook):
         Raises:
             DryRunError: if it would fail.
         """
-        if runner._val_loop is None:
+        if not has_val_loop(runner):
             self.batch = data_batch
         if not self._tried:
             self._tried = True

@@ -1,11 +1,12 @@
 """The private parts of mmengine that are used do what they are used for."""
 
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from mmengine.hooks import Hook
 from mmengine.registry import MODELS
-from mmengine.runner import Runner
+from mmengine.runner import Runner, ValLoop
 from torch import nn
 
 from mmexpand.mm import compat
@@ -34,6 +35,24 @@ def test_the_train_loop_is_built_where_it_is_asked_for(runner):
     assert not compat.has_train_loop(runner)
     assert runner.train_loop
     assert compat.has_train_loop(runner)
+
+
+def test_a_val_loop_is_known_before_it_is_built(seg_cfg, runner):
+    assert compat.has_val_loop(runner)
+    assert isinstance(runner.val_loop, ValLoop)
+    cfg = seg_cfg()
+    for key in ('val_dataloader', 'val_cfg', 'val_evaluator'):
+        cfg.pop(key)
+    assert not compat.has_val_loop(Runner.from_cfg(cfg))
+
+
+def test_base_files_are_found(tmp_path):
+    for name in ('a.py', 'b.py'):
+        (tmp_path / name).write_text('x = 1\n')
+    (tmp_path / 'config.py').write_text("_base_ = ['./a.py', './b.py']\n")
+    found = compat.base_files(str(tmp_path / 'config.py'))
+    assert list(map(Path, found)) == [tmp_path / 'a.py', tmp_path / 'b.py']
+    assert compat.base_files(str(tmp_path / 'a.py')) == []
 
 
 def test_hooks_that_are_set_are_called(runner):
