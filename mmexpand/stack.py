@@ -4,6 +4,8 @@ import re
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
+from .errors import UserImportError
+
 OLDEST = {
     ('torch',): '2.5',
     ('mmengine', 'onedl-mmengine'): '0.10.4',
@@ -27,13 +29,13 @@ def check_stack() -> None:
     for names, oldest in OLDEST.items():
         found = {name: installed for name in names if (installed := installed_version(name))}
         if len(found) > 1:
-            raise ImportError(
+            raise UserImportError(
                 f'{" and ".join(found)} are both installed, and overwrite each other: uninstall '
                 'both, then install one'
             )
         for name, installed in found.items():
             if _numbers(installed) < _numbers(oldest):
-                raise ImportError(
+                raise UserImportError(
                     f'mmexpand works with {name} {oldest} or newer, and {installed} is installed: '
                     f"pip install -U '{name}>={oldest}'"
                 )
@@ -41,7 +43,7 @@ def check_stack() -> None:
         installed = installed_version(name)
         refusing = [other for other in others if installed_version(other)]
         if installed and refusing and _numbers(installed) >= _numbers(refused):
-            raise ImportError(
+            raise UserImportError(
                 f'{" and ".join(refusing)} work with {name} before {refused}, and {installed} is '
                 f"installed: pip install --no-build-isolation '{name}<{refused}'"
             )
@@ -59,7 +61,9 @@ def check_installed(what: str, *modules: str) -> None:
     """
     missing = [name for name in modules if find_spec(name) is None]
     if missing:
-        raise ImportError(f'{what} needs {" and ".join(missing)}: pip install {" ".join(missing)}')
+        raise UserImportError(
+            f'{what} needs {" and ".join(missing)}: pip install {" ".join(missing)}'
+        )
 
 
 def _numbers(text: str) -> tuple[int, ...]:

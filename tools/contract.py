@@ -6,6 +6,7 @@ from pathlib import Path
 from torch import Tensor
 
 from mmexpand.mm.checkpoints import match_checkpoint, unwrap
+from mmexpand.mm.command_line import add_common_arguments, count, load_config, tool
 from mmexpand.mm.contraction import (
     Contraction,
     check_writable,
@@ -16,15 +17,9 @@ from mmexpand.mm.contraction import (
     write_compact_checkpoint,
     write_compact_config,
 )
-from mmexpand.mm.launch import (
-    add_common_arguments,
-    build_runner,
-    count,
-    load_config,
-    suits_shape,
-    tool,
-)
-from mmexpand.mm.models import build_expanded_model, expand_as_configured, expand_wishes
+from mmexpand.mm.error_report import suits_shape
+from mmexpand.mm.launch import build_runner
+from mmexpand.mm.models import build_expanded_model, configured_expansions, expand_as_configured
 from mmexpand.surgery.checkpoint import (
     CheckpointError,
     get_state_dict,
@@ -79,7 +74,7 @@ def contract(args: argparse.Namespace, cfg, checkpoint: dict) -> Contraction:  #
 def main(args: argparse.Namespace) -> None:
     checkpoint = load_expanded(args.checkpoint)
     cfg = load_config(args)
-    if not expand_wishes(cfg):
+    if not configured_expansions(cfg):
         raise CheckpointError(
             f'{args.checkpoint} is of an expanded model, and {args.config} expands nothing: use '
             'the config that it was trained with'

@@ -35,15 +35,10 @@ from mmexpand.deploy.layers import chosen_layers, weighted_layers
 from mmexpand.deploy.onnx import TOLERANCE, OnnxReport
 from mmexpand.deploy.quantisation import METHODS, TARGETS
 from mmexpand.deploy.scoring import main_metric, points_lost, scorer
+from mmexpand.mm.command_line import add_config_arguments, count, read_config, tool
+from mmexpand.mm.config_file import ConfigError
 from mmexpand.mm.contraction import check_writable
-from mmexpand.mm.launch import (
-    NEEDED,
-    ConfigError,
-    add_config_arguments,
-    count,
-    read_config,
-    tool,
-)
+from mmexpand.mm.launch import NEEDED
 
 DROP = 0.5
 """Points of the metric that int8 may lose."""

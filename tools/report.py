@@ -6,8 +6,9 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from mmexpand.mm.command_line import add_config_arguments, read_config, tool
+from mmexpand.mm.config_file import ConfigError
 from mmexpand.mm.contraction import CONFIG_NAME, check_writable
-from mmexpand.mm.launch import ConfigError, add_config_arguments, read_config, tool
 from mmexpand.mm.runtime import prepare_cpu
 from mmexpand.report import check_report
 

@@ -7,16 +7,11 @@ from pathlib import Path
 from mmengine.config import ConfigDict
 from mmengine.evaluator import DumpResults
 
+from mmexpand.mm.command_line import add_common_arguments, load_config, tool
 from mmexpand.mm.compact_config import type_name
+from mmexpand.mm.config_file import ConfigError, check_keys
 from mmexpand.mm.contraction import check_writable
-from mmexpand.mm.launch import (
-    ConfigError,
-    add_common_arguments,
-    build_runner,
-    check_keys,
-    load_config,
-    tool,
-)
+from mmexpand.mm.launch import build_runner
 
 
 def parse_args() -> argparse.Namespace:

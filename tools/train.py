@@ -2,14 +2,10 @@
 
 import argparse
 
-from mmexpand.mm.launch import (
-    add_common_arguments,
-    build_runner,
-    check_keys,
-    load_config,
-    tool,
-    training_splits,
-)
+from mmexpand.errors import UserValueError
+from mmexpand.mm.command_line import add_common_arguments, load_config, tool
+from mmexpand.mm.config_file import check_keys
+from mmexpand.mm.launch import build_runner, training_splits
 
 
 def parse_args() -> argparse.Namespace:
@@ -40,7 +36,9 @@ def main(args: argparse.Namespace) -> None:
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     if args.auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
-            raise ValueError(f'{args.config} has no auto_scale_lr.base_batch_size to scale from')
+            raise UserValueError(
+                f'{args.config} has no auto_scale_lr.base_batch_size to scale from'
+            )
         cfg.auto_scale_lr.enable = True
     if args.resume:
         cfg.resume = True

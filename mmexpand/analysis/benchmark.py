@@ -8,6 +8,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
+from ..errors import UserRuntimeError
 from ..surgery import named_units
 from ..surgery.verify import full_precision
 from .bounds import CountedStep, FoldingBound, counted_step, folding_bound, measure_rates
@@ -88,7 +89,7 @@ class GroupResult:
 
     Attributes:
         case: name of the case.
-        rate: the expansion rate; None: as the case's wishes say.
+        rate: the expansion rate; None: as the case's expansions say.
         input_shape: ``(N, C, H, W)``.
         variants: results by name: 'compact', 'layerwise', 'folded', 'auto', and peers.
         left_out: variants that could not be run, and why.
@@ -118,7 +119,7 @@ def run_group(
 
     Args:
         case: the network and its input.
-        rate: the expansion rate; None: as the case's wishes say.
+        rate: the expansion rate; None: as the case's expansions say.
         settings: how to measure.
         progress: told how far it is.
 
@@ -237,7 +238,7 @@ def _difference(output: list[Tensor], chain: list[Tensor], what: str) -> float:
     scale = max(float(b.abs().max()) for _, b in pairs)
     difference = max(float((a - b).abs().max()) for a, b in pairs) / scale
     if not difference <= TOLERANCE:
-        raise RuntimeError(
+        raise UserRuntimeError(
             f'{what}: the outputs differ by {difference:.3g} from those of the chain with the '
             f'same factors, allowed {TOLERANCE:g}; this would time a wrong computation'
         )

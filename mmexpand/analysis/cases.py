@@ -37,7 +37,7 @@ class Case:
         name: of the case.
         build: makes the compact model.
         input_shape: ``(N, C, H, W)`` of the random input.
-        wishes: which parts of the model to expand, and how: pairs of a module name ('' for the
+        expansions: which parts of the model to expand, and how: pairs of a module name ('' for the
             whole model) and a config whose ``rate`` and ``forward`` the benchmark varies.
         forward: runs a model on the input; returns tensors in any nesting.
         peers: keys of ``PEERS``: blocks to time in the place of the same layers.
@@ -47,7 +47,7 @@ class Case:
     name: str
     build: Callable[[], nn.Module]
     input_shape: tuple[int, int, int, int]
-    wishes: tuple[tuple[str, ExpandConfig], ...] = (('', ExpandConfig()),)
+    expansions: tuple[tuple[str, ExpandConfig], ...] = (('', ExpandConfig()),)
     forward: Callable[[nn.Module, Tensor], Any] = run_model
     peers: tuple[str, ...] = ()
     counted_shape: tuple[int, int, int, int] | None = None
@@ -61,10 +61,10 @@ class Case:
 
         Args:
             variant: 'compact', 'layerwise', 'folded', 'auto', or a peer; a peer has no rate.
-            rate: the expansion rate; None: as the wishes say.
+            rate: the expansion rate; None: as the expansions say.
         """
         model = self.build()
-        for name, config in self.wishes:
+        for name, config in self.expansions:
             part = model.get_submodule(name)
             if variant in self.peers:
                 expand_(part, replace(config, **PEERS[variant]))

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ..surgery import named_units
-from ..surgery.modes import eval_mode
+from ..surgery.train_mode import eval_mode
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..errors import UserError
 from ..surgery import named_units
 
 
@@ -142,7 +143,7 @@ HAND_BACK = {'MALLOC_MMAP_THRESHOLD_': str(2**17)}
 threshold at the start, and unmaps it when it is freed."""
 
 
-class OutOfMemoryError(RuntimeError):
+class OutOfMemoryError(UserError, RuntimeError):
     """A process was killed before it was done, as a system short of memory does."""
 
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
+from ..errors import UserValueError
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -110,7 +112,7 @@ def draw(landscapes: Sequence[Mapping]) -> 'Figure':
     rows = [row for one in landscapes for row in one['plane']]
     values = [value for row in rows for value in row if value is not None and value > 0]
     if not values:
-        raise ValueError('the loss is nowhere finite and above 0: there is nothing to draw')
+        raise UserValueError('the loss is nowhere finite and above 0: there is nothing to draw')
     # It grows by orders of magnitude: equal ratios from one contour to the next.
     levels = [min(values) * (max(values) / min(values)) ** (i / LEVELS) for i in range(LEVELS + 1)]
     count, span = 1 + len(landscapes), max(one['steps'][-1] for one in landscapes)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..errors import UserValueError
 from .footprint import tensors_in
 
 OPTIMIZERS = {
@@ -56,10 +57,10 @@ class Settings:
     def __post_init__(self):
         for name, least in (('steps', MIN_STEPS), ('warmup', 1), ('budget', 0), ('threads', 1)):
             if getattr(self, name) < least:
-                raise ValueError(f'{name} must be at least {least}, got {getattr(self, name)}')
+                raise UserValueError(f'{name} must be at least {least}, got {getattr(self, name)}')
         if self.optimizer not in OPTIMIZERS:
             choices = ', '.join(OPTIMIZERS)
-            raise ValueError(f'optimizer must be one of {choices}, got {self.optimizer!r}')
+            raise UserValueError(f'optimizer must be one of {choices}, got {self.optimizer!r}')
 
 
 class StepTimes(NamedTuple):

@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable, Sequence
 
+from ..errors import UserValueError
+
 
 def check_choice(key: str, value: str, choices: Sequence[str]) -> None:
     """Refuse a value that is none of those there are.
@@ -16,7 +18,7 @@ def check_choice(key: str, value: str, choices: Sequence[str]) -> None:
         ValueError: naming the choices.
     """
     if value not in choices:
-        raise ValueError(f'{key} must be one of {", ".join(map(repr, choices))}, got {value!r}')
+        raise UserValueError(f'{key} must be one of {", ".join(map(repr, choices))}, got {value!r}')
 
 
 def near_matches(name: str, known: Iterable[str], otherwise: str = 'there are') -> str:

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..errors import UserTypeError, UserValueError
+
 Pair = tuple[int, int]
 
 
@@ -21,9 +23,9 @@ def check_rate(rate: float) -> None:
         ValueError: if it is not above 0.
     """
     if isinstance(rate, bool) or not isinstance(rate, Real):
-        raise TypeError(f'rate must be a number above 0, got {rate!r}')
+        raise UserTypeError(f'rate must be a number above 0, got {rate!r}')
     if not (rate > 0 and math.isfinite(rate)):
-        raise ValueError(f'rate must be a number above 0, got {rate!r}')
+        raise UserValueError(f'rate must be a number above 0, got {rate!r}')
 
 
 def widen(channels: int, rate: float) -> int:

@@ -7,6 +7,7 @@ import torch
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
+from ..errors import UserRuntimeError
 from .decoding import classes_of, predict
 from .network import Pixels, RawOutputs
 from .runtimes import Run
@@ -94,7 +95,7 @@ def check_error(names: str, error: float, tolerance: float, out: Path) -> None:
         RuntimeError: if the error is larger, or is not a number.
     """
     if not error <= tolerance:
-        raise RuntimeError(
+        raise UserRuntimeError(
             f'{names} differ by {error:.3g} of the largest output, allowed {tolerance:.3g}; {out} '
             'was not written'
         )

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from ..errors import UserValueError
 from ..mm.models import selects_by_score
 from ..surgery import is_expanded
 from .errors import ExportError
@@ -173,7 +174,7 @@ def check_exportable(model: nn.Module) -> None:
         ExportError: if it is a two-stage detector.
     """
     if is_expanded(model):
-        raise ValueError('the model is expanded; contract it first: mmexpand.contract(model)')
+        raise UserValueError('the model is expanded; contract it first: mmexpand.contract(model)')
     if selects_by_score(model):
         raise ExportError(
             f'{type(model).__name__} has two stages, and its proposals are chosen inside; '

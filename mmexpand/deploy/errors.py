@@ -1,5 +1,7 @@
 """What cannot be exported."""
 
+from ..errors import UserError
 
-class ExportError(ValueError):
+
+class ExportError(UserError, ValueError):
     """A model that cannot be taken out of PyTorch; the message says why and what can be done."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor, nn
 
+from ..errors import UserValueError
 from ..surgery.outliers import FAR, outlying_channel, outlying_weight
 from .errors import ExportError
 from .layers import chosen_layers, head_layers, layer_nodes, node_of, weight_of
@@ -46,13 +47,13 @@ class Int8:
 
     def __post_init__(self):
         if not self.images:
-            raise ValueError('int8 without images: it is calibrated on at least one')
+            raise UserValueError('int8 without images: it is calibrated on at least one')
         for name, value, known in (
             ('target', self.target, TARGETS),
             ('method', self.method, METHODS),
         ):
             if value not in known:
-                raise ValueError(f'int8 {name} {value!r} is unknown: choose {", ".join(known)}')
+                raise UserValueError(f'int8 {name} {value!r} is unknown: choose {", ".join(known)}')
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DATASETS, Registry
 from torch import Tensor, nn
 
+from ..errors import UserFileNotFoundError, UserValueError
 from ..mm.checkpoints import match_checkpoint
 from ..mm.compact_config import type_name
 from ..mm.models import build_compact_model
@@ -58,11 +59,11 @@ def preprocess(model: nn.Module, cfg: Config, image: str | os.PathLike) -> Tenso
         ValueError: if it is no image.
     """
     if not Path(image).is_file():
-        raise FileNotFoundError(f'{image}: no such image')
+        raise UserFileNotFoundError(f'{image}: no such image')
     try:
         data = Compose(_test_steps(cfg))(dict(img_path=str(image), img_id=0))
     except AssertionError as error:
-        raise ValueError(f'{image} cannot be decoded as an image') from error
+        raise UserValueError(f'{image} cannot be decoded as an image') from error
     return _network_input(model, data)
 
 

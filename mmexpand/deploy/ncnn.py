@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..errors import UserValueError
 from ..files import written_whole
 from ..stack import check_installed
-from ..surgery.modes import eval_mode
+from ..surgery.train_mode import eval_mode
 from .comparison import Reference, check_error
 from .decoding import check_exportable
 from .errors import ExportError
@@ -53,7 +54,7 @@ def export_ncnn(
     check_installed('ncnn', 'pnnx', 'ncnn')
     check_exportable(model)
     if pixels is not None and pixels.dtype != torch.float32:
-        raise ValueError('ncnn takes float32 pixels: leave --uint8 out')
+        raise UserValueError('ncnn takes float32 pixels: leave --uint8 out')
     out = Path(out)
     with ExitStack() as stack:
         stack.enter_context(eval_mode(model))

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from ..errors import UserRuntimeError
 from ..files import written_whole
 from ..stack import check_installed
-from ..surgery.modes import eval_mode
+from ..surgery.train_mode import eval_mode
 from .comparison import Reference, batches, check_error, compare_file
 from .decoding import Boxes, Classes, check_exportable, decoder_of
 from .errors import ExportError
@@ -138,7 +139,7 @@ def export_onnx(
             with _in_words(model, 'its decoding fails'):
                 agreement = compare_file(onnxruntime_run(temporary), model, inputs, pixels=pixels)
             if int8 is None and agreement < AGREEMENT:
-                raise RuntimeError(
+                raise UserRuntimeError(
                     f'only {agreement:.2%} of the predictions are those of PyTorch, wanted '
                     f'{AGREEMENT:.0%}; {out} was not written'
                 )

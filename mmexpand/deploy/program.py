@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..files import written_whole
-from ..surgery.modes import eval_mode
+from ..surgery.train_mode import eval_mode
 from .comparison import Reference, batches, check_error
 from .decoding import check_exportable
 from .errors import ExportError

@@ -11,6 +11,7 @@ from mmengine.config import Config
 from mmengine.structures import InstanceData, PixelData
 from torch import nn
 
+from ..errors import UserValueError
 from ..mm.compact_config import make_compact_config
 from ..mm.evaluation import evaluate
 from ..mm.launch import build_runner, temporary_work_dir
@@ -54,7 +55,7 @@ class FileModel(nn.Module):
         images = data['inputs'].cpu()
         size = tuple(images.shape[-2:])
         if self.size not in (None, size):
-            raise ValueError(
+            raise UserValueError(
                 f'the file takes images of {_shown(self.size)}, but the test split has one of '
                 f'{_shown(size)}: export with --dynamic-size'
             )

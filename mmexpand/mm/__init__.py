@@ -8,7 +8,7 @@ from mmengine.registry import DATASETS, HOOKS, MODELS
 
 from .. import models  # noqa: F401
 from ..stack import installed_version
-from ..surgery.holders import CACHES
+from ..surgery.references import CACHES
 from .builders import ExpandBackbone, ExpandModel
 from .corrupt_labels import CorruptLabels
 from .distill import DistillHook

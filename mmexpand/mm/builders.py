@@ -2,27 +2,30 @@
 
 from types import MethodType
 
-from mmengine.logging import print_log
 from mmengine.registry import MODELS
 from torch import nn
 
 from ..surgery import ExpandConfig, Plan, expand_, is_expanded, named_units, plan
+from ..surgery.config import takes_options
+from .logs import log
 
 
-def ExpandModel(model: dict, data_preprocessor: dict | None = None, **expand: object) -> nn.Module:
+@takes_options
+def ExpandModel(model: dict, data_preprocessor: dict | None = None, **options: object) -> nn.Module:
     """Build a model and expand it.
 
-    What it returns is of the model's own class, with no prefix in its state-dict keys.
+    What it returns is of the model's own class, with no prefix in its state-dict keys. Patterns
+    are relative to the model.
 
     Args:
         model: any model config.
         data_preprocessor: what mmengine's Runner adds from the top level of a config.
-        **expand: fields of ``ExpandConfig``; patterns are relative to the model.
+        **options: see ``ExpandConfig``.
 
     Raises:
         TypeError, ValueError: see ``ExpandConfig`` and ``plan``.
     """
-    cfg = ExpandConfig.of(expand)
+    cfg = ExpandConfig.of(options)
     if data_preprocessor is not None:
         model = {'data_preprocessor': data_preprocessor, **model}
     built = MODELS.build(model)
@@ -30,14 +33,18 @@ def ExpandModel(model: dict, data_preprocessor: dict | None = None, **expand: ob
     return built
 
 
-def ExpandBackbone(backbone: dict, **expand: object) -> nn.Module:
+@takes_options
+def ExpandBackbone(backbone: dict, **options: object) -> nn.Module:
     """Build a backbone and expand it; as ``ExpandModel``, with patterns relative to the backbone.
 
     Args:
         backbone: any backbone config.
-        **expand: fields of ``ExpandConfig``.
+        **options: see ``ExpandConfig``.
+
+    Raises:
+        TypeError, ValueError: see ``ExpandConfig`` and ``plan``.
     """
-    return ExpandModel(backbone, **expand)
+    return ExpandModel(backbone, **options)
 
 
 def expand_built(module: nn.Module, cfg: ExpandConfig) -> Plan:
@@ -55,17 +62,17 @@ def expand_built(module: nn.Module, cfg: ExpandConfig) -> Plan:
     if planned:
         more = planned.params_after - planned.params_before
         # Weights, gradients and momentum, in float32.
-        print_log(
+        log(
             f'Expanding {len(planned)} layers: {more:,} parameters more, {4 * more / 1e6:,.1f} MB, '
-            f'and about {12 * more / 1e6:,.1f} MB with gradients and momentum while training',
-            logger='current',
+            f'and about {12 * more / 1e6:,.1f} MB with gradients and momentum while training\n'
+            f'{planned}'
         )
-    done = expand_(module, cfg)
+    expand_(module, planned)
     if cfg.init == 'default':
         # Some networks write to a layer's weight in their own init_weights.
         for unit in named_units(module).values():
             unit.offer_weight()
-    return done
+    return planned
 
 
 def _init_no_more(module: nn.Module) -> None:

@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-from mmengine.hooks import EMAHook, Hook
+from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
-from mmengine.runner import BaseLoop, Runner
+from mmengine.runner import Runner
 from torch import nn
 
 from ..core.expression import kernel_refusal
@@ -19,9 +18,9 @@ from ..surgery.checkpoint import (
     get_state_dict,
     is_expanded_state_dict,
 )
-from .resume import resume_from_whole
+from .compat import has_train_loop, set_hooks
 
-AIDS = 'distill_losses'
+DISTILL_LOSSES = 'distill_losses'
 """Where a model holds what is trained with it and is no part of it: a teacher's losses."""
 
 
@@ -34,7 +33,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 def is_training(runner: Runner) -> bool:
     """Whether ``runner.train()`` is what runs: only it builds the train loop."""
-    return isinstance(runner._train_loop, BaseLoop)
+    return has_train_loop(runner)
 
 
 def put_in_front(runner: Runner, hook: Hook) -> None:
@@ -44,7 +43,7 @@ def put_in_front(runner: Runner, hook: Hook) -> None:
         runner: its list of hooks is replaced, since hooks may be being called from the present one.
         hook: it is in the list from the next call on.
     """
-    runner._hooks = [hook, *runner._hooks]
+    set_hooks(runner, [hook, *runner.hooks])
 
 
 def describe_units(model: nn.Module) -> dict[str, dict[str, Any]]:
@@ -53,64 +52,6 @@ def describe_units(model: nn.Module) -> dict[str, dict[str, Any]]:
         name: dict(method=unit.method, rate=unit.rate, factor_shapes=unit.factor_shapes)
         for name, unit in named_units(model).items()
     }
-
-
-class CheckpointGuardHook(Hook):
-    """Marks checkpoints as expanded or compact, and converts or refuses the wrong kind."""
-
-    priority = 'VERY_HIGH'
-
-    def before_run(self, runner: Runner) -> None:
-        """Resume from what is whole, where the Runner resumes by itself.
-
-        Raises:
-            CheckpointError: if there is nothing whole to resume.
-        """
-        resume_from_whole(runner)
-
-    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Say in ``meta`` what the checkpoint is, and give an expanded one the folded weights.
-
-        What loads it without knowing of factors (``init_detector``, an inferencer, another
-        project's ``init_cfg``) then loads the compact network, and not nothing. The last hook to
-        do so counts: EMAHook swaps the weights between. With ReLU between factors there is none.
-
-        Arrays of text (class names) become lists: ``weights_only=True`` would refuse them.
-        """
-        layers = describe_units(unwrap(runner.model))
-        kind = 'expanded' if layers else 'compact'
-        checkpoint['meta'][META_KEY] = dict(kind=kind, layers=layers)
-        if layers and not _nonlinear_layers(checkpoint):
-            checkpoint['state_dict'].update(contract_state_dict(checkpoint['state_dict']))
-        for holder in (
-            checkpoint['meta'],
-            checkpoint.get('message_hub', {}).get('runtime_info', {}),
-        ):
-            if 'dataset_meta' in holder:
-                holder['dataset_meta'] = _as_lists(holder['dataset_meta'])
-
-    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Bring model and checkpoint to the same kind before the weights are loaded.
-
-        Raises:
-            CheckpointError: if that is impossible; the message says what to do.
-        """
-        model = unwrap(runner.model)
-        resume = bool(runner._resume) and is_training(runner)
-        expanded = is_expanded(model)
-        match_checkpoint(model, checkpoint, training=is_training(runner), resume=resume)
-        if expanded and not is_expanded(model):
-            for hook in runner.hooks:
-                if isinstance(hook, EMAHook):
-                    contract_(hook.ema_model)
-
-
-def _as_lists(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _as_lists(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_as_lists(item) for item in value)
-    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
 
 
 def match_checkpoint(
@@ -135,8 +76,8 @@ def match_checkpoint(
     if state_dict and all(key.startswith('module.') for key in state_dict):
         state_dict = {key.removeprefix('module.'): value for key, value in state_dict.items()}
         _replace_state_dict(checkpoint, state_dict)
-    if not hasattr(model, AIDS):
-        _drop_aids(state_dict, resume)
+    if not hasattr(model, DISTILL_LOSSES):
+        _drop_distill_losses(state_dict, resume)
     _check_nonlinear(model, checkpoint, starts=training and not resume)
     expanded = is_expanded_state_dict(state_dict)
     if expanded and training and not resume and _other_units(model, state_dict):
@@ -178,14 +119,15 @@ def _cannot_resume(expanded: bool) -> str:
     )
 
 
-def _nonlinear_layers(checkpoint: Mapping) -> set[str]:
+def nonlinear_layers(checkpoint: Mapping) -> set[str]:
+    """The layers of a checkpoint that have ReLU between their factors."""
     layers = checkpoint.get('meta', {}).get(META_KEY, {}).get('layers', {})
     return {name for name, layer in layers.items() if layer['method'].endswith('_relu')}
 
 
 def _check_nonlinear(model: nn.Module, checkpoint: Mapping, starts: bool) -> None:
     """What was trained with ReLU between factors may start a linear chain, and is no other."""
-    theirs = _nonlinear_layers(checkpoint)
+    theirs = nonlinear_layers(checkpoint)
     ours = {name for name, unit in named_units(model).items() if not unit.has_kernel}
     if starts and theirs:
         wrong = theirs if _other_units(model, get_state_dict(checkpoint)) else set()
@@ -200,15 +142,15 @@ def _check_nonlinear(model: nn.Module, checkpoint: Mapping, starts: bool) -> Non
         )
 
 
-def _drop_aids(state_dict: dict, resume: bool) -> None:
-    aids = [key for key in state_dict if key.startswith(f'{AIDS}.')]
-    if aids and resume:
+def _drop_distill_losses(state_dict: dict, resume: bool) -> None:
+    losses = [key for key in state_dict if key.startswith(f'{DISTILL_LOSSES}.')]
+    if losses and resume:
         raise CheckpointError(
-            f"the checkpoint holds {aids[0]}, which was trained with a teacher's loss, and the "
+            f"the checkpoint holds {losses[0]}, which was trained with a teacher's loss, and the "
             'config has none: resume with the DistillHook that it was trained with, or start from '
             'its weights with load_from'
         )
-    for key in aids:
+    for key in losses:
         del state_dict[key]
 
 

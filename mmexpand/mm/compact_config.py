@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from mmengine.config import Config, ConfigDict
 
+from ..errors import UserTypeError
 from .optim import MULTIPLIERS, ExpandOptimWrapperConstructor
 
 HOOKS = ('ExpandHook', 'ContractHook', 'DistillHook', 'GradientConfusionHook')
@@ -115,7 +116,7 @@ def _written(node: Any, key: str) -> Any:
         return node
     name = getattr(node, '__qualname__', '<')
     if '<' in name:
-        raise TypeError(
+        raise UserTypeError(
             f'the config cannot be written: {key.lstrip(".")} is {node!r}, which no file can '
             'hold; register it and name it by a string'
         )

@@ -15,13 +15,14 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from torch import nn
 
+from ..errors import UserPermissionError, UserValueError
 from ..files import written_whole
 from ..surgery import Verification, VerificationError, contract_, verify
 from ..surgery.checkpoint import META_KEY, save_checkpoint, save_safetensors
 from ..surgery.copying import copy_model
 from ..surgery.outliers import outlying_layers
 from ..version import __version__
-from .checkpoints import AIDS, describe_units
+from .checkpoints import DISTILL_LOSSES, describe_units
 from .compact_config import make_compact_config
 from .evaluation import evaluate, first_batch, plain, preprocess
 from .logs import log
@@ -99,7 +100,7 @@ def contract_and_verify(expanded: nn.Module, batch: Any, training: bool = False)
     with together():
         _check_finite(expanded)
         compact = contract_(copy_model(expanded))
-        compact._modules.pop(AIDS, None)
+        compact._modules.pop(DISTILL_LOSSES, None)
     with together():
         verification, compared = verify_on_batch(expanded, compact, batch, training)
     return Contraction(compact, describe_units(expanded), verification, compared)
@@ -108,7 +109,7 @@ def contract_and_verify(expanded: nn.Module, batch: Any, training: bool = False)
 def _check_finite(model: nn.Module) -> None:
     bad = [name for name, value in model.named_parameters() if not value.isfinite().all()]
     if bad:
-        raise ValueError(
+        raise UserValueError(
             f'{len(bad)} weights are not finite, {bad[0]} first: training has diverged; lower '
             'the learning rate, or clip gradients'
         )
@@ -275,7 +276,7 @@ def check_writable(directory: str | os.PathLike, option: str = '--work-dir') -> 
         with tempfile.TemporaryFile(dir=directory):
             pass
     except OSError as error:
-        raise PermissionError(
+        raise UserPermissionError(
             f'cannot write to {directory} ({error.strerror}); name another folder with {option}'
         ) from error
 

@@ -8,6 +8,7 @@ import torch
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS
 
+from ..errors import UserTypeError, UserValueError
 from .datasets import DataError
 
 LABELS = ('gt_bboxes_labels', 'gt_seg_map', 'gt_label', 'labels')
@@ -39,23 +40,25 @@ class CorruptLabels:
 
     def __init__(self, dataset: dict, fraction: float, seed: int = 0):
         if not isinstance(dataset, Mapping):
-            raise TypeError(f'dataset must be a config, got a {type(dataset).__name__}')
+            raise UserTypeError(f'dataset must be a config, got a {type(dataset).__name__}')
         if not 0 <= fraction <= 1:
-            raise ValueError(f'fraction must be from 0 to 1, got {fraction}')
+            raise UserValueError(f'fraction must be from 0 to 1, got {fraction}')
         self.dataset = DATASETS.build(dataset)
         for position, inner in enumerate(_innermost(self.dataset)):
             name = type(inner).__name__
             if not isinstance(inner, BaseDataset):
-                raise TypeError(
+                raise UserTypeError(
                     f'{name} is no data set of mmengine, whose pipeline could be changed'
                 )
             if inner.test_mode or getattr(inner, 'split', None) in ('val', 'test'):
-                raise ValueError(
+                raise UserValueError(
                     f'{name} is there to test with, which random labels are no use for: put '
                     'CorruptLabels around training data alone'
                 )
             if not inner.metainfo.get('classes'):
-                raise ValueError(f'{name} has no classes: name them, metainfo=dict(classes=...)')
+                raise UserValueError(
+                    f'{name} has no classes: name them, metainfo=dict(classes=...)'
+                )
             classes = len(inner.metainfo['classes'])
             _insert(inner, RandomLabels(fraction, classes, (seed, position)))
 

@@ -12,11 +12,12 @@ from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
+from ..errors import UserError, UserFileNotFoundError
 from .compact_config import dicts, type_name
 from .logs import log
 
 
-class DataError(RuntimeError):
+class DataError(UserError, RuntimeError):
     """Data that cannot be trained on or tested with; the message names the file."""
 
 
@@ -53,7 +54,7 @@ def check_datasets(cfg: Config, splits: tuple[str, ...]) -> None:
 
 def _check_path(key: str, name: str, path: str) -> None:
     if not os.path.exists(path):
-        raise FileNotFoundError(
+        raise UserFileNotFoundError(
             f'{key}: {name} not found; looked for {os.path.abspath(path)}. Put the '
             f'data there, or say where it is: --cfg-options {key}.data_root=DIR'
         )

@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..core.names import near_matches
+from ..errors import UserRuntimeError, UserValueError
 from ..surgery.checkpoint import get_state_dict, load_checkpoint
 from ..surgery.copying import copy_model
-from .checkpoints import AIDS, is_training, match_checkpoint, unwrap
+from .checkpoints import DISTILL_LOSSES, is_training, match_checkpoint, unwrap
 from .compact_config import make_compact_config
+from .compat import run_forward
+from .config_file import is_packaged, open_config
 from .dry_run import random_state_kept
-from .launch import is_packaged, open_config
 from .logs import log
 from .models import converts_channels
 from .rebuild import check_rebuildable, rebuild_optimizer, rewrap
@@ -71,7 +73,7 @@ class DistillHook(Hook):
             return
         check_rebuildable(runner, 'DistillHook needs a Runner, alone or with DDP')
         if runner.cfg.get('compile'):
-            raise ValueError(
+            raise UserValueError(
                 'DistillHook: compile would not see the losses, which are added while training; '
                 'remove it from the config'
             )
@@ -85,7 +87,7 @@ class DistillHook(Hook):
             _check_module(self.teacher, theirs, f'{name}: teacher')
         trained = {name: loss for name, loss in self.losses.items() if list(loss.parameters())}
         if trained:
-            _add_aids(runner, trained)
+            _add_distill_losses(runner, trained)
         log(f'DistillHook: {", ".join(self.losses)} from {self.teacher_ckpt}')
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
@@ -105,7 +107,7 @@ class DistillHook(Hook):
         with random_state_kept(), runner.optim_wrapper.optim_context(student):
             data = student.data_preprocessor(copy.deepcopy(batch), True)
             with self._added_to(student):
-                student._run_forward(data, mode='loss')
+                run_forward(student, data, 'loss')
 
     def after_train_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
         """Take them out."""
@@ -141,7 +143,7 @@ class DistillHook(Hook):
                 pairs = _pairs(ours[student], theirs[teacher])
                 values = [_in_full(self.losses[name], *pair) for pair in pairs]
             except ValueError as error:
-                raise ValueError(
+                raise UserValueError(
                     f'DistillHook: {name} cannot compare {student} of the student with {teacher} '
                     f'of the teacher: {error}'
                 ) from error
@@ -151,17 +153,17 @@ class DistillHook(Hook):
 
 def _build_loss(name: str, cfg: dict) -> nn.Module:
     if 'loss' not in name:
-        raise ValueError(f"DistillHook: {name!r} would not be minimised; call it 'loss_{name}'")
+        raise UserValueError(f"DistillHook: {name!r} would not be minimised; call it 'loss_{name}'")
     missing = {'type', 'student', 'teacher'} - set(cfg)
     if missing:
-        raise ValueError(f'DistillHook: losses[{name!r}] lacks {", ".join(sorted(missing))}')
+        raise UserValueError(f'DistillHook: losses[{name!r}] lacks {", ".join(sorted(missing))}')
     return MODELS.build({k: v for k, v in cfg.items() if k not in ('student', 'teacher')})
 
 
 def _build_teacher(config: str, checkpoint: str) -> nn.Module:
     """A frozen model in eval mode, as stock OpenMMLab builds it."""
     if not is_packaged(config) and not Path(config).is_file():
-        raise ValueError(f'DistillHook: teacher_config={config!r} is no file')
+        raise UserValueError(f'DistillHook: teacher_config={config!r} is no file')
     weights = load_checkpoint(checkpoint)
     cfg = make_compact_config(open_config(config))
     if cfg.get('data_preprocessor') is not None:
@@ -177,7 +179,7 @@ def _check_same_images(student: nn.Module, teacher: nn.Module) -> None:
     ours, theirs = (_normalisation(m.data_preprocessor) for m in (student, teacher))
     for key, value in ours.items():
         if theirs[key] != value:
-            raise ValueError(
+            raise UserValueError(
                 f"DistillHook: the teacher's data_preprocessor has {key}="
                 f"{theirs[key]}, the student's {value}, and both see the student's images; take a "
                 'teacher that was trained on such images'
@@ -196,25 +198,25 @@ def _plain(value: Any) -> Any:
 def _check_module(model: nn.Module, name: str, key: str) -> None:
     names = [found for found, _ in model.named_modules() if found]
     if name not in names:
-        raise ValueError(
+        raise UserValueError(
             f'DistillHook: {key}={name!r} is no module of the model; {near_matches(name, names)}'
         )
 
 
-def _add_aids(runner: Runner, trained: dict[str, nn.Module]) -> None:
+def _add_distill_losses(runner: Runner, trained: dict[str, nn.Module]) -> None:
     """Register modules with the model, its distributed wrapper and its optimizer."""
     if not isinstance(runner.cfg.get('optim_wrapper'), dict):
-        raise RuntimeError(
+        raise UserRuntimeError(
             f'DistillHook: {", ".join(trained)} has parameters to be trained, and the Runner was '
             'given an optimizer that is built already; give it the config of one'
         )
     model = unwrap(runner.model)
     device = next(model.parameters()).device
-    if not hasattr(model, AIDS):
-        model.add_module(AIDS, nn.ModuleDict())
-    aids = getattr(model, AIDS)
-    aids.update(trained)
-    aids.to(device)
+    if not hasattr(model, DISTILL_LOSSES):
+        model.add_module(DISTILL_LOSSES, nn.ModuleDict())
+    losses = getattr(model, DISTILL_LOSSES)
+    losses.update(trained)
+    losses.to(device)
     if isinstance(runner.model, DistributedDataParallel):
         # Of an expanded model the hook that comes next builds it once more.
         rewrap(runner, compact_gradients=False)
@@ -242,19 +244,21 @@ def _outputs(model: nn.Module, names: list[str]) -> Iterator[dict[str, list]]:
 
 def _pairs(ours: list, theirs: list) -> list[tuple[Tensor, Tensor]]:
     if not ours or len(ours) != len(theirs):
-        raise ValueError(
+        raise UserValueError(
             f'in a training step they are called {len(ours)} and {len(theirs)} times; name modules '
             'that correspond'
         )
     for output, version in (*ours, *theirs):
         if not isinstance(output, Tensor):
-            raise ValueError(
+            raise UserValueError(
                 f'one returns a {type(output).__name__}; name a module inside that returns a tensor'
             )
         if output._version != version:
-            raise ValueError('what comes after one of them changes its output in place; name that')
+            raise UserValueError(
+                'what comes after one of them changes its output in place; name that'
+            )
     if not all(output.requires_grad for output, _ in ours):
-        raise ValueError("the student's has no gradient: it is frozen, or runs without one")
+        raise UserValueError("the student's has no gradient: it is frozen, or runs without one")
     return [(a, b) for (a, _), (b, _) in zip(ours, theirs, strict=True)]
 
 
@@ -267,12 +271,12 @@ def _in_full(loss: nn.Module, student: Tensor, teacher: Tensor) -> Tensor:
 
 def _joined(output: Any, found: dict[str, Tensor]) -> dict:
     if not isinstance(output, dict):
-        raise ValueError(
+        raise UserValueError(
             f'DistillHook: the model returns a {type(output).__name__} of losses, not a dict'
         )
     taken = [name for name in found if name in output]
     if taken:
-        raise ValueError(f'DistillHook: {taken[0]} is a loss of the model; choose another name')
+        raise UserValueError(f'DistillHook: {taken[0]} is a loss of the model; choose another name')
     # The sum of all is logged as 'loss', which a classifier's own of this name would hide.
     own = {'loss_student' if name == 'loss' else name: value for name, value in output.items()}
     return {**own, **found}

@@ -15,9 +15,11 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import nn
 
+from ..errors import UserError
 from ..surgery.copying import copy_model
 from .checkpoints import unwrap
 from .compact_config import make_compact_config
+from .compat import has_val_loop
 from .contraction import Contraction, compact_checkpoint, contract_and_verify, has_model
 from .evaluation import evaluate_one_batch, first_batch
 from .logs import log
@@ -25,7 +27,7 @@ from .models import build_compact_model
 from .ranks import describe, together
 
 
-class DryRunError(RuntimeError):
+class DryRunError(UserError, RuntimeError):
     """What would fail after training, found before it; the message names the way out."""
 
 
@@ -53,7 +55,7 @@ class DryRunHook(Hook):
         Raises:
             DryRunError: if it would fail.
         """
-        if runner._val_loop is None:
+        if not has_val_loop(runner):
             self.batch = data_batch
         if not self._tried:
             self._tried = True

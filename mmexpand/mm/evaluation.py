@@ -14,7 +14,9 @@ from mmengine.runner import Runner, ValLoop
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from ..surgery.modes import kept_modes
+from ..errors import UserTypeError, UserValueError
+from ..surgery.train_mode import kept_train_mode
+from .compat import has_val_loop, set_hooks
 from .logs import log
 from .ranks import describe, together
 
@@ -26,7 +28,7 @@ def evaluate(model: nn.Module, runner: Runner) -> dict[str, float]:
         model: it is left in the mode that it is in.
         runner: without a val loop there are no metrics.
     """
-    if runner._val_loop is None:
+    if not has_val_loop(runner):
         return {}
     loop = runner.val_loop
     recorder = _Recorder()
@@ -54,7 +56,7 @@ def evaluate_one_batch(model: nn.Module, runner: Runner, batch: Any) -> None:
         runner: without a val loop, or with one of another kind than mmengine's, nothing is done.
         batch: of the val loop's data loader.
     """
-    if runner._val_loop is None or not isinstance(runner.val_loop, ValLoop):
+    if not has_val_loop(runner) or not isinstance(runner.val_loop, ValLoop):
         return
     loop = runner.val_loop
     kept = loop.evaluator
@@ -92,7 +94,7 @@ def first_batch(runner: Runner, train_batch: Any = None) -> tuple[Any, bool]:
         runner: whose loops are built.
         train_batch: what the train loop has read; None: nothing.
     """
-    if runner._val_loop is not None:
+    if has_val_loop(runner):
         return read_batch(runner.val_loop.dataloader), False
     if train_batch is None:
         train_batch = read_batch(runner.train_loop.dataloader)
@@ -122,7 +124,7 @@ def read_batch(loader: DataLoader) -> Any:
         options.update(worker_options(loader), worker_init_fn=loader.worker_init_fn)
     for batch in DataLoader(loader.dataset, **options):
         return batch
-    raise ValueError(
+    raise UserValueError(
         f'the data loader of {type(loader.dataset).__name__} has no batch: '
         f'{len(loader.dataset)} samples, batch_size={loader.batch_size}, '
         f'drop_last={loader.drop_last}; add samples, or reduce the batch size'
@@ -175,7 +177,7 @@ def plain(value: Any, name: str = '') -> Any:
         return plain(value.tolist(), name)
     if value is None or isinstance(value, (str, bool, int, float)):
         return value
-    raise TypeError(
+    raise UserTypeError(
         f'{name} is a {type(value).__name__}, which no checkpoint can hold safely: make it a '
         'string, a number, or a list or dictionary of these'
     )
@@ -207,13 +209,15 @@ class _Recorder(Hook):
 @contextmanager
 def _stand_in(runner: Runner, model: nn.Module, *hooks: Hook) -> Iterator[None]:
     """The runner with another model and other hooks: its own save, log, or swap EMA weights."""
-    kept, own = runner.model, runner._hooks
-    runner.model, runner._hooks = model, list(hooks)
+    kept, own = runner.model, runner.hooks
+    runner.model = model
+    set_hooks(runner, list(hooks))
     try:
-        with kept_modes(model):
+        with kept_train_mode(model):
             yield
     finally:
-        runner.model, runner._hooks = kept, own
+        runner.model = kept
+        set_hooks(runner, own)
 
 
 @contextmanager

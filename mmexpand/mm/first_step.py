@@ -22,6 +22,7 @@ from torch.optim.optimizer import (
 )
 
 from ..core.expanded_layer import ExpandedLayer
+from ..errors import UserRuntimeError, UserValueError
 from ..surgery import named_units
 from .checkpoints import unwrap
 from .logs import log
@@ -180,7 +181,7 @@ def _check_moved(
     idle = [name for name, value in before.items() if torch.equal(factors[name], value)]
     if len(idle) == len(before):
         optimizer = getattr(runner.optim_wrapper, 'optimizer', runner.optim_wrapper)
-        raise RuntimeError(
+        raise UserRuntimeError(
             f'{len(idle)} factors of expanded layers, {idle[0]} first, are not trained: '
             f'{type(optimizer).__name__} steps other parameters than those in its groups; use '
             "another optimizer, or model=dict(type='ExpandModel', ...) instead of ExpandHook"
@@ -208,7 +209,7 @@ def guard_norms(model: nn.Module) -> None:
 def _check_values(name: str, method: str, norm: nn.Module, args: tuple) -> None:
     (x,) = args
     if norm.training and x.numel() == x.shape[1]:
-        raise ValueError(_one_value(name, method))
+        raise UserValueError(_one_value(name, method))
 
 
 def _one_value(name: str, method: str) -> str:
@@ -245,7 +246,7 @@ def count_calls(model: nn.Module, calls: Counter) -> Callable[[], None]:
         present[name] += bool(running)
         # Where a kernel is folded by the batch's statistics no norm is called.
         if output.dim() == 4 and output.numel() == output.shape[1] and _measures(unit):
-            raise ValueError(_one_value(name, unit.method))
+            raise UserValueError(_one_value(name, unit.method))
 
     handles = [model.register_forward_pre_hook(begin), model.register_forward_hook(end)]
     for name, unit in _units_with_norms(model):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from ..analysis.confusion import FACTORS, FOLDED, cosine_similarity, density, draw, gradients
+from ..errors import UserTypeError, UserValueError
 from ..files import save_figure, written_whole
 from ..stack import check_installed
 from ..surgery import contract, is_expanded
@@ -55,9 +56,9 @@ class GradientConfusionHook(Hook):
     def __init__(self, pairs: int = 100, interval: int | None = None, seed: int = 0):
         check_installed('GradientConfusionHook', 'scipy')
         if pairs < 2:
-            raise ValueError(f'pairs must be at least 2, got {pairs}')
+            raise UserValueError(f'pairs must be at least 2, got {pairs}')
         if interval is not None and interval < 1:
-            raise ValueError(
+            raise UserValueError(
                 f'interval must be at least 1, or None for every epoch, got {interval}'
             )
         self.pairs, self.interval, self.seed = pairs, interval, seed
@@ -69,7 +70,7 @@ class GradientConfusionHook(Hook):
             TypeError: if the training data has no length to draw batches from.
         """
         if isinstance(runner.train_dataloader.dataset, IterableDataset):
-            raise TypeError(
+            raise UserTypeError(
                 'GradientConfusionHook draws its own batches, which an IterableDataset gives none '
                 'of: leave the hook out'
             )

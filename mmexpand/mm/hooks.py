@@ -5,18 +5,19 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from mmengine.hooks import EMAHook
+from mmengine.hooks import EMAHook, Hook
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..core.expression import kernel_refusal
+from ..errors import UserError, UserValueError
 from ..report import check_report
-from ..surgery import ExpandConfig, Plan, is_expanded, named_units
-from ..surgery.checkpoint import get_state_dict, is_expanded_state_dict
+from ..surgery import ExpandConfig, is_expanded, named_units
+from ..surgery.config import takes_options
 from .builders import expand_built
-from .checkpoints import CheckpointGuardHook, is_training, put_in_front, unwrap
+from .checkpoints import is_training, put_in_front, unwrap
 from .compact_config import type_name
 from .contraction import (
     check_writable,
@@ -29,17 +30,18 @@ from .contraction import (
 )
 from .dry_run import DryRunHook
 from .first_step import watch_first_steps
+from .guard import guard_checkpoints
 from .logs import log
 from .lost_hooks import warn_of_lost_hooks
-from .models import expand_wishes
+from .models import configured_expansions
 from .ranks import describe, on_main, start_alike
 from .rebuild import check_rebuildable, rebuild_optimizer, rewrap
 from .resume import will_resume
-from .warm_start import CompactOptimizer
 from .weight_sets import weight_sets
 
 
-class ExpandHook(CheckpointGuardHook):
+@takes_options
+class ExpandHook(Hook):
     """Expands the model before training.
 
     Validation and tests run the compact network: expanded checkpoints are contracted while they
@@ -48,26 +50,28 @@ class ExpandHook(CheckpointGuardHook):
 
     The Runner has built the wrapper, the optimizer and the schedulers by then: those that hold
     parameters are built again from its config; of a Runner that was built from keyword arguments,
-    the optimizer is given the factors. It runs before EMAHook copies the model.
+    the optimizer is given the factors. It runs before EMAHook copies the model. Patterns are
+    relative to the whole model.
 
     Args:
         compact_gradients: whether DDP reduces the gradients of folded kernels, which are of the
             compact network's size, and not the factors'; where a unit's ``forward`` is
-            'layerwise' it can't.
+            'layerwise' it can't. Default: True.
         warm_start: whether a compact training that is resumed (``--resume`` its checkpoint) goes
             on expanded, the weights preserved, with its schedule and SGD's momentum; what other
-            optimizers keep of expanded layers begins anew.
-        **expand: fields of ``ExpandConfig``; patterns are relative to the whole model.
+            optimizers keep of expanded layers begins anew. Default: False.
+        **options: see ``ExpandConfig``.
 
     Raises:
         TypeError, ValueError: see ``ExpandConfig`` and, once the model is there, ``plan``.
     """
 
-    def __init__(self, compact_gradients: bool = True, warm_start: bool = False, **expand: object):
+    priority = 'VERY_HIGH'
+
+    def __init__(self, compact_gradients: bool = True, warm_start: bool = False, **options: object):
         self.compact_gradients = compact_gradients
         self.warm_start = warm_start
-        self.cfg = ExpandConfig.of(expand)
-        self._compact_optimizer: CompactOptimizer | None = None
+        self.cfg = ExpandConfig.of(options)
         # Of the parameters before the expansion, until the optimizer has been given the factors.
         self._names: dict[int, str] | None = None
 
@@ -81,18 +85,18 @@ class ExpandHook(CheckpointGuardHook):
         _check_options(runner)
         check_rebuildable(runner)
         _check_order(runner, self)
-        # After EMAHook, which swaps the weights, comes the last word on what is saved.
-        guards = (h for h in runner.hooks if isinstance(h, CheckpointGuardHook))
-        if all(isinstance(hook, ExpandHook) for hook in guards):
-            runner.register_hook(CheckpointGuardHook(), priority='LOWEST')
+        self._guard = guard_checkpoints(runner)
+        self._guard.warm_start |= self.warm_start
         if is_training(runner):
             warn_of_lost_hooks(runner.cfg)
         elif self.cfg.nonlinear is None:
             return
         model = unwrap(runner.model)
         names = {id(p): name for name, p in model.named_parameters()}
-        if self._expand(model):
+        plan = expand_built(model, self.cfg)
+        if plan:
             self._names = names
+            _warn_of_frozen(model, [layer.name for layer in plan])
         if self._names is None:
             return
         if isinstance(runner.model, DistributedDataParallel):
@@ -102,41 +106,10 @@ class ExpandHook(CheckpointGuardHook):
             self._names = None
             watch_first_steps(runner)
 
-    def _expand(self, model: nn.Module) -> Plan:
-        params = sum(p.numel() for p in model.parameters())
-        plan = expand_built(model, self.cfg)
-        if not plan:
-            return plan
-        sizes = f'{params:,} -> {plan.params_after:,} parameters'
-        log(f'ExpandHook: {len(plan)} layers expanded, {sizes}')
-        for layer in plan:
-            log(
-                f'  {", ".join(layer.names)}: {layer.method.upper()}, rate {layer.rate}, '
-                f'{layer.params_before:,} -> {layer.params_after:,} parameters'
-            )
-        _warn_of_frozen(model, [layer.name for layer in plan])
-        return plan
-
-    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """As any checkpoint is matched; a compact one that is resumed as ``warm_start`` says.
-
-        Raises:
-            CheckpointError: if it does not fit.
-        """
-        resume = runner._resume and is_training(runner)
-        compact = not is_expanded_state_dict(get_state_dict(checkpoint))
-        model = unwrap(runner.model)
-        if self.warm_start and resume and compact and is_expanded(model):
-            self._compact_optimizer = CompactOptimizer(model, checkpoint)
-        else:
-            super().after_load_checkpoint(runner, checkpoint)
-
     def before_train(self, runner: Runner) -> None:
         """Start all ranks alike; hand over what a compact training has left, where one goes on."""
         start_alike(unwrap(runner.model))
-        if self._compact_optimizer is not None:
-            self._compact_optimizer.carry_over(runner)
-            self._compact_optimizer = None
+        self._guard.carry_over(runner)
 
 
 def _warn_of_frozen(model: nn.Module, expanded: list[str]) -> None:
@@ -152,7 +125,7 @@ def _warn_of_frozen(model: nn.Module, expanded: list[str]) -> None:
 
 def _check_options(runner: Runner) -> None:
     if runner.cfg.get('efficient_conv_bn_eval'):
-        raise ValueError(
+        raise UserValueError(
             'efficient_conv_bn_eval traces convolutions, and an expanded one is none: remove it '
             "from the config, or set it on mmcv's ConvModule, which traces nothing"
         )
@@ -162,7 +135,7 @@ def _check_order(runner: Runner, hook: ExpandHook) -> None:
     """EMAHook copies what there is; 'preserve' has the network initialised, which is done once."""
     before = runner.hooks[: runner.hooks.index(hook)]
     if any(isinstance(other, EMAHook) for other in before):
-        raise ValueError(
+        raise UserValueError(
             'EMAHook comes before ExpandHook, and has copied the network that is not expanded: '
             f'leave out the priority of ExpandHook, which is {ExpandHook.priority}'
         )
@@ -172,7 +145,7 @@ def _check_order(runner: Runner, hook: ExpandHook) -> None:
         return
     expanded = [other.cfg for other in before if isinstance(other, ExpandHook)]
     if hook.cfg.init == 'default' and any(cfg.init == 'preserve' for cfg in expanded):
-        raise ValueError(
+        raise UserValueError(
             "an ExpandHook with init='default' comes after one with 'preserve', which has the "
             'network initialised, so that its own factors would not be: put it in front'
         )
@@ -186,9 +159,9 @@ def _check_initialisation(runner: Runner) -> None:
     given = given if isinstance(given, (list, tuple)) else [given]
     if not any(_reaches_factors(one) for one in given):
         return
-    for name, wish in expand_wishes(runner.cfg):
-        if name and wish.init == 'preserve':
-            raise ValueError(
+    for name, expansion in configured_expansions(runner.cfg):
+        if name and expansion.init == 'preserve':
+            raise UserValueError(
                 f'model.init_cfg would write over what {name} preserves: use ExpandHook with '
                 f"include={name!r} and init='preserve' instead of the builder"
             )
@@ -218,13 +191,13 @@ def _has_expand_hook(runner: Runner) -> bool:
 def _check_contractable(model: nn.Module) -> None:
     for name, unit in named_units(model).items():
         if not unit.has_kernel:
-            raise ValueError(
+            raise UserValueError(
                 f'{name} cannot be contracted: {kernel_refusal(unit.expression)}; train this stage '
                 'without ContractHook, and start the linear one from its checkpoint with load_from'
             )
 
 
-class ContractHook(CheckpointGuardHook):
+class ContractHook(Hook):
     """Writes the compact network after training, verified and evaluated.
 
     In the work dir: ``compact_last.pth``, ``compact_best.pth`` where ``save_best`` is on,
@@ -266,12 +239,9 @@ class ContractHook(CheckpointGuardHook):
                 between factors.
         """
         _check_contractable(unwrap(runner.model))
-        super().before_run(runner)
+        guard_checkpoints(runner)
         if _has_expand_hook(runner) or not is_expanded(unwrap(runner.model)):
             return
-        if type(runner.hooks[0]) is not CheckpointGuardHook:
-            # EMAHook loads a checkpoint too, and before this hook.
-            put_in_front(runner, CheckpointGuardHook())
         _check_options(runner)
         _check_initialisation(runner)
         if isinstance(runner.model, DistributedDataParallel):
@@ -354,7 +324,7 @@ def _report(runner: Runner, failures: dict[str, str]) -> None:
         log(f'ContractHook: the report is not written: {describe(error)}', logging.WARNING)
 
 
-class ContractionError(RuntimeError):
+class ContractionError(UserError, RuntimeError):
     """Some sets of weights could not be contracted; the message names each with its reason."""
 
 

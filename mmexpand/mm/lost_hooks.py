@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from mmengine.config import Config
 
 from .compact_config import HOOKS, hook_configs, type_name
+from .compat import base_files
 from .logs import log
 
 
@@ -53,8 +54,8 @@ def _lost(present: Counter, path: str) -> Iterator[tuple[str, list[str]]]:
     if not theirs.keys() & set(HOOKS):
         return
     present = _names(hook_configs(written))
-    for base in Config._get_base_files(path):
-        yield from _lost(present, Config._get_cfg_path(base, path)[0])
+    for base in base_files(path):
+        yield from _lost(present, base)
 
 
 def _names(hooks: Mapping | list) -> Counter:

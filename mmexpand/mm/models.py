@@ -9,10 +9,11 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from ..core import ExpandedConv2d
+from ..errors import UserValueError
 from ..surgery import ExpandConfig, expand_
 from .compact_config import BUILDERS, hook_configs, make_compact_config, type_name
 
-Wish = tuple[str, ExpandConfig]
+Expansion = tuple[str, ExpandConfig]
 """The name of a part of the model ('' for all of it), and how to expand it."""
 
 
@@ -26,14 +27,14 @@ def build_compact_model(cfg: Config) -> nn.Module:
     return MODELS.build(model)
 
 
-def expand_wishes(cfg: Config) -> list[Wish]:
+def configured_expansions(cfg: Config) -> list[Expansion]:
     """What the ExpandHooks and builders in a config ask for."""
-    wishes = [
+    expansions = [
         ('', _expand_config(hook, ()))
         for hook in hook_configs(cfg)
         if type_name(hook) == 'ExpandHook'
     ]
-    return wishes + list(_builder_wishes(cfg.model, ''))
+    return expansions + list(_builder_expansions(cfg.model, ''))
 
 
 def build_expanded_model(cfg: Config) -> nn.Module:
@@ -42,8 +43,8 @@ def build_expanded_model(cfg: Config) -> nn.Module:
     Raises:
         ValueError: if it asks for no expansion.
     """
-    if not expand_wishes(cfg):
-        raise ValueError(
+    if not configured_expansions(cfg):
+        raise UserValueError(
             'the config expands nothing: it has no ExpandHook, ExpandModel or ExpandBackbone'
         )
     model = build_compact_model(cfg)
@@ -53,8 +54,8 @@ def build_expanded_model(cfg: Config) -> nn.Module:
 
 def expand_as_configured(model: nn.Module, cfg: Config) -> None:
     """Expand a model as its config says; what a builder has expanded is left as it is."""
-    for name, wish in expand_wishes(cfg):
-        expand_(model.get_submodule(name), wish)
+    for name, expansion in configured_expansions(cfg):
+        expand_(model.get_submodule(name), expansion)
 
 
 def input_channels(model: nn.Module) -> int:
@@ -104,16 +105,16 @@ def refresh_average(averaged: BaseAveragedModel) -> None:
     )
 
 
-def _builder_wishes(node: Any, path: str) -> Iterator[Wish]:
+def _builder_expansions(node: Any, path: str) -> Iterator[Expansion]:
     if not isinstance(node, Mapping):
         return
     inner = BUILDERS.get(type_name(node))
     if inner:
         yield path, _expand_config(node, (inner, 'data_preprocessor'))
-        yield from _builder_wishes(node[inner], path)
+        yield from _builder_expansions(node[inner], path)
         return
     for key, value in node.items():
-        yield from _builder_wishes(value, f'{path}.{key}'.lstrip('.'))
+        yield from _builder_expansions(value, f'{path}.{key}'.lstrip('.'))
 
 
 def _expand_config(node: Mapping, others: tuple[str, ...]) -> ExpandConfig:

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from ..core.expanded_layer import ExpandedLayer
 from ..core.expression import ROLES, parameter_roles
 from ..core.names import check_choice
+from ..errors import UserValueError
 from ..surgery import compact_looks, named_units
 from .checkpoints import unwrap
 from .clipping import clip_by_layer
@@ -185,7 +186,7 @@ def stand_ins(model: nn.Module) -> dict[str, list[_Part]]:
 def _check_product_decay(model: nn.Module) -> None:
     for name, unit in named_units(model).items():
         if not unit.is_linear:
-            raise ValueError(
+            raise UserValueError(
                 f"factor_decay='product' needs a folded kernel, and {name} ({unit.method}) has "
                 "none while training; use 'each' or 'shared'"
             )

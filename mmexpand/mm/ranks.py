@@ -7,6 +7,7 @@ from typing import TypeVar
 from mmengine.dist import all_gather_object, broadcast, broadcast_object_list, is_main_process
 from torch import Tensor, nn
 
+from ..errors import UserRuntimeError
 from ..surgery import named_units
 
 Result = TypeVar('Result')
@@ -31,7 +32,7 @@ def together() -> Iterator[None]:
         raise own
     for rank, reason in enumerate(reasons):
         if reason:
-            raise RuntimeError(f'rank {rank}: {reason}')
+            raise UserRuntimeError(f'rank {rank}: {reason}')
 
 
 def on_main(action: Callable[[], Result]) -> Result:

@@ -8,6 +8,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import FlexibleRunner, Runner
 from torch.nn.parallel import DistributedDataParallel
 
+from ..errors import UserRuntimeError
 from ..surgery.distributed import can_reduce_compact, reduce_compact, release
 from .checkpoints import is_training, unwrap
 from .logs import log
@@ -26,16 +27,16 @@ def check_rebuildable(runner: Runner, instead: str = INSTEAD) -> None:
         instead: the way out.
 
     Raises:
-        RuntimeError: naming what cannot be.
+        UserRuntimeError: naming what cannot be.
     """
     if isinstance(runner, FlexibleRunner):
-        raise RuntimeError(
+        raise UserRuntimeError(
             f"FlexibleRunner's strategies build model and optimizer in one: {instead}"
         )
     model = runner.model
     separate = isinstance(model, MMSeparateDistributedDataParallel)
     if is_model_wrapper(model) and (separate or not isinstance(model, DistributedDataParallel)):
-        raise RuntimeError(f'{type(model).__name__} cannot be rebuilt: {instead}')
+        raise UserRuntimeError(f'{type(model).__name__} cannot be rebuilt: {instead}')
 
 
 def rewrap(runner: Runner, compact_gradients: bool) -> None:
@@ -77,7 +78,9 @@ def rebuild_optimizer(
         RuntimeError: for several optimizers.
     """
     if not isinstance(runner.optim_wrapper, OptimWrapper):
-        raise RuntimeError(f'{type(runner.optim_wrapper).__name__} cannot be rebuilt: {instead}')
+        raise UserRuntimeError(
+            f'{type(runner.optim_wrapper).__name__} cannot be rebuilt: {instead}'
+        )
     if not isinstance(runner.cfg.get('optim_wrapper'), dict):
         check_given(runner.optim_wrapper.optimizer)
         model = unwrap(runner.model)

@@ -9,6 +9,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 
 from ..surgery.checkpoint import CheckpointError
+from .compat import load_path, resumes, set_load_path
 from .logs import log
 from .ranks import on_main
 
@@ -25,18 +26,18 @@ def resume_from_whole(runner: Runner) -> None:
     Raises:
         CheckpointError: if there is no whole checkpoint to resume.
     """
-    if not runner._resume or runner._load_from is not None:
+    if not resumes(runner) or load_path(runner) is not None:
         return
     path = on_main(lambda: _latest_whole(runner))
     if path is not None:
-        runner._load_from = path
+        set_load_path(runner, path)
 
 
 def will_resume(runner: Runner) -> bool:
     """Whether a Runner that is to resume finds something to resume: else it starts anew."""
-    if not runner._resume:
+    if not resumes(runner):
         return False
-    return runner._load_from is not None or _pointer(runner).is_file()
+    return load_path(runner) is not None or _pointer(runner).is_file()
 
 
 def _pointer(runner: Runner) -> Path:

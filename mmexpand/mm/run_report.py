@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..analysis.complexity import unit_costs
 from ..core.eligibility import EXPANDED_ALREADY
+from ..errors import UserValueError
 from ..report.curves import read_log
 from ..report.gallery import (
     MEASURES,
@@ -40,7 +41,7 @@ from ..surgery.verify import TOLERANCES
 from ..version import __version__
 from .contraction import has_model
 from .datasets import check_datasets, guard_pipelines
-from .models import build_compact_model, expand_wishes, selects_by_score, tensor_outputs
+from .models import build_compact_model, configured_expansions, selects_by_score, tensor_outputs
 from .ranks import describe
 
 REPORT_NAME = 'report.html'
@@ -130,7 +131,7 @@ def _weight_set(path: Path, checkpoint: dict) -> WeightSet:
 
 def _build_dataset(cfg: Config) -> Any:
     if cfg.get('val_dataloader') is None:
-        raise ValueError('the config has no validation data')
+        raise UserValueError('the config has no validation data')
     check_datasets(cfg, ('val',))
     build_compact_model(cfg)  # It sets the default scope.
     dataset = DATASETS.build(cfg.val_dataloader.dataset)
@@ -139,15 +140,15 @@ def _build_dataset(cfg: Config) -> Any:
 
 
 def _cost(cfg: Config, dataset: Any) -> Cost:
-    wishes = expand_wishes(cfg)
-    if not wishes:
-        raise ValueError('the config expands nothing')
+    expansions = configured_expansions(cfg)
+    if not expansions:
+        raise UserValueError('the config expands nothing')
     compact = revert_sync_batchnorm(build_compact_model(cfg)).eval()
     expanded = revert_sync_batchnorm(build_compact_model(cfg))
     # Shapes alone count: nothing is to be preserved.
     plans = [
-        (name, expand_(expanded.get_submodule(name), replace(wish, init='default')))
-        for name, wish in wishes
+        (name, expand_(expanded.get_submodule(name), replace(expansion, init='default')))
+        for name, expansion in expansions
     ]
     total, by_layer, size = None, {}, None
     if dataset is not None:
@@ -201,13 +202,13 @@ def _rows(
 @torch.no_grad()
 def _gallery(cfg: Config, dataset: Any, work_dir: Path, chosen: WeightSet | None) -> Gallery:
     if chosen is None:
-        raise ValueError('there is no compact network')
+        raise UserValueError('there is no compact network')
     model = revert_sync_batchnorm(build_compact_model(cfg))
     model.load_state_dict(get_state_dict(load_checkpoint(work_dir / chosen.file)))
     model.to(get_device()).eval()
     classes = [str(name) for name in dataset.metainfo.get('classes') or ()]
     if not classes:
-        raise ValueError('the data set does not name its classes: set its metainfo')
+        raise UserValueError('the data set does not name its classes: set its metainfo')
     colors = class_colors(dataset.metainfo.get('palette'), len(classes))
     count = min(PICTURES, len(dataset))
     pictures, kind = [], ''
@@ -224,7 +225,7 @@ def _kind(sample: BaseDataElement) -> str:
         return 'masks'
     if 'pred_instances' in sample and 'bboxes' in sample.get('gt_instances', ()):
         return 'boxes'
-    raise ValueError(
+    raise UserValueError(
         'they are shown where they are boxes or semantic masks, and the validation pipeline loads '
         'the ground truth'
     )

@@ -12,7 +12,9 @@ from mmengine.logging import HistoryBuffer
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from mmengine.runner import checkpoint
 
+from ..errors import UserValueError
 from .compact_config import CPU_WRAPPER, type_name
+from .compat import raw
 
 SYNC_BN = ('SyncBN', 'MMSyncBN', 'SyncBatchNorm')
 METHODS = {
@@ -40,12 +42,14 @@ def prepare_cpu(cfg: Config) -> None:
     """
     if is_cuda_available():
         return
-    _replace_sync_bn(cfg._cfg_dict)
-    cfg._cfg_dict.pop('sync_bn', None)
+    _replace_sync_bn(raw(cfg))
+    raw(cfg).pop('sync_bn', None)
     if cfg.get('launcher', 'none') == 'none':
         return
     if cfg.launcher != 'pytorch':
-        raise ValueError(f'without a GPU only --launcher pytorch is supported, got {cfg.launcher}')
+        raise UserValueError(
+            f'without a GPU only --launcher pytorch is supported, got {cfg.launcher}'
+        )
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group('gloo')
     os.environ.setdefault('LOCAL_RANK', '0')

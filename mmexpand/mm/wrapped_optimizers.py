@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from mmengine.registry import OPTIMIZERS
 from torch.optim import Optimizer
 
+from ..errors import UserValueError
+
 
 def keeps_own_groups(optimizer: Optimizer) -> bool:
     """Return whether an optimizer steps by another one, with other parameter groups.
@@ -33,7 +35,7 @@ def built_again(optimizer: Optimizer, cfg: Mapping | None) -> Optimizer:
             raise TypeError('its config is not the optimizer of an optim_wrapper')
         return OPTIMIZERS.build({**copy.deepcopy(dict(cfg)), 'params': groups})
     except Exception as error:
-        raise ValueError(
+        raise UserValueError(
             f'{type(optimizer).__name__} keeps an optimizer of its own, which cannot be built on '
             f'the factors of expanded layers ({type(error).__name__}: {error}): use another '
             'optimizer'
@@ -47,7 +49,7 @@ def check_given(optimizer: Optimizer) -> None:
         ValueError: naming its class.
     """
     if keeps_own_groups(optimizer):
-        raise ValueError(
+        raise UserValueError(
             f'{type(optimizer).__name__} keeps an optimizer of its own, which holds the parameters '
             'of the compact network: give the Runner a config of it, '
             f'optim_wrapper=dict(optimizer=dict(type={type(optimizer).__name__!r}, ...))'

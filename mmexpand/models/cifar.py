@@ -14,6 +14,8 @@ from mmengine.registry import DATASETS, METRICS, MODELS
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..errors import UserValueError
+
 VAL_IMAGES = 500
 """Images of every class that are held out of CIFAR-10's training set: the last ones by name."""
 
@@ -80,7 +82,9 @@ class ZippedImages(BaseDataset):
 
     def __init__(self, ann_file: str, split: str, val_images: int = VAL_IMAGES, **kwargs):
         if split not in ('train', 'val', 'trainval', 'test'):
-            raise ValueError(f"split must be 'train', 'val', 'trainval' or 'test', got {split!r}")
+            raise UserValueError(
+                f"split must be 'train', 'val', 'trainval' or 'test', got {split!r}"
+            )
         self.split, self.val_images = split, val_images
         super().__init__(ann_file=ann_file, **kwargs)
 
@@ -106,12 +110,12 @@ class ZippedImages(BaseDataset):
             if len(parts) == 3 and parts[0] == folder:
                 by_class.setdefault(parts[1], []).append(name)
         if not by_class:
-            raise ValueError(f'{self.ann_file} holds no images {folder}/CLASS/NAME')
+            raise UserValueError(f'{self.ann_file} holds no images {folder}/CLASS/NAME')
         if self.split not in ('train', 'val'):
             return [name for names in by_class.values() for name in names]
         fewest = min(map(len, by_class.values()))
         if not 0 < self.val_images < fewest:
-            raise ValueError(
+            raise UserValueError(
                 f'val_images must be from 1 to {fewest - 1}, so that every class of '
                 f'{self.ann_file} is in train and val; got {self.val_images}'
             )

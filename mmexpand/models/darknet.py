@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..errors import UserValueError
+
 
 def load_darknet_weights(path: str | Path, model: nn.Module) -> dict[str, Tensor]:
     """Read a darknet weight file into the state dict of a model.
@@ -34,7 +36,7 @@ def load_darknet_weights(path: str | Path, model: nn.Module) -> dict[str, Tensor
     convs = {name: m for name, m in model.named_modules() if isinstance(m, nn.Conv2d)}
     keys = {f'{name}.{kind}' for name in convs for kind in ('weight', 'bias')}
     if other := keys.symmetric_difference(model.state_dict()):
-        raise ValueError(
+        raise UserValueError(
             f'Cannot read darknet weights into a {type(model).__name__}: it must consist of '
             f'convolutions with bias alone, but {sorted(other)} are missing or too many.'
         )
@@ -54,17 +56,17 @@ def _read_floats(path: str | Path, num_floats: int, layers: str) -> np.ndarray:
     """Everything after the header, once header and size are seen to be right."""
     data = Path(path).read_bytes()
     if len(data) < 12:
-        raise ValueError(f'{path}: {len(data)} bytes, too short for a darknet weight file.')
+        raise UserValueError(f'{path}: {len(data)} bytes, too short for a darknet weight file.')
     major, minor, revision = struct.unpack_from('<3i', data)
     if major != 0 or not 0 <= minor < 10 or not 0 <= revision < 10:
-        raise ValueError(
+        raise UserValueError(
             f'{path}: not a darknet weight file: the header gives format version '
             f"{major}.{minor}.{revision}, darknet writes 0.1.0 or 0.2.0, AlexeyAB's 0.2.5."
         )
     header = 16 if minor < 2 else 20
     expected = header + 4 * num_floats
     if len(data) != expected:
-        raise ValueError(
+        raise UserValueError(
             f'{path}: expected {expected} bytes ({header} of header and {num_floats} float32 '
             f'for {layers}), found {len(data)}: the file is '
             + ('truncated or ' if len(data) < expected else '')
@@ -72,5 +74,5 @@ def _read_floats(path: str | Path, num_floats: int, layers: str) -> np.ndarray:
         )
     floats = np.frombuffer(data, '<f4', offset=header).astype(np.float32)
     if not np.isfinite(floats).all():
-        raise ValueError(f'{path}: holds values that are not finite; the file is corrupt.')
+        raise UserValueError(f'{path}: holds values that are not finite; the file is corrupt.')
     return floats

@@ -11,6 +11,8 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..errors import UserValueError
+
 EPS = 1e-7
 """Added to norms and probabilities, as in PKT's code."""
 
@@ -51,7 +53,7 @@ class KDLoss(nn.Module):
             ValueError: if the networks have other classes.
         """
         if student.shape[1] != teacher.shape[1]:
-            raise ValueError(
+            raise UserValueError(
                 f'the student gives {student.shape[1]} scores and the teacher {teacher.shape[1]}; '
                 'take a teacher of the same classes'
             )
@@ -64,7 +66,9 @@ class KDLoss(nn.Module):
     def _scores(self, logits: Tensor) -> Tensor:
         """By image and anchor: ``(N, num_anchors, num_classes, ...)``."""
         if logits.shape[1] % self.num_anchors:
-            raise ValueError(f'{logits.shape[1]} channels are not of {self.num_anchors} anchors')
+            raise UserValueError(
+                f'{logits.shape[1]} channels are not of {self.num_anchors} anchors'
+            )
         by_anchor = logits.unflatten(1, (self.num_anchors, -1))
         return by_anchor if self.num_classes is None else by_anchor[:, :, -self.num_classes :]
 
@@ -93,7 +97,7 @@ class HintLoss(nn.Module):
     ):
         super().__init__()
         if (in_channels is None) != (out_channels is None):
-            raise ValueError('a regressor needs in_channels and out_channels, both or none')
+            raise UserValueError('a regressor needs in_channels and out_channels, both or none')
         self.loss_weight = loss_weight
         self.regressor = None if in_channels is None else Regressor(in_channels, out_channels)
 
@@ -106,7 +110,7 @@ class HintLoss(nn.Module):
         found = student.shape[1], teacher.shape[1]
         made_for = found[:1] * 2 if self.regressor is None else self.regressor.channels
         if found != made_for:
-            raise ValueError(
+            raise UserValueError(
                 f'the student has {found[0]} channels and the teacher {found[1]}; set '
                 f'in_channels={found[0]}, out_channels={found[1]}'
             )
@@ -166,7 +170,7 @@ class PKTLoss(nn.Module):
             ValueError: of a single image, which has no neighbours.
         """
         if len(student) < 2:
-            raise ValueError('PKT compares the images of a batch, and this one has one image')
+            raise UserValueError('PKT compares the images of a batch, and this one has one image')
         p, q = _neighbours(teacher), _neighbours(student)
         divergence = (p * ((p + EPS) / (q + EPS)).log()).sum(1)
         return self.loss_weight * divergence.mean()
@@ -182,7 +186,7 @@ def _neighbours(features: Tensor) -> Tensor:
 def _resized(teacher: Tensor, student: Tensor) -> Tensor:
     """A teacher's map at the size of the student's."""
     if teacher.dim() != student.dim():
-        raise ValueError(
+        raise UserValueError(
             f'the student gives {tuple(student.shape)} and the teacher {tuple(teacher.shape)}: '
             'name modules that both give vectors, or both maps'
         )

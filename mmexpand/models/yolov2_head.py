@@ -12,6 +12,8 @@ from mmengine.logging import MessageHub
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
+from ..errors import UserValueError
+
 # Share of the image below which darknet's data loader drops a box's width or height.
 MIN_BOX_SHARE = 0.001
 # Weight of the warm-up that pulls boxes without an object to their anchors.
@@ -122,7 +124,7 @@ class YOLOV2Head(BaseDenseHead):
 
         self.prior_generator = TASK_UTILS.build(anchor_generator)
         if self.prior_generator.num_levels != 1:
-            raise ValueError(
+            raise UserValueError(
                 'YOLOV2Head predicts on one level, but anchor_generator has '
                 f'{self.prior_generator.num_levels}: give base_sizes and strides one entry each.'
             )

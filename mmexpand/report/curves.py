@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..errors import UserFileNotFoundError, UserValueError
+
 Curve = tuple[list[int], list[float]]
 """Steps, in iterations, and values."""
 
@@ -57,7 +59,7 @@ def read_log(run: str | os.PathLike) -> Log:
     path = Path(run)
     logs = sorted(path.glob('*/vis_data/scalars.json')) if path.is_dir() else [path]
     if not logs:
-        raise FileNotFoundError(f'{run} holds no */vis_data/scalars.json: was it trained?')
+        raise UserFileNotFoundError(f'{run} holds no */vis_data/scalars.json: was it trained?')
     lines: list[dict] = []
     for log in logs:
         new = list(_read_lines(log))
@@ -84,7 +86,7 @@ def _read_lines(path: Path) -> Iterator[dict]:
             # where the loop is one of iterations.
             reached = max(reached, scalars['step'])
         except (ValueError, KeyError, TypeError):
-            raise ValueError(
+            raise UserValueError(
                 f'{path}, line {number}, is no line of scalars with a step; give a work dir, or '
                 'a scalars.json of its vis_data'
             ) from None

@@ -15,8 +15,9 @@ from mmengine.runner import Runner
 from mmengine.utils import import_modules_from_strings
 
 from ..files import written_whole
+from ..mm.config_file import open_config
 from ..mm.datasets import check_datasets
-from ..mm.launch import build_runner, open_config
+from ..mm.launch import build_runner
 from ..mm.lost_hooks import warn_of_lost_hooks
 from ..mm.resume import is_whole
 from ..version import __version__

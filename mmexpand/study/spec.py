@@ -9,7 +9,8 @@ from typing import Any
 from mmengine.config import Config
 
 from ..core.names import near_matches
-from ..mm.launch import is_packaged
+from ..errors import UserError
+from ..mm.config_file import is_packaged
 
 KEYS = {
     'arms': dict,
@@ -28,7 +29,7 @@ OPTIONS = dict(jobs=1, threads=1, channels_last=False)
 ARM_KEYS = {'config', 'cfg_options', 'lr', 'seeds'}
 
 
-class StudyError(ValueError):
+class StudyError(UserError, ValueError):
     """A study that cannot be run; the message names the key or arm, and the way out."""
 
 

@@ -2,8 +2,7 @@
 
 from .config import ExpandConfig
 from .copying import copy_model
-from .plan import LayerPlan, Plan, SkippedLayer, plan
-from .swap import (
+from .expand import (
     compact_looks,
     contract,
     contract_,
@@ -12,6 +11,7 @@ from .swap import (
     named_units,
     names_of_units,
 )
+from .plan import LayerPlan, Plan, SkippedLayer, plan
 from .verify import Verification, VerificationError, verify
 
 __all__ = [

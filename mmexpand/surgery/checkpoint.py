@@ -18,6 +18,7 @@ from ..core.blocks.upgrade import upgrade
 from ..core.expanded_layer import FACTORS, SITE_KEY
 from ..core.expression import as_kernel
 from ..core.site import Site
+from ..errors import UserError, UserTypeError
 from ..files import written_whole
 from ..stack import check_installed
 
@@ -30,7 +31,7 @@ _FACTOR = re.compile(rf'(?:(?P<layer>.+)\.)?(?P<block>{FACTORS})\.\d+\.(?:weight
 _SITE = re.compile(rf'(?:(?P<layer>.+)\.)?(?P<block>{"|".join(BLOCKS)})\.{SITE_KEY}')
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError, RuntimeError):
     """A checkpoint that cannot be used; the message names the file and the way out."""
 
 
@@ -136,7 +137,7 @@ def save_safetensors(
 
     others = [key for key, value in state_dict.items() if not isinstance(value, Tensor)]
     if others:
-        raise TypeError(f'{others[0]} is no tensor, and safetensors holds nothing else')
+        raise UserTypeError(f'{others[0]} is no tensor, and safetensors holds nothing else')
     tensors = {
         key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
         for key, value in state_dict.items()

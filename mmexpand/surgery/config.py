@@ -1,15 +1,17 @@
 """What a user asks for."""
 
+import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypeVar
 
 from ..core.blocks import check_method
 from ..core.expanded_layer import FORWARDS
 from ..core.factorise import INITS
 from ..core.names import check_choice, near_matches
 from ..core.site import check_rate
+from ..errors import UserTypeError, UserValueError
 
 
 @dataclass(frozen=True)
@@ -21,23 +23,25 @@ class ExpandConfig:
             'ck+fc', or 'auto' ('ck' where an odd square kernel > 3 allows it, else 'cl'); other
             linear blocks: 'orepa', 'do', 'ac', 'rep'; blocks with norms in their branches:
             'acnet', 'repvgg', 'dbb', 'qarepvgg', 'repvgg_cl', 'repvgg_ck', 'mobileone', and as
-            their control 'bn', one norm behind the layer.
+            their control 'bn', one norm behind the layer. Default: 'cl'.
         rate: the expansion rate r > 0 of 'cl', 'ck' and 'fc'; channel counts are rounded, at
-            least 1. Of 'mobileone' the number of kxk branches.
+            least 1. Of 'mobileone' the number of kxk branches. Default: 4.
         include: which layers: module-name prefixes, globs, or regular expressions ('re:...'); or
             by what they are: 'kernel:3x3' (any size), 'kind:depthwise', 'kind:linear', and
             'kind:residual', inside a block that adds its input (Sec. 4.1 expands the 3x3 of
             MobileNetV2 that are not). None: every layer that the method can expand.
-        exclude: which of those not; patterns as in ``include``.
+            Default: None.
+        exclude: which of those not; patterns as in ``include``. Default: None.
         init: 'default' (the factors' own initialisation, as in the paper) or 'preserve'
-            (factors whose product is the present weight).
+            (factors whose product is the present weight). Default: 'default'.
         forward: 'layerwise' (the paper's chain), 'folded' (one convolution with the product),
             or 'auto' (the cheaper, per layer, input size and device). Blocks with norms in their
             branches are run branch by branch, or folded by statistics of a part of the pixels.
-        shortcut: whether 'cl' or 'ck' has a per-channel identity beside it.
+            Default: 'auto'.
+        shortcut: whether 'cl' or 'ck' has a per-channel identity beside it. Default: False.
         nonlinear: 'relu' between the factors of 'cl', 'ck' and 'fc': a network to start the
             linear one from, by its checkpoint (Sec. 5.3). It is run layer by layer, and can't be
-            contracted.
+            contracted. Default: None.
 
     Raises:
         TypeError, ValueError: for a value that means nothing; the message names the key.
@@ -53,8 +57,29 @@ class ExpandConfig:
     nonlinear: str | None = None
 
     @classmethod
+    def given(cls, cfg: 'ExpandConfig | None', options: Mapping[str, Any]) -> 'ExpandConfig':
+        """Return the config that is given in one object or by options.
+
+        Raises:
+            TypeError, ValueError: as above; for both, and for an object of another type.
+        """
+        if cfg is None:
+            return cls.of(options)
+        if not isinstance(cfg, cls):
+            raise UserTypeError(
+                f'cfg must be an ExpandConfig, got {cfg!r}; give options by name, as in '
+                "method='repvgg'"
+            )
+        if options:
+            raise UserTypeError(
+                f'{next(iter(options))} is given beside cfg={cfg}; set it in there, or give all '
+                'options by name'
+            )
+        return cfg
+
+    @classmethod
     def of(cls, options: Mapping[str, Any]) -> 'ExpandConfig':
-        """Those of a hook or a builder.
+        """Return the config with these options.
 
         Raises:
             TypeError, ValueError: as above; for an unknown option, with near matches.
@@ -62,8 +87,8 @@ class ExpandConfig:
         known = [field.name for field in fields(cls)]
         for name in options:
             if name not in known:
-                raise TypeError(
-                    f'there is no option {name!r} of ExpandHook and the builders; '
+                raise UserTypeError(
+                    f'there is no option {name!r} of ExpandHook, the builders and expand_; '
                     + near_matches(name, known)
                 )
         return cls(**options)
@@ -77,12 +102,35 @@ class ExpandConfig:
             ('default', 'auto'),
             ('default', 'layerwise'),
         ):
-            raise ValueError(
+            raise UserValueError(
                 f'nonlinear={self.nonlinear!r} has no kernel to preserve or to fold: leave out '
                 f'init={self.init!r} and forward={self.forward!r}'
             )
         for key in ('include', 'exclude'):
             object.__setattr__(self, key, _as_patterns(key, getattr(self, key)))
+
+
+Taker = TypeVar('Taker', bound=Callable)
+
+
+def takes_options(taker: Taker) -> Taker:
+    """Show the options of ``ExpandConfig`` in the signature and docstring of what takes them.
+
+    Args:
+        taker: a function or class with ``**options``, which its docstring has a line for.
+    """
+    function = taker.__init__ if isinstance(taker, type) else taker
+    signature = inspect.signature(function)
+    own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    options = [
+        option.replace(kind=option.KEYWORD_ONLY)
+        for option in inspect.signature(ExpandConfig).parameters.values()
+    ]
+    function.__signature__ = signature.replace(parameters=[*own, *options])
+    if taker.__doc__:  # There is none under python -OO.
+        described = re.search(r'(?<=Args:\n).*?(?=\n\n)', ExpandConfig.__doc__, re.DOTALL)[0]
+        taker.__doc__ = re.sub(r' {8}\*\*options: .*', lambda _: described, taker.__doc__)
+    return taker
 
 
 def _as_patterns(key: str, value: str | Sequence[str] | None) -> tuple[str, ...] | None:
@@ -91,11 +139,13 @@ def _as_patterns(key: str, value: str | Sequence[str] | None) -> tuple[str, ...]
     patterns = (value,) if isinstance(value, str) else value
     valid = isinstance(patterns, Sequence) and patterns
     if not valid or not all(isinstance(pattern, str) and pattern for pattern in patterns):
-        raise TypeError(f'{key} must be a pattern or a list of patterns, got {value!r}')
+        raise UserTypeError(f'{key} must be a pattern or a list of patterns, got {value!r}')
     for pattern in patterns:
         if pattern.startswith('re:'):
             try:
                 re.compile(pattern[3:])
             except re.error as error:
-                raise ValueError(f'{key}={pattern!r} is no regular expression: {error}') from None
+                raise UserValueError(
+                    f'{key}={pattern!r} is no regular expression: {error}'
+                ) from None
     return tuple(patterns)

@@ -9,7 +9,7 @@ from torch.autograd import Variable
 from torch.nn.parallel import DistributedDataParallel
 
 from ..core.leaf import FoldedLeaf
-from .swap import Unit, named_units
+from .expand import Unit, named_units
 
 IGNORED = '_ddp_params_and_buffers_to_ignore'
 """Where torch's DDP looks in a model for what it leaves alone."""

@@ -14,8 +14,10 @@ from ..core.expression import Shape, as_kernel, kernel_refusal, leaves
 from ..core.names import near_matches
 from ..core.site import Site
 from ..core.units import ExpandedConv2d, ExpandedLinear
-from .config import ExpandConfig
-from .holders import held_parameters
+from ..errors import UserValueError
+from .config import ExpandConfig, takes_options
+from .plan_table import describe_plan
+from .references import referenced_parameters
 
 ADDS_ITS_INPUT = ('with_res_shortcut', 'use_res_connect', 'add_identity')
 """What blocks of mmdet, mmseg, mmpretrain and torchvision say where they add their input."""
@@ -55,7 +57,10 @@ class SkippedLayer:
 
 @dataclass(frozen=True)
 class Plan:
-    """What ``expand_`` does to a model; iterates over the layers to be expanded."""
+    """What ``expand_`` does to a model; iterates over the layers to be expanded.
+
+    ``print(plan)`` shows it as a table.
+    """
 
     config: ExpandConfig
     layers: list[LayerPlan] = field(default_factory=list)
@@ -66,6 +71,10 @@ class Plan:
     def __iter__(self):
         return iter(self.layers)
 
+    def __str__(self) -> str:
+        total = f'parameters of the model: {self.params_before:,} -> {self.params_after:,}'
+        return f'{describe_plan([("", self)])}\n{total}'
+
     def __len__(self) -> int:
         return len(self.layers)
 
@@ -75,21 +84,24 @@ class Plan:
         return self.params_before + sum(x.params_after - x.params_before for x in self.layers)
 
 
-def plan(model: nn.Module, cfg: ExpandConfig | None = None) -> Plan:
+@takes_options
+def plan(model: nn.Module, cfg: ExpandConfig | None = None, **options: object) -> Plan:
     """Decide which layers to expand. Changes nothing.
 
     Args:
         model: any model.
-        cfg: what is asked for; None: the defaults.
+        cfg: the options in one object, instead of by name.
+        **options: see ``ExpandConfig``.
 
     Returns:
         The plan: layers with their factor shapes, and skipped layers with a reason each.
 
     Raises:
+        TypeError, ValueError: for options, see ``ExpandConfig``.
         ValueError: if a pattern matches no layer, if every layer is skipped (unless because it
             is expanded already), or if 'preserve' is asked for at a rate that makes it impossible.
     """
-    cfg = cfg or ExpandConfig()
+    cfg = ExpandConfig.given(cfg, options)
     names = _layer_names(model)
     owners = Counter(
         id(parameter)
@@ -97,7 +109,7 @@ def plan(model: nn.Module, cfg: ExpandConfig | None = None) -> Plan:
         for parameter in module._parameters.values()
         if parameter is not None
     )
-    held = held_parameters(model)
+    held = referenced_parameters(model)
     kinds = _kinds(model, names)
     chosen, excluded = _choose(kinds, cfg)
     result = Plan(cfg, params_before=_count(model))
@@ -109,7 +121,7 @@ def plan(model: nn.Module, cfg: ExpandConfig | None = None) -> Plan:
             result.layers.append(_plan_layer(layer, aliases, cfg))
     expanded_already = any(layer.reason == EXPANDED_ALREADY for layer in result.skipped)
     if not result.layers and not expanded_already:
-        raise ValueError(f'nothing to expand in {type(model).__name__}: {_why(result.skipped)}')
+        raise UserValueError(f'nothing to expand in {type(model).__name__}: {_why(result.skipped)}')
     return result
 
 
@@ -171,7 +183,7 @@ def _choose(kinds: dict[str, set[str]], cfg: ExpandConfig) -> tuple[set[str], se
         for pattern in patterns:
             here = {n for n, of_n in kinds.items() if pattern in of_n or matches(n, pattern)}
             if not here:
-                raise ValueError(_no_match(key, pattern, kinds))
+                raise UserValueError(_no_match(key, pattern, kinds))
             found |= here
         return found
 
@@ -225,7 +237,7 @@ def _plan_layer(layer: nn.Module, aliases: list[str], cfg: ExpandConfig) -> Laye
     expression = BLOCKS[block].build(Site.of(layer, cfg.rate, device='meta'))
     impossible = cfg.init == 'preserve' and kernel_refusal(expression)
     if impossible:
-        raise ValueError(
+        raise UserValueError(
             f"init='preserve' is impossible for {aliases[0]} with method={cfg.method!r} and "
             f"rate={cfg.rate}: {impossible}; or exclude the layer, or use init='default'"
         )

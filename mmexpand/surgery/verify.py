@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ..core.units import ExpandedLinear
-from .modes import eval_mode
-from .selections import Selections
-from .swap import Unit, named_units
+from ..errors import UserError, UserValueError
+from .expand import Unit, named_units
+from .topk_replay import TopkReplay
+from .train_mode import eval_mode
 
 Forward = Callable[[nn.Module], Any]
 """Runs a model on the input; returns tensors in any nesting of lists, tuples and dicts."""
@@ -23,7 +24,7 @@ ON_CAPTURED = 'on captured input'
 ON_RANDOM = 'on random input'
 
 
-class VerificationError(RuntimeError):
+class VerificationError(UserError, RuntimeError):
     """Two models that should compute the same do not; the message names the layers."""
 
 
@@ -91,7 +92,7 @@ def verify(
     """
     units = named_units(expanded)
     if not units:
-        raise ValueError('the model has no expanded layer: there is nothing to verify')
+        raise UserValueError('the model has no expanded layer: there is nothing to verify')
     like = next(iter(units.values())).like
     if tolerance is None:
         tolerance = TOLERANCES[like.dtype]
@@ -104,10 +105,10 @@ def verify(
             full_precision(),
         ):
             stack.enter_context(context)
-        selections = Selections()
-        with layers.compared(IN_MODEL), selections, _same_draws(like):
+        replay = TopkReplay()
+        with layers.compared(IN_MODEL), replay, _same_draws(like):
             reference = forward(expanded)
-        with selections.repeated(), _same_draws(like):
+        with replay.repeated(), _same_draws(like):
             output = forward(compact)
         for step in steps:
             if layers.missing:
@@ -123,10 +124,10 @@ def verify(
         )
     errors = _errors(reference, output)
     if not errors:
-        raise ValueError('the forward pass returned no tensor: there is nothing to compare')
+        raise UserValueError('the forward pass returned no tensor: there is nothing to compare')
     # What is masked out by an infinity is no score.
     scores = [
-        _error(ours[ours.isfinite()], theirs[ours.isfinite()]) for ours, theirs in selections.scores
+        _error(ours[ours.isfinite()], theirs[ours.isfinite()]) for ours, theirs in replay.scores
     ]
     result = Verification(layers.errors, max(errors + scores), layers.how)
     if not result.max_error <= tolerance:

@@ -51,8 +51,8 @@ def small_expanded(forward):
 
 
 def small_case(**changes):
-    wishes = (('', mmexpand.ExpandConfig(include='0')),)
-    case = Case('small', small_model, IMAGES, wishes, peers=('RepVGG',), counted_shape=IMAGES)
+    expansions = (('', mmexpand.ExpandConfig(include='0')),)
+    case = Case('small', small_model, IMAGES, expansions, peers=('RepVGG',), counted_shape=IMAGES)
     return replace(case, **changes)
 
 
@@ -336,7 +336,7 @@ def test_built_in_cases_expand_what_they_say(tool):
     expanded = {}
     for name, case in BUILT_IN.items():
         with torch.device('meta'):
-            expanded[name] = mmexpand.plan(case.build(), case.wishes[0][1])
+            expanded[name] = mmexpand.plan(case.build(), case.expansions[0][1])
     counts = {name: len(plan) for name, plan in expanded.items()}
     encoder = 10
     assert counts == {

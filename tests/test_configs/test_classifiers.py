@@ -8,8 +8,8 @@ import pytest
 from mmengine.config import Config
 from torch import nn
 
+from mmexpand.mm.dry_run_training import dry_run_training
 from mmexpand.mm.models import build_compact_model, build_expanded_model
-from mmexpand.mm.trial import try_training
 from mmexpand.surgery import named_units
 from tests.tools_in_process import run
 
@@ -82,4 +82,4 @@ def test_it_trains_and_contracts(path, tmp_path):
         loader = cfg[f'{split}_dataloader']
         loader.update(batch_size=4, num_workers=0, persistent_workers=False)
         loader.dataset = dict(type='CustomDataset', data_root=str(tmp_path), pipeline=pipeline)
-    assert 0 < try_training(cfg).loss < 100
+    assert 0 < dry_run_training(cfg).loss < 100

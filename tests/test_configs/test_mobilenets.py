@@ -7,8 +7,8 @@ import pytest
 from mmengine.config import Config
 from mmengine.hub import get_config
 
+from mmexpand.mm.dry_run_training import dry_run_training
 from mmexpand.mm.models import build_expanded_model
-from mmexpand.mm.trial import try_training
 from mmexpand.surgery import named_units
 from tests.test_models.test_yolo_lite_configs import write_voc
 
@@ -76,7 +76,7 @@ def test_ssdlite_trains_and_contracts(tmp_path):
         part.data_prefix.sub_data_root = 'VOC2007/'
     for dataset in (*train.dataset.dataset.datasets, cfg.val_dataloader.dataset):
         dataset.data_root = f'{tmp_path}/'
-    assert 0 < try_training(quick(cfg)).loss < 100
+    assert 0 < dry_run_training(quick(cfg)).loss < 100
 
 
 def test_fcn_trains_and_contracts(tmp_path):
@@ -87,7 +87,7 @@ def test_fcn_trains_and_contracts(tmp_path):
     cfg.val_dataloader.dataset.pipeline[1].scale = (64, 64)
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
         loader.dataset.data_root = str(tmp_path / 'cityscapes')
-    assert 0 < try_training(quick(cfg)).loss < 100
+    assert 0 < dry_run_training(quick(cfg)).loss < 100
 
 
 def quick(cfg):

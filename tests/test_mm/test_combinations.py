@@ -15,7 +15,7 @@ from mmengine.runner import Runner
 from mmseg.models import EncoderDecoder
 from torch import nn
 
-from mmexpand.mm import trial
+from mmexpand.mm import dry_run_training
 from mmexpand.mm.models import build_compact_model
 from mmexpand.surgery import named_units
 from mmexpand.surgery.checkpoint import contract_state_dict, load_checkpoint
@@ -176,12 +176,17 @@ def test_options_of_plan_change_what_the_config_says():
     config = 'configs/smallnet/smallnet-k7_expand-ck-r4_1xb128-150e_cifar10.py'
     cfg = Config.fromfile(ROOT / config)
     args = Namespace(config=config, method=None, rate=2.0, include=None, exclude=None)
-    ((name, wish),) = load('plan.py').wishes(args, cfg)
-    assert (name, wish.method, wish.rate, wish.include) == ('', 'ck', 2, ('features',))
+    ((name, expansion),) = load('plan.py').expansions(args, cfg)
+    assert (name, expansion.method, expansion.rate, expansion.include) == (
+        '',
+        'ck',
+        2,
+        ('features',),
+    )
 
 
 @pytest.mark.parametrize('by', ['hook', 'builder', 'nothing'])
-def test_options_of_a_trial_change_what_the_config_says(seg_cfg, monkeypatch, by):
+def test_options_of_a_dry_run_change_what_the_config_says(seg_cfg, monkeypatch, by):
     cfg = seg_cfg(custom_hooks=[expand('backbone.encoder', method='ck')])
     if by != 'hook':
         cfg.custom_hooks = []
@@ -193,9 +198,9 @@ def test_options_of_a_trial_change_what_the_config_says(seg_cfg, monkeypatch, by
         tried.append(cfg)
         raise InterruptedError
 
-    monkeypatch.setattr(trial, 'build_runner', stop)
+    monkeypatch.setattr(dry_run_training, 'build_runner', stop)
     with pytest.raises(InterruptedError):
-        trial.try_training(cfg, dict(rate=3))
+        dry_run_training.dry_run_training(cfg, dict(rate=3))
     (found,) = tried
     hooks = [hook for hook in found.custom_hooks if hook['type'] == 'ExpandHook']
     if by == 'builder':

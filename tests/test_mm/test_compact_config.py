@@ -4,7 +4,7 @@ import pytest
 from mmengine.config import Config
 
 from mmexpand.mm.compact_config import make_compact_config
-from mmexpand.mm.models import build_compact_model, build_expanded_model, expand_wishes
+from mmexpand.mm.models import build_compact_model, build_expanded_model, configured_expansions
 from mmexpand.surgery import named_units
 
 
@@ -67,14 +67,16 @@ def test_networks_of_ours_keep_the_import(network):
     assert 'mmexpand' in compact.custom_imports.imports
 
 
-def test_wishes_are_found_where_they_stand(seg_cfg):
+def test_expansions_are_found_where_they_stand(seg_cfg):
     cfg = seg_cfg()
-    assert [(name, wish.rate) for name, wish in expand_wishes(cfg)] == [('', 2)]
+    assert [(name, expansion.rate) for name, expansion in configured_expansions(cfg)] == [('', 2)]
     cfg.model.backbone = dict(
         type='ExpandBackbone', backbone=cfg.model.backbone, include='encoder', rate=3
     )
     cfg.custom_hooks = []
-    assert [(name, wish.rate) for name, wish in expand_wishes(cfg)] == [('backbone', 3)]
+    assert [(name, expansion.rate) for name, expansion in configured_expansions(cfg)] == [
+        ('backbone', 3)
+    ]
     names = list(named_units(build_expanded_model(cfg)))
     assert len(names) == 3
     assert all(name.startswith('backbone.encoder') for name in names)

@@ -20,7 +20,7 @@ from mmexpand.mm.datasets import check_datasets
 from mmexpand.mm.models import (
     build_compact_model,
     build_expanded_model,
-    expand_wishes,
+    configured_expansions,
     input_channels,
 )
 from mmexpand.surgery import named_units
@@ -251,7 +251,7 @@ def test_hooks_in_default_hooks(seg_cfg, tmp_path):
     cfg = seg_cfg()
     expand, contract = cfg.pop('custom_hooks')
     cfg.default_hooks.expand, cfg.default_hooks.contract = expand, contract
-    assert [wish.rate for _, wish in expand_wishes(cfg)] == [2]
+    assert [expansion.rate for _, expansion in configured_expansions(cfg)] == [2]
     runner = Runner.from_cfg(cfg)
     runner.train()
     assert list(named_units(runner.model)) == UNITS

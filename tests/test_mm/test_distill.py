@@ -24,7 +24,7 @@ from torch import nn
 
 import mmexpand
 from mmexpand.mm import distill
-from mmexpand.mm.checkpoints import AIDS
+from mmexpand.mm.checkpoints import DISTILL_LOSSES
 from mmexpand.mm.distill import DistillHook
 from mmexpand.surgery.checkpoint import META_KEY, CheckpointError, load_checkpoint
 from tests.conftest import SEGMENTOR, small_config
@@ -187,7 +187,7 @@ def test_the_teacher_is_nowhere_but_in_the_hook(seg_cfg, teacher):
     plain = MODELS.build(SEGMENTOR)
     compact = weights(Path(cfg.work_dir) / 'compact_last.pth')
     assert list(compact) == list(plain.state_dict())
-    assert not any(AIDS in key for key in weights(f'{cfg.work_dir}/iter_4.pth'))
+    assert not any(DISTILL_LOSSES in key for key in weights(f'{cfg.work_dir}/iter_4.pth'))
     held = {p for group in runner.optim_wrapper.param_groups for p in group['params']}
     assert held == set(runner.model.parameters())
 
@@ -197,7 +197,7 @@ def test_a_regressor_trains_and_is_not_deployed(seg_cfg, teacher):
     cfg = seg_cfg(**{'custom_hooks': hooks, 'default_hooks.checkpoint.save_best': 'mIoU'})
     runner = train(cfg)
     start = next(hook for hook in runner.hooks if isinstance(hook, KeepStart)).student
-    key = f'{AIDS}.loss_hint.regressor.weight'
+    key = f'{DISTILL_LOSSES}.loss_hint.regressor.weight'
     trained = runner.model.state_dict()[key]
     assert not torch.equal(trained, start.state_dict()[key])
     # EMAHook saves the averaged weights in front, and these as its own.
@@ -209,7 +209,7 @@ def test_a_regressor_trains_and_is_not_deployed(seg_cfg, teacher):
     expected = mmexpand.contract(runner.model).state_dict()
     for name in ('last', 'best', 'ema'):
         path = f'{cfg.work_dir}/compact_{name}.pth'
-        assert not any(AIDS in key for key in weights(path))
+        assert not any(DISTILL_LOSSES in key for key in weights(path))
         assert load_checkpoint(path)['meta'][META_KEY]['max_error'] < 1e-5
     assert all(
         torch.equal(value, expected[name])
@@ -237,7 +237,7 @@ def test_resume_gives_the_same_as_not_stopping(seg_cfg, teacher, custom_hooks):
     assert resumed.iter == 4
     for name, value in whole.model.state_dict().items():
         torch.testing.assert_close(resumed.model.state_dict()[name], value, rtol=0, atol=1e-7)
-    key = f'{AIDS}.loss_hint.regressor.weight'
+    key = f'{DISTILL_LOSSES}.loss_hint.regressor.weight'
     before = weights(f'{cfg.work_dir}/iter_2.pth')[key]
     assert not torch.equal(before, whole.model.state_dict()[key])
 
@@ -279,7 +279,7 @@ def test_the_expanded_student_with_its_optimizers_options(seg_cfg, teacher, by):
         del cfg.custom_hooks[0]
         expand = {key: value for key, value in EXPAND.items() if key != 'type'}
         cfg.model = dict(type='ExpandModel', model=cfg.model, **expand)
-    cfg.optim_wrapper.paramwise_cfg = dict(custom_keys={AIDS: dict(lr_mult=5.0)})
+    cfg.optim_wrapper.paramwise_cfg = dict(custom_keys={DISTILL_LOSSES: dict(lr_mult=5.0)})
     runner = train(cfg)
     rates = {
         name: group['lr']
@@ -290,7 +290,7 @@ def test_the_expanded_student_with_its_optimizers_options(seg_cfg, teacher, by):
     assert set(rates) == {name for name, _ in runner.model.named_parameters()}
     base = rates['decode_head.conv_seg.weight']
     assert 0 < base < 0.01, 'the schedule does not reach the optimizer'
-    assert rates[f'{AIDS}.loss_hint.regressor.weight'] == pytest.approx(5 * base)
+    assert rates[f'{DISTILL_LOSSES}.loss_hint.regressor.weight'] == pytest.approx(5 * base)
     assert (Path(cfg.work_dir) / 'compact_last.pth').exists()
 
 
@@ -472,7 +472,7 @@ def test_two_processes_train_as_one(street, teacher, tmp_path):
     ranks = [torch.load(tmp_path / f'rank_{rank}.pth') for rank in (0, 1)]
     alone = train(distributed_config(street, tmp_path / 'alone', teacher, batch_size=4)).model
     expected = alone.state_dict()
-    assert f'{AIDS}.loss_hint.regressor.weight' in expected
+    assert f'{DISTILL_LOSSES}.loss_hint.regressor.weight' in expected
     for name, value in expected.items():
         assert torch.equal(ranks[0]['weights'][name], ranks[1]['weights'][name]), name
         torch.testing.assert_close(ranks[0]['weights'][name], value, rtol=1e-4, atol=1e-6)

@@ -20,9 +20,9 @@ from mmseg.registry import DATASETS, METRICS, MODELS, TRANSFORMS
 
 from mmexpand import ExpandedConv2d
 from mmexpand.mm import dry_run as dry_run_module
-from mmexpand.mm import trial as trial_module
+from mmexpand.mm import dry_run_training as dry_run_training_module
 from mmexpand.mm.dry_run import DryRunError
-from mmexpand.mm.trial import try_training
+from mmexpand.mm.dry_run_training import dry_run_training
 from mmexpand.surgery.checkpoint import load_checkpoint
 
 EXPAND = dict(type='ExpandHook', include='backbone.encoder', rate=2)
@@ -258,21 +258,21 @@ def test_a_trial_leaves_no_visualizer_behind(seg_cfg):
     backends = [dict(type='LocalVisBackend')]
     visualizer = dict(type='SegLocalVisualizer', name='of_a_trial', vis_backends=backends)
     cfg = seg_cfg(visualizer=visualizer)
-    try_training(cfg)
+    dry_run_training(cfg)
     assert cfg.visualizer.name == 'of_a_trial'
     assert not Visualizer.check_instance_created('of_a_trial')
     Runner.from_cfg(cfg).train()
     assert list(Path(cfg.work_dir).glob('*/vis_data/scalars.json'))
 
 
-def test_a_trial_of_averages_and_without_validation(seg_cfg, monkeypatch):
+def test_a_dry_run_of_averages_and_without_validation(seg_cfg, monkeypatch):
     """An average that begins later, and nothing to validate with: both train."""
     cfg = seg_cfg(custom_hooks=[dict(type='EMAHook', begin_iter=4)])
     for key in ('val_dataloader', 'val_cfg', 'val_evaluator'):
         cfg.pop(key)
-    trial = try_training(cfg)
-    assert trial.loss > 0
-    assert trial.memory > 1e8
+    done = dry_run_training(cfg)
+    assert done.loss > 0
+    assert done.memory > 1e8
     # As on Windows.
     monkeypatch.setitem(sys.modules, 'resource', None)
-    assert trial_module._peak_memory() is None
+    assert dry_run_training_module._peak_memory() is None

@@ -22,9 +22,9 @@ from torch.utils.data import IterableDataset
 import mmexpand
 from mmexpand.analysis.confusion import cosine_similarity, density, gradients
 from mmexpand.mm.compact_config import make_compact_config
+from mmexpand.mm.dry_run_training import dry_run_training
 from mmexpand.mm.gradient_confusion import GradientConfusionHook, measure, random_batches
 from mmexpand.mm.models import expand_as_configured
-from mmexpand.mm.trial import try_training
 from tests.tools_in_process import run
 
 ROOT = Path(__file__).parents[2]
@@ -161,7 +161,7 @@ def test_epochs_are_counted_where_there_are_some(seg_cfg):
 def test_the_compact_config_and_a_trial_know_nothing_of_it(seg_cfg):
     cfg = seg_cfg(custom_hooks=[EXPAND, HOOK, dict(type='ContractHook')])
     assert 'custom_hooks' not in make_compact_config(cfg)
-    try_training(cfg)
+    dry_run_training(cfg)
     assert not (Path(cfg.work_dir) / 'gradient_confusion.json').exists()
 
 

@@ -1,5 +1,6 @@
 """Real, short Runners with the two hooks."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -374,6 +375,58 @@ def test_another_networks_checkpoint_is_refused(seg_cfg, tmp_path):
         match_checkpoint(runner.model, dict(state_dict=weights))
 
 
+@pytest.mark.parametrize('build', [Runner.from_cfg, lambda cfg: build_runner(cfg, ('train',))])
+@pytest.mark.parametrize('contract', [True, False])
+def test_each_checkpoint_is_contracted_once(seg_cfg, monkeypatch, build, contract):
+    """Also where EMAHook swaps the weights, which is before."""
+    saved, ran = [], []
+
+    def count(state_dict):
+        saved.append(state_dict['backbone.encoder.0.0.convs.0.conv.factors.0.weight'].clone())
+        return contract_state_dict(state_dict)
+
+    class Look(Hook):
+        def before_run(self, runner):
+            ran.append([type(hook).__name__ for hook in runner.hooks])
+
+    monkeypatch.setattr('mmexpand.mm.guard.contract_state_dict', count)
+    cfg = seg_cfg(custom_hooks=hooks(EMA)[: 3 if contract else 2])
+    cfg.default_hooks.checkpoint.interval = 1
+    cfg.train_cfg.update(max_iters=2, val_interval=3)
+    runner = build(cfg)
+    runner.register_hook(Look(), priority='LOWEST')
+    runner.train()
+    assert len(saved) == 2
+    for weight, step in zip(saved, (1, 2), strict=True):
+        found = load_checkpoint(Path(cfg.work_dir) / f'iter_{step}.pth')
+        assert torch.equal(weight, found['state_dict'][f'{UNITS[0]}.factors.0.weight'])
+        assert found['meta'][META_KEY]['kind'] == 'expanded'
+    # The first average is the weights themselves.
+    assert not torch.equal(weight, found['ema_state_dict'][f'module.{UNITS[0]}.factors.0.weight'])
+    # Hooks that are registered while hooks are called make none run twice.
+    assert len(ran) == 1
+    names = [type(hook).__name__ for hook in runner.hooks]
+    assert names.count('LoadGuardHook') == names.count('SaveGuardHook') == 1
+    assert names.index('LoadGuardHook') < names.index('EMAHook') < names.index('SaveGuardHook')
+
+
+@pytest.mark.parametrize('by', ['hook', 'builder'])
+def test_the_expansion_is_logged_once(seg_cfg, by):
+    cfg = seg_cfg(**{'train_cfg.max_iters': 0})
+    if by == 'hook':
+        cfg.custom_hooks = hooks()[:1]
+    else:
+        cfg.custom_hooks = []
+        cfg.model = dict(type='ExpandModel', model=cfg.model, include='backbone.encoder', rate=2)
+    train(cfg)
+    log = next(Path(cfg.work_dir).glob('*/*.log')).read_text()
+    assert log.count('Expanding 3 layers: ') == 1
+    for name in UNITS:
+        assert len(re.findall(rf'^{re.escape(name)} +CL +2 ', log, re.MULTILINE)) == 1
+        # mmengine logs how each factor was initialised.
+        assert len(re.findall(rf'{re.escape(name)}(?!\.)', log)) == 1
+
+
 def test_contract_hook_alone_warns_and_training_goes_on(seg_cfg, caplog):
     cfg = seg_cfg(custom_hooks=[dict(type='ContractHook')])
     assert train(cfg).iter == 4
@@ -499,10 +552,10 @@ def test_builder_loads_pretrained_compact_weights(seg_cfg, tmp_path):
 
 def test_the_compact_computation_validates(seg_cfg, monkeypatch):
     calls = []
-    layerwise = ExpandedConv2d._apply_layerwise
+    layerwise = ExpandedConv2d._apply_branches
     monkeypatch.setattr(
         ExpandedConv2d,
-        '_apply_layerwise',
+        '_apply_branches',
         lambda self, x: calls.append(self.training) or layerwise(self, x),
     )
     cfg = seg_cfg(custom_hooks=hooks(forward='layerwise')[:1])

@@ -6,7 +6,7 @@ import pytest
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from mmexpand.mm.launch import open_config
+from mmexpand.mm.config_file import open_config
 from mmexpand.mm.lost_hooks import lost_hooks
 from mmexpand.study.run import arm_problem
 from mmexpand.study.spec import load_study

@@ -14,7 +14,7 @@ from torch import nn
 
 import mmexpand
 from mmexpand.mm.datasets import check_datasets
-from mmexpand.mm.models import build_compact_model, expand_wishes, input_channels
+from mmexpand.mm.models import build_compact_model, configured_expansions, input_channels
 from mmexpand.surgery import named_units
 from mmexpand.surgery.checkpoint import load_checkpoint
 
@@ -27,7 +27,7 @@ def test_hooks_among_the_default_ones(seg_cfg):
         type='ExpandHook', include='backbone.encoder', rate=2, compact_gradients=False
     )
     cfg.default_hooks.contract = dict(type='ContractHook')
-    assert [wish.rate for _, wish in expand_wishes(cfg)] == [2]
+    assert [expansion.rate for _, expansion in configured_expansions(cfg)] == [2]
     Runner.from_cfg(cfg).train()
     compact = Config.fromfile(f'{cfg.work_dir}/compact_config.py')
     assert set(compact.default_hooks) == {'checkpoint', 'logger'}

@@ -1,5 +1,8 @@
 """Which layers, and the words for those that are not."""
 
+import dataclasses
+import inspect
+import re
 from collections import OrderedDict
 
 import pytest
@@ -10,6 +13,7 @@ from torchvision.ops import DeformConv2d
 
 import mmexpand
 from mmexpand import ExpandConfig
+from mmexpand.mm import ExpandBackbone, ExpandHook, ExpandModel
 from mmexpand.surgery.plan import matches
 
 
@@ -164,3 +168,39 @@ def test_errors_name_the_way_out(fields, words):
 def test_config_refuses_nonsense(fields, error, words):
     with pytest.raises(error, match=words):
         ExpandConfig(**fields)
+
+
+def test_a_printed_plan_shows_layers_and_reasons():
+    model = nn.ModuleDict({'a': nn.ModuleDict(net()), 'b': nn.Conv2d(8, 1024, 3)})
+    name = 'c' * 90
+    model[name] = nn.ModuleDict({str(index): nn.Linear(4, 4) for index in range(3)})
+    model[name + 'd'] = nn.Conv2d(4, 4, 7)
+    plan = mmexpand.plan(model, method='dbb', exclude=['a.backbone', 'a.up'])
+    lines = str(plan).splitlines()
+    assert lines[0].split() == ['layer', 'method', 'rate', 'params', 'expanded']
+    table = lines[1 : lines.index('skipped:')]
+    assert table[0].split() == ['b', 'DBB', '4', '74,752', f'{plan.layers[0].params_after:,}']
+    assert table[1].split() == ['x'.join(map(str, shape)) for shape in plan.layers[0].factor_shapes]
+    # A long name has a line of its own.
+    assert table[2] == name + 'd'
+    assert table[3].split() == ['DBB', '4', '788', f'{plan.layers[1].params_after:,}']
+    assert len(table) == 5
+    skipped = ' '.join(' '.join(lines[lines.index('skipped:') + 1 :]).split())
+    assert f'{name} (3 layers): ' in skipped
+    assert 'a (4 layers): excluded' in skipped
+    assert 'a.odd: ' in skipped
+    assert lines[-1] == f'parameters of the model: {plan.params_before:,} -> {plan.params_after:,}'
+    assert max(map(len, lines)) <= 100
+
+
+@pytest.mark.parametrize(
+    'takes',
+    [ExpandConfig, mmexpand.plan, mmexpand.expand_, ExpandHook, ExpandModel, ExpandBackbone],
+)
+def test_every_option_is_shown_with_its_default(takes):
+    shown = inspect.signature(takes).parameters
+    assert not any(parameter.kind is parameter.VAR_KEYWORD for parameter in shown.values())
+    entries = dict(re.findall(r'^        (\w+): (.*?)(?=^ {8}\w|^$)', takes.__doc__, re.M | re.S))
+    for field in dataclasses.fields(ExpandConfig):
+        assert shown[field.name].default == field.default
+        assert ' '.join(entries[field.name].split()).endswith(f'Default: {field.default!r}.')

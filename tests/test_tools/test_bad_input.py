@@ -17,7 +17,7 @@ from mmengine.config import Config
 from PIL import Image
 
 import mmexpand
-from mmexpand.mm import launch
+from mmexpand.mm import command_line
 from mmexpand.mm.models import build_expanded_model
 from tests.conftest import small_config
 from tests.tools_in_process import TOOLS, load, run
@@ -380,7 +380,7 @@ def test_bugs_keep_their_traceback(places, monkeypatch, bug):
 
 
 def test_a_bug_in_the_package_keeps_its_traceback(places, monkeypatch):
-    # Raised inside mmexpand, but not by a raise of its own.
-    monkeypatch.setattr(launch, 'check_keys', lambda cfg, *needed: cfg.model + 1)
+    # Raised inside mmexpand, but no UserError.
+    monkeypatch.setattr(command_line, 'check_keys', lambda cfg, *needed: cfg.model + 1)
     with pytest.raises(TypeError):
         run('plan.py', places['CONFIG'])

@@ -14,6 +14,7 @@ from safetensors import safe_open
 import mmexpand
 from mmexpand.mm import launch
 from mmexpand.mm.models import build_expanded_model
+from mmexpand.surgery.checkpoint import WEIGHTS_ONLY
 from tests.conftest import small_config
 from tests.tools_in_process import run
 
@@ -100,7 +101,7 @@ def test_a_framework_that_loads_everything_is_held_back(config, tmp_path, monkey
         assert not trap.exists()
         assert status == 1
         assert 'could run code' in message
-    assert launch.WEIGHTS_ONLY not in os.environ
+    assert WEIGHTS_ONLY not in os.environ
     load_all(bad, 'cpu')
     assert trap.exists()
 

@@ -135,7 +135,9 @@ def test_plan_shows_layers_and_costs(trained):
     output = call(TOOLS / 'plan.py', trained[0], '--shape', '32', '48')
     assert 'backbone.encoder.0.0.convs.0.conv' in output
     assert '6x3x1x1 8x6x3x3 4x8x1x1' in output
-    assert 'not included' in output
+    assert re.search(r'^    decode_head \(3 layers\): not included$', output, re.MULTILINE)
+    shown = re.search(r'^Expanded layers.*?^MACs of the', output, re.MULTILINE | re.DOTALL)[0]
+    assert max(map(len, shown.splitlines())) <= 100
     assert 'folded' in output
     output = call(TOOLS / 'plan.py', trained[0], '--method', 'fc', fails=True)
     assert 'nothing to expand' in output

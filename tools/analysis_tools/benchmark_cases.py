@@ -14,9 +14,10 @@ from torchvision.models import mobilenet_v2
 
 from mmexpand import ExpandConfig
 from mmexpand.analysis.cases import PEERS, Case
+from mmexpand.errors import UserValueError
 from mmexpand.mm.models import (
     build_compact_model,
-    expand_wishes,
+    configured_expansions,
     input_channels,
     tensor_outputs,
 )
@@ -61,16 +62,16 @@ def config_case(filename: str, cfg: Config, batch_size: int, shape: tuple[int, i
     Raises:
         ValueError: if the config expands nothing.
     """
-    wishes = expand_wishes(cfg)
-    if not wishes:
-        raise ValueError(
+    expansions = configured_expansions(cfg)
+    if not expansions:
+        raise UserValueError(
             f'{filename} expands nothing; give a config with an ExpandHook, ExpandModel or '
             'ExpandBackbone: the compact model it starts from is timed beside it'
         )
     name = filename.rpartition('/')[2].removesuffix('.py')
     build = partial(config_model, cfg)
     images = (batch_size, input_channels(build()), *shape)
-    return Case(name, build, images, tuple(wishes), config_outputs)
+    return Case(name, build, images, tuple(expansions), config_outputs)
 
 
 def _unet_case(base_channels: int, input_shape: tuple[int, ...], **others: Any) -> Case:

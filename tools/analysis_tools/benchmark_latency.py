@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from mmexpand import contract
 from mmexpand.deploy import export_onnx, onnxruntime_run
 from mmexpand.deploy.network import RawOutputs
-from mmexpand.mm.launch import add_config_arguments, count, read_config, suits_shape, tool
+from mmexpand.mm.command_line import add_config_arguments, count, read_config, tool
+from mmexpand.mm.error_report import suits_shape
 from mmexpand.mm.models import build_compact_model, build_expanded_model, input_channels
 
 PLAIN, CONTRACTED = 'plain', 'contracted'

@@ -13,9 +13,9 @@ from mmengine.registry import DATASETS, VISUALIZERS
 from mmengine.utils import track_iter_progress
 
 from mmexpand.deploy import load_compact_model
+from mmexpand.mm.command_line import add_config_arguments, count, device, read_config, tool
 from mmexpand.mm.contraction import check_writable
 from mmexpand.mm.datasets import check_datasets, guard_pipelines
-from mmexpand.mm.launch import add_config_arguments, count, device, read_config, tool
 
 
 def parse_args() -> argparse.Namespace:

@@ -26,11 +26,13 @@ from torch.nn.modules.dropout import _DropoutNd
 from mmexpand.analysis.landscape import draw, losses_at, random_direction
 from mmexpand.deploy import load_compact_model
 from mmexpand.deploy.model import innermost
+from mmexpand.errors import UserValueError
 from mmexpand.files import save_figure, written_whole
+from mmexpand.mm.command_line import add_config_arguments, count, device, read_config, tool
 from mmexpand.mm.compact_config import type_name
+from mmexpand.mm.config_file import ConfigError
 from mmexpand.mm.contraction import check_writable
 from mmexpand.mm.datasets import check_datasets, guard_pipelines
-from mmexpand.mm.launch import ConfigError, add_config_arguments, count, device, read_config, tool
 from mmexpand.mm.ranks import describe
 from mmexpand.surgery.checkpoint import load_checkpoint
 
@@ -156,7 +158,7 @@ def read(path: str) -> dict:
         content = json.loads(Path(path).read_text())
         return {key: content[key] for key in ('name', 'steps', 'line', 'plane')}
     except (ValueError, KeyError):
-        raise ValueError(f'--beside: {path} is no landscape.json of this tool') from None
+        raise UserValueError(f'--beside: {path} is no landscape.json of this tool') from None
 
 
 @tool(parse_args)

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import mmexpand
 from mmexpand import ExpandConfig
-from mmexpand.mm.launch import add_debug_argument, tool
+from mmexpand.mm.command_line import add_debug_argument, tool
 from mmexpand.models import SmallNet
 
 METHODS = {

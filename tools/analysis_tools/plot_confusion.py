@@ -11,10 +11,11 @@ from pathlib import Path
 from plot_curves import parse_runs
 
 from mmexpand.analysis.confusion import draw
+from mmexpand.errors import UserFileNotFoundError, UserValueError
 from mmexpand.files import save_figure
+from mmexpand.mm.command_line import tool
 from mmexpand.mm.contraction import check_writable
 from mmexpand.mm.gradient_confusion import FILE
-from mmexpand.mm.launch import tool
 from mmexpand.stack import check_installed
 
 
@@ -28,13 +29,13 @@ def parse_args() -> argparse.Namespace:
 def read(run: str) -> list[dict]:
     path = Path(run) / FILE
     if not path.is_file():
-        raise FileNotFoundError(
+        raise UserFileNotFoundError(
             f'{run} holds no {FILE}: was it trained with GradientConfusionHook?'
         )
     try:
         return json.loads(path.read_text())['measured']
     except (ValueError, KeyError):
-        raise ValueError(f'{path} is no file of GradientConfusionHook; train anew') from None
+        raise UserValueError(f'{path} is no file of GradientConfusionHook; train anew') from None
 
 
 @tool(parse_args)

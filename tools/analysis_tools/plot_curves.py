@@ -10,8 +10,9 @@ matplotlib.use('Agg')
 from matplotlib import pyplot as plt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+from mmexpand.errors import UserValueError
+from mmexpand.mm.command_line import add_debug_argument, tool
 from mmexpand.mm.contraction import check_writable
-from mmexpand.mm.launch import add_debug_argument, tool
 from mmexpand.report.curves import is_main, read_log
 
 
@@ -56,7 +57,7 @@ def plot_curves(
     keys = keys or [*logs[0].losses, *filter(is_main, logs[0].metrics)]
     curves = [log.evaluations | log.training for log in logs]
     if not keys:
-        raise ValueError(f'{runs[0]} logged no loss and no metric; name scalars with --keys')
+        raise UserValueError(f'{runs[0]} logged no loss and no metric; name scalars with --keys')
     columns = min(3, len(keys))
     rows = -(-len(keys) // columns)
     figure, axes = plt.subplots(
@@ -65,7 +66,7 @@ def plot_curves(
     for key, axis in zip(keys, axes.flat, strict=False):
         for name, curve in zip(legend, curves, strict=True):
             if key not in curve:
-                raise ValueError(f'{name} has no {key!r}; it logged {", ".join(sorted(curve))}')
+                raise UserValueError(f'{name} has no {key!r}; it logged {", ".join(sorted(curve))}')
             axis.plot(*curve[key], label=name, marker='o' if len(curve[key][0]) < 10 else None)
         axis.set(title=key, xlabel='step')
         axis.grid(alpha=0.3)

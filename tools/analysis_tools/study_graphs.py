@@ -20,7 +20,8 @@ from mmengine.registry import DATASETS, MODELS, PARAM_SCHEDULERS
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from mmexpand.mm.launch import add_debug_argument, count, device, tool
+from mmexpand.errors import UserValueError
+from mmexpand.mm.command_line import add_debug_argument, count, device, tool
 from mmexpand.study.run import (
     LOSS_POINTS,
     result_head,
@@ -67,7 +68,7 @@ def load_images(study: Study, device: str) -> dict[str, tuple[Tensor, Tensor]]:
     for split in ('train', 'val', 'test'):
         dataset, *others = (cfg[f'{split}_dataloader'].dataset for cfg in configs)
         if any(other != dataset for other in others):
-            raise ValueError(f'arms differ in {split}_dataloader.dataset: use study.py')
+            raise UserValueError(f'arms differ in {split}_dataloader.dataset: use study.py')
         data = list(DATASETS.build(dataset))
         stacked = (torch.stack([item[key] for item in data]) for key in ('inputs', 'labels'))
         images[split] = tuple(tensor.to(device) for tensor in stacked)
@@ -111,12 +112,12 @@ def optimizer_options(cfg: Config) -> dict[str, float]:
     options = dict(wrapper.pop('optimizer'))
     plain = wrapper.pop('type', 'OptimWrapper') == 'OptimWrapper' and not wrapper
     if not plain or options.pop('type') != 'SGD' or set(options) - SGD_OPTIONS:
-        raise ValueError(
+        raise UserValueError(
             'study_graphs.py trains with an optim_wrapper of SGD with lr, momentum and '
             'weight_decay, and nothing else in it: use study.py'
         )
     if cfg.get('load_from') or 'EpochBased' not in cfg.train_cfg.get('type', ''):
-        raise ValueError(
+        raise UserValueError(
             'study_graphs.py trains from the start, in an EpochBasedTrainLoop: use study.py'
         )
     return options
@@ -129,7 +130,7 @@ def build_model(cfg: Config) -> nn.Module:
     for hook in cfg.get('custom_hooks') or []:
         fields = dict(hook)
         if fields.pop('type') != 'ExpandHook':
-            raise ValueError(f'{hook.type} is no ExpandHook: study.py runs it, this does not')
+            raise UserValueError(f'{hook.type} is no ExpandHook: study.py runs it, this does not')
         expand_(model, ExpandConfig(**fields))
     return model
 

@@ -17,9 +17,10 @@ import zoo_network
 from rich.progress import track
 from zoo_page import page
 
+from mmexpand.errors import UserValueError
 from mmexpand.files import written_whole
+from mmexpand.mm.command_line import add_debug_argument, count, tool
 from mmexpand.mm.contraction import check_writable
-from mmexpand.mm.launch import add_debug_argument, count, tool
 
 
 def parse_args() -> argparse.Namespace:
@@ -80,7 +81,7 @@ def run_families(
     chosen = args.families or known
     unknown = [family for family in chosen if family not in known]
     if unknown:
-        raise ValueError(f'there is no family {unknown[0]}; there are {", ".join(known)}')
+        raise UserValueError(f'there is no family {unknown[0]}; there are {", ".join(known)}')
     check_writable(args.out_dir, '--out-dir')
     paths = {family: args.out_dir / f'{family.replace("/", "_")}.json' for family in known}
     torch.set_num_threads(1)  # More wait for each other where cores are busy.

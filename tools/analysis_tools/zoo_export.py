@@ -16,7 +16,7 @@ from zoo_page import FINDINGS, table, versions
 
 from mmexpand.deploy import export_onnx
 from mmexpand.deploy.decoding import check_exportable
-from mmexpand.mm.launch import tool
+from mmexpand.mm.command_line import tool
 
 TOLERANCE = 1e-3
 """Largest relative error allowed: random weights amplify rounding from layer to layer."""

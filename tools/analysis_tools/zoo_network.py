@@ -31,7 +31,7 @@ from mmexpand.mm.compact_config import dicts
 from mmexpand.mm.contraction import contract_and_verify, verify_on_batch
 from mmexpand.mm.models import build_compact_model, features, input_channels, tensor_outputs
 from mmexpand.surgery.copying import copy_model
-from mmexpand.surgery.modes import eval_mode
+from mmexpand.surgery.train_mode import eval_mode
 
 SMALL_FIRST = [
     'nano',

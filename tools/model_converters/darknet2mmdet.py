@@ -7,8 +7,9 @@ from mmdet.registry import DATASETS, MODELS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
+from mmexpand.errors import UserValueError
+from mmexpand.mm.command_line import add_config_arguments, read_config, tool
 from mmexpand.mm.contraction import check_writable
-from mmexpand.mm.launch import add_config_arguments, read_config, tool
 from mmexpand.models.darknet import load_darknet_weights
 from mmexpand.surgery.checkpoint import save_checkpoint
 
@@ -35,7 +36,7 @@ def convert(cfg: Config, src: str, dst: str) -> int:
     # Not the data, only the names of its classes: nothing is read from the data root.
     metainfo = DATASETS.build({**cfg.test_dataloader.dataset, 'lazy_init': True}).metainfo
     if len(metainfo['classes']) != model.bbox_head.num_classes:
-        raise ValueError(
+        raise UserValueError(
             f'The network has {model.bbox_head.num_classes} classes, the test data set of the '
             f'config {len(metainfo["classes"])}: set model.bbox_head.num_classes or '
             'test_dataloader.dataset.metainfo.classes.'

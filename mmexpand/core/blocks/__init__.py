@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from ...errors import UserTypeError, UserValueError
 from ..names import check_choice
 from ..site import Site
 from . import ck as _ck
@@ -77,14 +78,14 @@ def check_method(method: str, shortcut: bool, nonlinear: str | None = None) -> N
         chains = method.removesuffix('+fc') in ('cl', 'ck', 'auto', 'fc')
         if shortcut or not chains:
             what = 'shortcut=True' if shortcut else f'method={method!r}'
-            raise ValueError(
+            raise UserValueError(
                 f"nonlinear='relu' goes between the factors of 'cl', 'ck' and 'fc', not with {what}"
             )
     check_choice('method', method, METHODS)
     if not isinstance(shortcut, bool):
-        raise TypeError(f'shortcut must be True or False, got {shortcut!r}')
+        raise UserTypeError(f'shortcut must be True or False, got {shortcut!r}')
     if shortcut and method.removesuffix('+fc') not in ('cl', 'ck', 'auto'):
-        raise ValueError(f"shortcut=True goes with 'cl', 'ck' or 'auto', not with {method!r}")
+        raise UserValueError(f"shortcut=True goes with 'cl', 'ck' or 'auto', not with {method!r}")
 
 
 def choose_block(method: str, shortcut: bool, site: Site, nonlinear: str | None = None) -> str:
@@ -95,11 +96,11 @@ def choose_block(method: str, shortcut: bool, site: Site, nonlinear: str | None 
     """
     check_method(method, shortcut, nonlinear)
     if nonlinear and site.upsampling:
-        raise ValueError(f'nonlinear={nonlinear!r} is not for transposed convolutions')
+        raise UserValueError(f'nonlinear={nonlinear!r} is not for transposed convolutions')
     suffix = f'_{nonlinear}' if nonlinear else '_shortcut' if shortcut else ''
     if site.linear:
         if 'fc' not in method.split('+'):
-            raise ValueError(
+            raise UserValueError(
                 f"method {method!r} expands convolutions only; 'fc', 'cl+fc' or 'ck+fc' expand "
                 'linear layers'
             )
@@ -108,9 +109,9 @@ def choose_block(method: str, shortcut: bool, site: Site, nonlinear: str | None 
     if strategy == 'auto':
         strategy = 'cl' if _ck.refusal(site) else 'ck'
     if strategy == 'fc':
-        raise ValueError("'fc' expands linear layers only; use 'cl', 'ck', 'auto', or 'cl+fc'")
+        raise UserValueError("'fc' expands linear layers only; use 'cl', 'ck', 'auto', or 'cl+fc'")
     if strategy == 'ck' and _ck.refusal(site):
-        raise ValueError(
+        raise UserValueError(
             f"'ck' needs an odd square kernel larger than 3x3, and {_ck.refusal(site)}; "
             "use 'cl', or 'auto' to take 'ck' only where it fits"
         )
@@ -118,5 +119,5 @@ def choose_block(method: str, shortcut: bool, site: Site, nonlinear: str | None 
     reason = BLOCKS[name].refusal(site)
     if reason:
         with_shortcut = ' with a shortcut' if shortcut else ''
-        raise ValueError(f'{strategy!r}{with_shortcut} does not fit: {reason}')
+        raise UserValueError(f'{strategy!r}{with_shortcut} does not fit: {reason}')
     return name

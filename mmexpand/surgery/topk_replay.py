@@ -12,7 +12,7 @@ _FUNCTIONS = ('topk', 'sort', 'argsort', 'argmax', 'argmin', 'max', 'min')
 _SELECTING = {getattr(owner, name) for owner in (torch, Tensor) for name in _FUNCTIONS}
 
 
-class Selections(TorchFunctionMode):
+class TopkReplay(TorchFunctionMode):
     """Keeps what a run selects by score, and makes another run select the same.
 
     Two models that are equal but for rounding choose differently between near ties, and what

@@ -1,7 +1,7 @@
 """Whole models: expand, train, contract."""
 
 import copy
-import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -105,10 +105,61 @@ def test_nothing_is_changed_when_a_check_fails(net):
         assert list(net.modules()) == modules
 
 
-def test_one_log_line_for_every_layer(net, caplog):
-    with caplog.at_level(logging.INFO, 'mmexpand'):
-        plan = mmexpand.expand_(net)
-    assert len(caplog.records) == len(plan) == 4
+def test_options_by_name_are_those_of_the_config(net):
+    expected = mmexpand.plan(net, ExpandConfig('repvgg', include='stem'))
+    assert mmexpand.plan(net, method='repvgg', include='stem') == expected
+    assert mmexpand.expand_(net, method='repvgg', include='stem') == expected
+    assert list(named_units(net)) == ['stem.0']
+
+
+def test_a_plan_is_executed(net):
+    plan = mmexpand.plan(net, method='cl', rate=2)
+    removed = plan.layers.pop(0)
+    assert mmexpand.expand_(net, plan) is plan
+    assert [name for layer in plan for name in layer.names] == [
+        'depthwise',
+        'head_a',
+        'head_b',
+        'up',
+    ]
+    assert list(named_units(net)) == [layer.name for layer in plan]
+    for layer in plan:
+        unit = net.get_submodule(layer.name)
+        assert (unit.method, unit.rate) == ('cl', 2)
+        assert tuple(map(tuple, unit.factor_shapes)) == layer.factor_shapes
+    assert type(net.get_submodule(removed.name)) is nn.Conv2d
+    assert sum(p.numel() for p in net.parameters()) == plan.params_after
+
+
+def test_a_plan_that_does_not_fit_is_refused(net):
+    plan = mmexpand.plan(net, method='cl', rate=2)
+    other = copy.deepcopy(plan)
+    other.layers[1] = replace(other.layers[1], rate=3)
+    modules = list(net.modules())
+    for wrong, words in ((other, 'depthwise cannot be expanded'), (plan, 'head_a cannot be')):
+        if wrong is plan:
+            net.head_a = net.head_b = nn.Conv2d(8, 8, 5, padding=2)
+            modules = list(net.modules())
+        with pytest.raises(ValueError, match=words):
+            mmexpand.expand_(net, wrong)
+        assert list(net.modules()) == modules
+
+
+@pytest.mark.parametrize(
+    ('cfg', 'options', 'words'),
+    [
+        ('repvgg', {}, "cfg must be an ExpandConfig, got 'repvgg'"),
+        (ExpandConfig(), dict(rate=2), 'rate is given beside cfg'),
+        (None, dict(metod='cl'), "no option 'metod' .*near matches: method"),
+    ],
+)
+def test_options_that_cannot_be_used_are_refused(net, cfg, options, words):
+    for function in (mmexpand.plan, mmexpand.expand_):
+        with pytest.raises(TypeError, match=words):
+            function(net, cfg, **options)
+    with pytest.raises(TypeError, match='rate is given beside cfg'):
+        mmexpand.expand_(net, mmexpand.plan(net), rate=2)
+    assert not mmexpand.is_expanded(net)
 
 
 def test_hooks_on_a_layer_carry_over(net):

@@ -7,7 +7,7 @@ from torch import nn
 
 
 @contextmanager
-def kept_modes(model: nn.Module) -> Iterator[None]:
+def kept_train_mode(model: nn.Module) -> Iterator[None]:
     """The model in whatever mode it is put, then in the modes that its modules had."""
     modes = {module: module.training for module in model.modules()}
     try:
@@ -20,6 +20,6 @@ def kept_modes(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """The model in eval mode, then in the modes that its modules had."""
-    with kept_modes(model):
+    with kept_train_mode(model):
         model.eval()  # mmseg's UNet.train returns nothing.
         yield

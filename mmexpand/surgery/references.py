@@ -12,22 +12,22 @@ A framework's are added by the layer that knows it."""
 _TREE = frozenset(vars(nn.Module()))
 
 
-def swap_held(model: nn.Module, swapped: Mapping[nn.Module, nn.Module]) -> None:
+def replace_references(model: nn.Module, replaced: Mapping[nn.Module, nn.Module]) -> None:
     """Put layers in the place of others in plain lists, tuples and dicts, as was done in the tree.
 
     Args:
         model: the model, its tree of modules up to date.
-        swapped: the new layers by the ones they have replaced.
+        replaced: the new layers by the ones they have replaced.
     """
     for module in model.modules():
         for name, value in _outside_the_tree(module):
-            vars(module)[name] = _swap(value, swapped)
+            vars(module)[name] = _replaced(value, replaced)
         for kind, take_up in CACHES.items():
             if isinstance(module, kind):
                 take_up(module)
 
 
-def held_parameters(model: nn.Module) -> dict[int, str]:
+def referenced_parameters(model: nn.Module) -> dict[int, str]:
     """By the id of a parameter, where a model keeps it outside its tree of modules, if it does."""
     found = {}
     for prefix, module in model.named_modules():
@@ -43,15 +43,15 @@ def _outside_the_tree(module: nn.Module) -> list[tuple[str, Any]]:
     return [(name, value) for name, value in vars(module).items() if name not in _TREE]
 
 
-def _swap(value: Any, swapped: Mapping[nn.Module, nn.Module]) -> Any:
+def _replaced(value: Any, replaced: Mapping[nn.Module, nn.Module]) -> Any:
     if isinstance(value, nn.Module):
-        return swapped.get(value, value)
+        return replaced.get(value, value)
     if type(value) is list:
-        value[:] = [_swap(item, swapped) for item in value]
+        value[:] = [_replaced(item, replaced) for item in value]
     elif type(value) is dict:
-        value.update({key: _swap(item, swapped) for key, item in value.items()})
+        value.update({key: _replaced(item, replaced) for key, item in value.items()})
     elif type(value) is tuple:
-        return tuple(_swap(item, swapped) for item in value)
+        return tuple(_replaced(item, replaced) for item in value)
     return value
 
 

@@ -1,23 +1,22 @@
 """Replacing layers in a model: the only place that sets attributes on one."""
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import nn
 
 from ..core.units import ExpandedConv2d, ExpandedConvTranspose2d, ExpandedLinear
-from .config import ExpandConfig
+from ..errors import UserValueError
+from .config import ExpandConfig, takes_options
 from .copying import copy_model
-from .holders import swap_held
 from .plan import Plan, plan
-
-logger = logging.getLogger(__name__)
+from .references import replace_references
 
 Unit = ExpandedConv2d | ExpandedLinear
 
 
-def expand_(model: nn.Module, cfg: ExpandConfig | None = None) -> Plan:
+@takes_options
+def expand_(model: nn.Module, cfg: ExpandConfig | Plan | None = None, **options: object) -> Plan:
     """Expand a model in place.
 
     Every check is made before the first change. A model whose chosen layers are all expanded
@@ -25,38 +24,46 @@ def expand_(model: nn.Module, cfg: ExpandConfig | None = None) -> Plan:
 
     Args:
         model: any model; its optimizer, if there is one, must be built afterwards.
-        cfg: what is asked for; None: the defaults.
+        cfg: the options in one object, instead of by name; or the plan to execute, of ``plan``,
+            from which layers may have been removed.
+        **options: see ``ExpandConfig``.
 
     Returns:
         The plan that was carried out; empty where there was nothing left to do.
 
     Raises:
-        ValueError: see ``plan``; also if the model is a single layer.
+        TypeError, ValueError: see ``plan``; also if the model is a single layer, and for a plan
+            that does not fit it.
     """
-    cfg = cfg or ExpandConfig()
-    done = plan(model, cfg)
+    done = (
+        _check_plan(model, cfg, options) if isinstance(cfg, Plan) else plan(model, cfg, **options)
+    )
     if any(not layer.name for layer in done):
-        raise ValueError(
+        raise UserValueError(
             'the model is a single layer, which has no place to be replaced in; make a unit of it '
             'with from_conv of ExpandedConv2d or ExpandedConvTranspose2d, or '
             'ExpandedLinear.from_linear'
         )
-    swapped = {}
+    replaced = {}
     for layer in done:
         old = model.get_submodule(layer.name)
-        swapped[old] = _expand_layer(old, cfg)
-    for layer, unit in zip(done, swapped.values(), strict=True):
+        replaced[old] = _expand_layer(old, done.config)
+    for layer, unit in zip(done, replaced.values(), strict=True):
         _replace(model, layer.names, unit)
-        logger.info(
-            '%s: %s, rate %s, %d -> %d parameters',
-            ', '.join(layer.names),
-            layer.method.upper(),
-            layer.rate,
-            layer.params_before,
-            layer.params_after,
-        )
-    swap_held(model, swapped)
+    replace_references(model, replaced)
     return done
+
+
+def _check_plan(model: nn.Module, given: Plan, options: dict) -> Plan:
+    """Refuse a plan that was made for another model, or changed."""
+    possible = plan(model, given.config, **options).layers
+    for layer in given:
+        if layer not in possible:
+            raise UserValueError(
+                f'the plan does not fit {type(model).__name__}: {layer.name} cannot be expanded '
+                f'as it says ({layer}); make it again with mmexpand.plan'
+            )
+    return given
 
 
 def _expand_layer(layer: nn.Module, cfg: ExpandConfig) -> Unit:
@@ -86,10 +93,10 @@ def contract_(model: nn.Module) -> nn.Module:
     if isinstance(model, Unit):
         return _contract_unit(model)
     names = names_of_units(model)
-    swapped = {unit: _contract_unit(unit) for unit in names}
+    replaced = {unit: _contract_unit(unit) for unit in names}
     for unit, aliases in names.items():
-        _replace(model, aliases, swapped[unit])
-    swap_held(model, swapped)
+        _replace(model, aliases, replaced[unit])
+    replace_references(model, replaced)
     return model
 
 

@@ -15,7 +15,7 @@ from .launch import build_runner, temporary_work_dir, training_splits
 
 
 @HOOKS.register_module()
-class TrialHook(ContractHook):
+class DryRunOnlyHook(ContractHook):
     """ContractHook's dry run, and nothing of what it does after training."""
 
     def after_train(self, runner: Runner) -> None:
@@ -23,7 +23,7 @@ class TrialHook(ContractHook):
 
 
 @dataclass(frozen=True)
-class Trial:
+class DryRun:
     """What one iteration has shown.
 
     Attributes:
@@ -36,8 +36,8 @@ class Trial:
     memory: int | None
 
 
-def try_training(cfg: Config, expand: dict | None = None) -> Trial:
-    """Train one iteration as a config says, and rehearse the contraction; nothing is kept.
+def dry_run_training(cfg: Config, expand: dict | None = None) -> DryRun:
+    """Train one iteration as a config says, and do a dry run of the contraction; nothing is kept.
 
     Args:
         cfg: it is left as it was.
@@ -61,9 +61,9 @@ def try_training(cfg: Config, expand: dict | None = None) -> Trial:
     cfg.custom_hooks = hooks
     contracting = [hook for hook in hook_configs(cfg) if type_name(hook) == 'ContractHook']
     for hook in contracting:
-        hook.type = 'TrialHook'
+        hook.type = 'DryRunOnlyHook'
     if not contracting:
-        hooks.append(dict(type='TrialHook'))
+        hooks.append(dict(type='DryRunOnlyHook'))
     for hook in hook_configs(cfg):
         if type_name(hook) == 'EMAHook':
             hook.update(begin_iter=0, begin_epoch=0)
@@ -77,7 +77,7 @@ def try_training(cfg: Config, expand: dict | None = None) -> Trial:
         runner = build_runner(cfg, training_splits(cfg))
         runner.train()
         loss = runner.message_hub.get_scalar('train/loss').current()
-    return Trial(float(loss), _peak_memory())
+    return DryRun(float(loss), _peak_memory())
 
 
 def _peak_memory() -> int | None:

@@ -1,0 +1,168 @@
+"""The command line of a tool: its arguments, its config, and how it ends."""
+
+import gc
+import os
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.dist import is_distributed
+
+from ..surgery.checkpoint import WEIGHTS_ONLY
+from .config_file import check_keys, open_config
+from .error_report import explain
+
+
+class ConfigOptions(DictAction):
+    """``--cfg-options``, with words for what is no KEY=VALUE."""
+
+    def __call__(
+        self, parser: ArgumentParser, namespace: Namespace, values: Sequence[str], *args: Any
+    ) -> None:
+        """Parse the pairs."""
+        try:
+            super().__call__(parser, namespace, values, *args)
+        except (ValueError, AssertionError, RecursionError):  # It knows no dict(...).
+            parser.error(
+                '--cfg-options takes KEY=VALUE pairs, such as train_cfg.max_iters=100, got '
+                + ' '.join(values)
+            )
+
+
+def count(text: str) -> int:
+    """An argument that is a number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise ArgumentTypeError(f'a whole number of at least 1 is wanted, got {text!r}')
+    return int(text)
+
+
+def device(text: str) -> str:
+    """An argument that is a device torch can use."""
+    try:
+        kind = torch.device(text).type
+    except RuntimeError:
+        raise ArgumentTypeError(f'cpu, cuda or cuda:N is wanted, got {text!r}') from None
+    if kind == 'cuda' and not torch.cuda.is_available():
+        raise ArgumentTypeError('there is no GPU that torch can use; leave it out')
+    return text
+
+
+def add_config_arguments(parser: ArgumentParser) -> None:
+    """Add the arguments of everything that reads a config."""
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=ConfigOptions,
+        help='override some settings in the used config, the key-value pair in xxx=yyy format '
+        'will be merged into config file, e.g. key="[(a,b),(c,d)]"',
+    )
+    add_debug_argument(parser)
+
+
+def add_debug_argument(parser: ArgumentParser) -> None:
+    """Add ``--debug``, which every tool has; see ``tool``."""
+    parser.add_argument('--debug', action='store_true', help='show the traceback of any error')
+
+
+def add_common_arguments(parser: ArgumentParser) -> None:
+    """Add the arguments that OpenMMLab's train.py and test.py share."""
+    parser.add_argument('--work-dir', help='the dir to save logs and models')
+    add_config_arguments(parser)
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='job launcher',
+    )
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+
+
+def read_config(args: Namespace, *needed: str) -> Config:
+    """Read the config of a command line and apply ``--cfg-options``.
+
+    Args:
+        args: with ``config`` and ``cfg_options``; see ``open_config``.
+        *needed: keys that it must have.
+
+    Raises:
+        ConfigError: if the file is missing or wrong, or lacks one of the keys.
+    """
+    cfg = open_config(args.config, args.cfg_options, option='--cfg-options')
+    check_keys(cfg, *needed)
+    return cfg
+
+
+def load_config(args: Namespace) -> Config:
+    """Read the config and apply the common arguments.
+
+    The work dir is, in this order: ``--work-dir``, the config's, ``work_dirs/CONFIG_NAME``.
+
+    Raises:
+        ConfigError: see ``read_config``.
+    """
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    cfg = read_config(args, 'model')
+    cfg.launcher = args.launcher
+    if args.work_dir:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = os.path.join('work_dirs', Path(args.config).stem)
+    return cfg
+
+
+def tool(parse_args: Callable[[], Namespace]) -> Callable[[Callable], Callable[[], None]]:
+    """Decorate a tool's ``main(args)``: an error that its user can fix is told in a sentence.
+
+    See ``explain``; ``--debug`` shows the traceback. Any other error keeps it. No checkpoint that
+    is loaded meanwhile can run code, whoever loads it.
+
+    Args:
+        parse_args: gives the arguments, ``debug`` among them.
+    """
+
+    def decorate(main: Callable[[Namespace], None]) -> Callable[[], None]:
+        @wraps(main)
+        def run() -> None:
+            args = parse_args()
+            try:
+                with _weights_only():
+                    main(args)
+                _leave_process_group()
+            except Exception as error:
+                words = None if args.debug else explain(error)
+                if words is None:
+                    raise
+                raise SystemExit(f'{Path(main.__code__.co_filename).name}: {words}') from None
+
+        return run
+
+    return decorate
+
+
+def _leave_process_group() -> None:
+    # Left to the interpreter's end, a thread of gloo that still frees a tensor aborts the process
+    # (pytorch/pytorch#179291); a DDP that outlives the group does as well.
+    if is_distributed():
+        gc.collect()
+        torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def _weights_only() -> Iterator[None]:
+    # OneDL's mmengine asks torch for all that is in a file. This holds for it too, and for
+    # workers.
+    kept = os.environ.get(WEIGHTS_ONLY)
+    os.environ[WEIGHTS_ONLY] = '1'
+    os.environ.pop('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', None)
+    try:
+        yield
+    finally:
+        if kept is None:
+            del os.environ[WEIGHTS_ONLY]
+        else:
+            os.environ[WEIGHTS_ONLY] = kept

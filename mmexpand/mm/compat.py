@@ -1,0 +1,70 @@
+"""Private parts of mmengine, each with the version it was seen in; tests fail when one changes."""
+
+import traceback
+from types import TracebackType
+from typing import Any
+
+from mmengine.config import Config, ConfigDict
+from mmengine.hooks import Hook
+from mmengine.registry import Registry
+from mmengine.runner import BaseLoop, Runner
+from torch import nn
+
+
+def resumes(runner: Runner) -> bool:
+    """Return whether a Runner resumes (mmengine 0.10.7)."""
+    return bool(runner._resume)
+
+
+def load_path(runner: Runner) -> str | None:
+    """Return the checkpoint that a Runner loads (mmengine 0.10.7)."""
+    return runner._load_from
+
+
+def set_load_path(runner: Runner, path: str) -> None:
+    """Set the checkpoint that a Runner loads (mmengine 0.10.7)."""
+    runner._load_from = path
+
+
+def has_train_loop(runner: Runner) -> bool:
+    """Return whether a Runner has built its train loop (mmengine 0.10.7)."""
+    return isinstance(runner._train_loop, BaseLoop)
+
+
+def has_val_loop(runner: Runner) -> bool:
+    """Return whether a Runner has a val loop, or the config of one (mmengine 0.10.7)."""
+    return runner._val_loop is not None
+
+
+def set_hooks(runner: Runner, hooks: list[Hook]) -> None:
+    """Replace the list of a Runner's hooks (mmengine 0.10.7)."""
+    runner._hooks = hooks
+
+
+def raw(cfg: Config) -> ConfigDict:
+    """Return the dictionary in a config (mmengine 0.10.7)."""
+    return cfg._cfg_dict
+
+
+def base_files(path: str) -> list[str]:
+    """Return the paths of the files that a config file has as ``_base_`` (mmengine 0.10.7)."""
+    return [Config._get_cfg_path(base, path)[0] for base in Config._get_base_files(path)]
+
+
+def run_forward(model: nn.Module, data: Any, mode: str) -> Any:
+    """Run a model as its own steps do (mmengine 0.10.7)."""
+    return model._run_forward(data, mode=mode)
+
+
+def being_built(entry: TracebackType | None) -> tuple[Any, dict, Registry] | None:
+    """Return what a registry was building from which arguments; if nested, the innermost.
+
+    These are local variables of ``build_from_cfg`` (mmengine 0.10.7).
+    """
+    found = None
+    for frame, _ in traceback.walk_tb(entry):
+        if frame.f_code.co_name == 'build_from_cfg':
+            seen = frame.f_locals
+            kind = seen.get('obj_cls') or seen.get('obj_type')
+            found = kind, dict(seen.get('args') or {}), seen.get('registry')
+    return found

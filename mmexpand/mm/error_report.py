@@ -1,0 +1,110 @@
+"""Errors in a sentence: which of them a user can fix, and what to say about them."""
+
+import os
+import re
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pickle import UnpicklingError
+from typing import Any
+
+from mmengine.dataset import BaseDataset
+from mmengine.registry import Registry
+
+from ..core.names import near_matches
+from ..errors import UserError, UserValueError
+from ..surgery import VerificationError
+from ..surgery.checkpoint import describe_blocked
+from .compat import being_built
+from .datasets import no_samples, text_classes
+
+
+def explain(error: Exception) -> str | None:
+    """A sentence for an error that a user can fix; None for any other.
+
+    Those are every ``UserError``; errors of the system about a file; errors of torch about a
+    checkpoint; whatever goes wrong while an object of the config is built; and labels that the
+    network has no class for.
+
+    Args:
+        error: as it was caught.
+    """
+    if isinstance(error, UserError):
+        return words(error)
+    if isinstance(error, UnpicklingError):
+        return f'a checkpoint that the config names {describe_blocked(error) or words(error)}'
+    built = being_built(error.__traceback__)
+    if built is not None:
+        return _explain_building(error, *built)
+    label = re.fullmatch(r'Target (-?\d+) is out of bounds\.', str(error))
+    if label:
+        return (
+            f'the annotations have a label {label[1]}, and the network has no such class: set '
+            'num_classes, or give what is to be ignored the ignore_index of the loss'
+        )
+    if isinstance(error, OSError) and error.filename is not None:
+        return f'{error.filename}: {error.strerror}'
+    return None
+
+
+@contextmanager
+def suits_shape(shape: Sequence[int]) -> Iterator[None]:
+    """Run a network on images of a size that the user has named.
+
+    Raises:
+        ValueError: where the network fails, which most often is the size's doing.
+    """
+    try:
+        yield
+    except (RuntimeError, ValueError, AssertionError) as error:
+        if isinstance(error, VerificationError):
+            raise
+        height, width = shape
+        raise UserValueError(
+            f'the network cannot be run on images of {height}x{width}: {with_type(error)}; name '
+            'another size with --shape'
+        ) from error
+
+
+def _explain_building(error: Exception, kind: Any, arguments: dict, registry: Registry) -> str:
+    name = getattr(kind, '__name__', kind)
+    if isinstance(error, KeyError) and isinstance(kind, str):
+        known = [*registry.module_dict, *(registry.parent.module_dict if registry.parent else ())]
+        near = near_matches(kind, known, otherwise='')
+        return (
+            f'there is no {kind} in the registry {registry.name!r} or its parent; {near}; is its '
+            'module among custom_imports?'
+        )
+    if not (isinstance(kind, type) and issubclass(kind, BaseDataset)):
+        return f'{name} cannot be built as the config says: {with_type(error)}'
+    if words := text_classes(arguments):
+        return f'{name} cannot be built: {words}'
+    if 'need at least one array' in str(error):  # mmengine joins the samples that there are.
+        return no_samples(name, arguments.get('ann_file'), arguments.get('data_prefix'))
+    path = _file_in_hand(error) or arguments.get('ann_file') or arguments.get('data_root', '')
+    return f'{name} cannot read {path}: {with_type(error)}; mend the file, or leave it out'
+
+
+def _file_in_hand(error: Exception) -> str | None:
+    """The file that was being read when a data set could not be built."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    while frames and frames[-1].f_code.co_name != 'build_from_cfg':
+        held = [value for value in frames.pop().f_locals.values() if isinstance(value, str)]
+        files = [value for value in held if os.path.isfile(value)]
+        if files:
+            return files[-1]
+    return None
+
+
+def with_type(error: Exception) -> str:
+    """An error's message in one paragraph, with its type, which foreign messages often need."""
+    text = words(error)
+    return text if isinstance(error, OSError) else f'{text} ({type(error).__name__})'
+
+
+def words(error: Exception) -> str:
+    """An error's message in one paragraph; of one from a loader's process its last line."""
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    if text.startswith('Caught '):
+        text = re.sub(r'^\S+: ', '', text.strip().splitlines()[-1])
+    return ' '.join(text.split())

@@ -1,0 +1,85 @@
+"""Plans as text: a table of the layers to be expanded, and the skipped ones by reason."""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .plan import Plan
+
+WIDTH = 100
+"""Columns of the text, unless a layer's name is longer."""
+
+
+def describe_plan(
+    plans: Sequence[tuple[str, 'Plan']],
+    columns: Sequence[str] = (),
+    cells: Mapping[str, Sequence[str]] | None = None,
+    notes: Mapping[str, str] | None = None,
+) -> str:
+    """Return what plans expand and skip, as text of at most 100 columns.
+
+    Args:
+        plans: each with the name of the part of the model that it is for; '' for all of it.
+        columns: titles of additional columns of numbers.
+        cells: these numbers, by layer; '-' stands for those of others.
+        notes: a remark behind the factors, by layer.
+    """
+    header = ['layer', 'method', 'rate', 'params', 'expanded', *columns]
+    rows, below, skipped = [], [], {}
+    for part, plan in plans:
+        for layer in plan:
+            name = f'{part}.{layer.name}'.lstrip('.')
+            factors = ' '.join('x'.join(map(str, shape)) for shape in layer.factor_shapes)
+            counts = f'{layer.params_before:,}', f'{layer.params_after:,}'
+            own = (cells or {}).get(name, ['-'] * len(columns))
+            rows.append([name, layer.method.upper(), f'{layer.rate:g}', *counts, *own])
+            below.append('; '.join(filter(None, (factors, (notes or {}).get(name)))))
+        for layer in plan.skipped:
+            name = f'{part}.{layer.name}'.lstrip('.')
+            top = name.split('.')[0] if '.' in name else ''
+            skipped.setdefault((top, layer.reason), []).append(name)
+    return '\n'.join([*_table(header, rows, below), *_skipped(skipped)])
+
+
+def _table(header: list[str], rows: list[list[str]], below: list[str]) -> list[str]:
+    """The first two columns are text, the others numbers; below each row is a line of its own."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    widths[0] = min(widths[0], WIDTH - sum(widths[1:]) - 2 * len(widths[1:]))
+
+    def line(row: list[str]) -> list[str]:
+        texts = [cell.ljust(width) for cell, width in zip(row[:2], widths[:2], strict=True)]
+        numbers = [cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True)]
+        if len(row[0]) > widths[0]:  # A line of its own keeps it in one piece.
+            return [row[0], '  '.join([' ' * widths[0], *texts[1:], *numbers])]
+        return ['  '.join([*texts, *numbers])]
+
+    lines = line(header)
+    for row, text in zip(rows, below, strict=True):
+        lines += [*line(row), *_wrapped(text)]
+    return lines
+
+
+def _wrapped(text: str) -> list[str]:
+    indent = ' ' * 4
+    return textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=indent)
+
+
+def _skipped(groups: Mapping[tuple[str, str], list[str]]) -> list[str]:
+    lines = ['skipped:'] if groups else []
+    for (top, reason), names in groups.items():
+        if top and len(names) > 1:
+            names = [f'{_common_prefix(names)} ({len(names)} layers)']
+        lines += _wrapped(f'{", ".join(names)}: {reason}')
+    return lines
+
+
+def _common_prefix(names: list[str]) -> str:
+    """The longest dotted prefix that names have in common."""
+    parts = [name.split('.') for name in names]
+    common = []
+    for level in zip(*parts, strict=False):
+        if len(set(level)) > 1:
+            break
+        common.append(level[0])
+    return '.'.join(common)
