@@ -1,0 +1,53 @@
+"""A unit's kernel as an expression of linear parts: factor, chain, sum, scale, filter, norm.
+
+Every node is a module with a kernel ``(out, in / groups, kh, kw)`` and says four things: how it
+folds (``fold``), how it is applied layer by layer (``forward``), what that costs (``fold_macs``,
+``apply_macs``), and how it is given a kernel (``set_kernel``). Leaves, the factors, are torch's own
+``nn.Conv2d`` and ``nn.Linear``, so that a framework's initialisation and its options reach them.
+"""
+
+from .chain import Chain
+from .node import (
+    Node,
+    Shape,
+    Solve,
+    add_bias,
+    apply_macs,
+    as_kernel,
+    fold_macs,
+    fold_node,
+    geometry,
+    kernel_refusal,
+    set_kernel,
+    shape_of,
+)
+from .norm import Norm
+from .parts import Deviation, Filter, Identity, Scale, Separable, leaves
+from .roles import ROLES, parameter_roles
+from .sum import Sum
+
+__all__ = [
+    'ROLES',
+    'Chain',
+    'Deviation',
+    'Filter',
+    'Identity',
+    'Node',
+    'Norm',
+    'Scale',
+    'Separable',
+    'Shape',
+    'Solve',
+    'Sum',
+    'add_bias',
+    'apply_macs',
+    'as_kernel',
+    'fold_macs',
+    'fold_node',
+    'geometry',
+    'kernel_refusal',
+    'leaves',
+    'parameter_roles',
+    'set_kernel',
+    'shape_of',
+]

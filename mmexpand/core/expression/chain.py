@@ -1,0 +1,100 @@
+"""Nodes one after another."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..algebra import Affine, compose, fold, fold_order, kernel_size
+from ..probe import Probe
+from .node import (
+    Node,
+    Shape,
+    Solve,
+    add_bias,
+    apply_macs,
+    as_kernel,
+    fold_macs,
+    fold_node,
+    shape_of,
+)
+
+
+class Chain(nn.ModuleList, Node):
+    """Nodes applied one after another; its kernel is their product (Eq. 1).
+
+    Args:
+        nodes: the one applied first in front.
+        groups: the number of groups, the same in all.
+        solve: finds factors with a given product; None: no chain is asked for that.
+        refuse: says of the factors' shapes why ``solve`` cannot, or ''.
+    """
+
+    def __init__(
+        self,
+        nodes: Sequence[nn.Module],
+        groups: int,
+        solve: Solve | None = None,
+        refuse: Callable[[list[Shape], int], str] | None = None,
+    ):
+        super().__init__(nodes)
+        self.groups = groups
+        self._solve = solve
+        self._refuse = refuse
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply one node after another."""
+        for node in self:
+            x = node(x)
+        return x
+
+    @property
+    def shapes(self) -> list[Shape]:
+        """Kernel shapes of the nodes."""
+        return [shape_of(node) for node in self]
+
+    @property
+    def shape(self) -> Shape:
+        """The product's shape."""
+        shapes = self.shapes
+        return (shapes[-1][0], shapes[0][1], *kernel_size(shapes))
+
+    def fold(self, dtype: torch.dtype, probe: Probe | None = None) -> Affine:
+        """The product, multiplied in the cheapest order."""
+        factors = [fold_node(node, dtype, probe) for node in self]
+        if probe is not None and len(factors) == 2:  # Its bias has no gradient.
+            return compose(*factors, self.groups)
+        return fold(factors, self.groups)
+
+    def fold_macs(self) -> int:
+        """Operations of the products, in the cheapest order."""
+        per_group = tuple((out // self.groups, *rest) for out, *rest in self.shapes)
+        product = self.groups * fold_order(per_group, 0, len(self))[0]
+        return product + sum(fold_macs(node) for node in self)
+
+    def apply_macs(self, size: tuple[int, int]) -> tuple[int, tuple[int, int]]:
+        """Operations of one node after another."""
+        total = 0
+        for node in self:
+            macs, size = apply_macs(node, size)
+            total += macs
+        return total, size
+
+    def set_kernel(self, kernel: Tensor, bias: Tensor | None) -> None:
+        """Solve for the factors; biases but the last are zeroed."""
+        present = [as_kernel(factor.weight) for factor in self]
+        new = self._solve(kernel, present, self.groups)
+        for factor, value in zip(self, new, strict=True):
+            factor.weight.copy_(value.view_as(factor.weight))
+            if factor.bias is not None:
+                factor.bias.zero_()
+        if self[-1].bias is not None:
+            self[-1].bias.copy_(bias)
+
+    def kernel_refusal(self) -> str:
+        """Why the factors are too narrow for an arbitrary kernel, or ''."""
+        return self._refuse(self.shapes, self.groups)
+
+    def add_bias(self, shift: Tensor) -> None:
+        """Shift the last node's."""
+        add_bias(self[-1], shift)

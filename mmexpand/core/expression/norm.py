@@ -1,0 +1,219 @@
+"""Batch norms in branches: by running statistics, or measured on a sample of the batch."""
+
+from collections.abc import Sequence
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ..algebra import Affine
+from ..probe import Probe
+from ..statistics import Normed, excess, join, part
+from .node import PerChannel, centred, fold_node, kernel_refusal, per_channel, set_kernel, shape_of
+
+
+class Norm(PerChannel):
+    """A node, then batch normalisation: linear in eval mode only.
+
+    In a layer without bias, which a norm follows as a rule, it must not shift: what centring
+    takes away is given back from the running mean. The norm that follows removes any shift.
+
+    Args:
+        node: what is normalised; without bias.
+        bias: whether the layer that is stood for has one.
+        floored: whether a channel's variance counts as no less than ``FLOOR`` says.
+    """
+
+    def __init__(self, node: nn.Module, bias: bool, floored: bool = False):
+        super().__init__()
+        self.node = node
+        like = next(chain(node.parameters(), node.buffers()))
+        self.norm = nn.BatchNorm2d(shape_of(node)[0], device=like.device, dtype=like.dtype)
+        self.shifts, self.floored = bias, floored
+        self.norm.bias.requires_grad_(bias)
+        self.anchoring = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the node, then normalise; while ``anchoring``, anchor the norm instead."""
+        if self.anchoring:
+            return self._anchor(self.node(x))
+        gain = self._gain(self.norm.weight.dtype)
+        if not self.shifts:
+            with torch.no_grad():
+                self.norm.bias.copy_(self._scale(gain) * self.norm.running_mean)
+        y = self.node(x)
+        # By the norm's own class, which a framework may have replaced.
+        return functional_call(self.norm, {'weight': gain}, (y,)) if self.floored else self.norm(y)
+
+    def _gain(self, dtype: torch.dtype) -> Tensor:
+        """The norm's weight, less where a channel's variance is below the floor."""
+        gain = self.norm.weight.to(dtype)
+        if not self.floored:
+            return gain
+        with torch.no_grad():
+            inverse = excess(self.norm.running_var.to(dtype), self.norm.eps).rsqrt()
+        return gain * inverse
+
+    def _scale(self, gain: Tensor) -> Tensor:
+        return gain * (self.norm.running_var.to(gain.dtype) + self.norm.eps).rsqrt()
+
+    def fold(self, dtype: torch.dtype, probe: Probe | None = None) -> Affine:
+        """Kernel and bias in eval mode by the running statistics, or by those of a probe."""
+        if probe is not None and self in probe.folded:
+            return probe.folded[self]
+        if probe is not None and is_measured(self):
+            return fold_measured([self], self.shape[2:], dtype, probe)
+        weight, bias = fold_node(self.node, dtype, probe)
+        scale, mean = self._scale(self._gain(dtype)), self.norm.running_mean.to(dtype)
+        weight = weight * per_channel(scale, weight)
+        if not self.shifts:
+            return weight, None
+        centre = -mean if bias is None else bias - mean
+        return weight, self.norm.bias.to(dtype) + centre * scale
+
+    def set_kernel(self, kernel: Tensor, bias: Tensor | None) -> None:
+        """Give the node this kernel; the norm takes the bias. See ``become_identity``."""
+        set_kernel(self.node, kernel, None)
+        if bias is not None:
+            self.norm.bias.add_(bias)
+
+    def kernel_refusal(self) -> str:
+        """The node's."""
+        return kernel_refusal(self.node)
+
+    def add_bias(self, shift: Tensor) -> None:
+        """Shift the norm's."""
+        self.norm.bias.add_(shift)
+
+    def become_identity(self) -> None:
+        """Make the norm the identity in eval mode; in training mode it is one once anchored."""
+        self.norm.reset_running_stats()
+        self.norm.bias.zero_()
+        self._undo_scale()
+
+    def _undo_scale(self) -> None:
+        self.norm.weight.fill_(1)
+        self.norm.weight.copy_(1 / self._scale(self._gain(torch.float64)))
+
+    def _anchor(self, y: Tensor) -> Tensor:
+        """Take the statistics of outputs, leaving the norm the identity that it is.
+
+        Gamma becomes the standard deviation and beta the mean (with the layer's bias), so that
+        normalising these outputs by their own statistics gives them back.
+        """
+        shift = self.norm.bias - self.norm.running_mean
+        mean, variance = _pooled_moments(y)
+        self.norm.running_mean.copy_(mean)
+        self.norm.running_var.copy_(variance)
+        self._undo_scale()
+        self.norm.bias.copy_(mean + shift)
+        return y + shift[:, None, None] if self.shifts else y
+
+
+def _pooled_moments(y: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of channels, over the batches of all processes."""
+    wide = y.double()
+    count = wide.new_tensor([y.numel() / y.shape[1]])
+    sums = torch.cat((count, wide.sum((0, 2, 3)), wide.square().sum((0, 2, 3))))
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(sums)
+    count, total, square = sums.split((1, y.shape[1], y.shape[1]))
+    mean = total / count
+    return mean, (square / count - mean.square()).clamp_min(0)
+
+
+def is_measured(node: nn.Module) -> bool:
+    """Return whether a node is a norm that takes statistics of the batch."""
+    return isinstance(node, Norm) and node.norm.training  # Not with a network's norm_eval.
+
+
+def fold_measured(
+    branches: Sequence[Norm], size: Sequence[int], dtype: torch.dtype, probe: Probe
+) -> Affine:
+    """The sum of branches normalised by a probe's statistics, which the running ones follow.
+
+    Args:
+        branches: built for one layer.
+        size: height and width of the sum.
+        dtype: what to compute in.
+        probe: of a batch.
+    """
+    folded = [fold_node(branch.node, dtype, probe) for branch in branches]
+    kernels = [(centred(kernel, size), bias) for kernel, bias in folded]
+    return _normalise(branches, kernels, len(branches), probe)
+
+
+def fold_inner(branches: Sequence[nn.Module], dtype: torch.dtype, probe: Probe) -> None:
+    """Fold the norms inside of branches, where these are several, all at once for the probe."""
+    norms = [
+        node
+        for branch in branches
+        for node in branch.modules()
+        if node is not branch and is_measured(node)
+    ]
+    if len(norms) < 2:
+        return
+    folded = [fold_node(norm.node, dtype) for norm in norms]
+    weights, biases = _normalise(norms, folded, 1, probe)
+    sizes = [len(weight) for weight, _ in folded]
+    weights = weights.split(sizes)
+    biases = [None] * len(norms) if biases is None else biases.split(sizes)
+    probe.folded.update(zip(norms, zip(weights, biases, strict=True), strict=True))
+
+
+def _normalise(
+    branches: Sequence[Norm], folded: Sequence[Affine], summed: int, probe: Probe
+) -> Affine:
+    """Normalise by a probe's statistics.
+
+    Args:
+        branches: with kernels of one size, built for one layer.
+        folded: what their nodes fold to.
+        summed: as of ``Normed``.
+        probe: of a batch.
+    """
+    norms, dtype = [branch.norm for branch in branches], folded[0][0].dtype
+    kernels, eps = [kernel for kernel, _ in folded], norms[0].eps
+    variances = [norm.running_var for norm in norms]
+    with torch.no_grad():
+        if not branches[0].floored:
+            floors = None
+        elif summed == len(norms) > 1:  # All at once.
+            floors = excess(torch.stack(variances).to(dtype), eps).view(-1)
+        else:
+            floors = join([excess(variance.to(dtype), eps) for variance in variances])
+        taps = probe.taps(kernels[0].shape[2:], dtype)
+    parameters = [norm.weight for norm in norms]
+    if branches[0].shifts:
+        parameters += [norm.bias for norm in norms]
+    parameters = [parameter.to(dtype) for parameter in parameters]
+    weight, bias, mean, variance = Normed.apply(
+        taps, floors, eps, summed, len(norms), *kernels, *parameters
+    )
+    _follow(norms, mean, variance, [bias for _, bias in folded], probe.samples)
+    return weight, bias
+
+
+@torch.no_grad()
+def _follow(
+    norms: Sequence[nn.Module],
+    mean: Tensor,
+    variance: Tensor,
+    biases: Sequence[Tensor | None],
+    samples: int,
+) -> None:
+    """Let running statistics follow as ``F.batch_norm`` does, by the unbiased variance."""
+    momentum = norms[0].momentum
+    if momentum is None:  # A plain average over all batches.
+        torch._foreach_add_([norm.num_batches_tracked for norm in norms], 1)
+        momentum = 1 / norms[0].num_batches_tracked.item()
+    sizes = [len(norm.running_mean) for norm in norms]
+    unbiased = variance * (samples / max(1, samples - 1))
+    means = [
+        ours if bias is None else ours + bias
+        for ours, bias in zip(part(mean, sizes), biases, strict=True)
+    ]
+    running = [norm.running_mean for norm in norms] + [norm.running_var for norm in norms]
+    new = [value.to(running[0].dtype) for value in (*means, *part(unbiased, sizes))]
+    torch._foreach_lerp_(running, new, momentum)
