@@ -60,6 +60,9 @@ class ExpandHook(Hook):
         warm_start: whether a compact training that is resumed (``--resume`` its checkpoint) goes
             on expanded, the weights preserved, with its schedule and SGD's momentum; what other
             optimizers keep of expanded layers begins anew. Default: False.
+        freeze_norms: fraction of the iterations after which norms in branches keep their
+            statistics; training then computes exactly the network that is deployed. Default: None,
+            never.
         **options: see ``ExpandConfig``.
 
     Raises:
@@ -68,8 +71,20 @@ class ExpandHook(Hook):
 
     priority = 'VERY_HIGH'
 
-    def __init__(self, compact_gradients: bool = True, warm_start: bool = False, **options: object):
+    def __init__(
+        self,
+        compact_gradients: bool = True,
+        warm_start: bool = False,
+        freeze_norms: float | None = None,
+        **options: object,
+    ):
+        if freeze_norms is not None and not 0 <= freeze_norms <= 1:
+            raise UserValueError(
+                f'freeze_norms must be a fraction of the training between 0 and 1, got '
+                f'{freeze_norms!r}'
+            )
         self.compact_gradients = compact_gradients
+        self.freeze_norms = freeze_norms
         self.warm_start = warm_start
         self.cfg = ExpandConfig.of(options)
         # Of the parameters before the expansion, until the optimizer has been given the factors.
@@ -110,6 +125,15 @@ class ExpandHook(Hook):
         """Start all ranks alike; hand over what a compact training has left, where one goes on."""
         start_alike(unwrap(runner.model))
         self._guard.carry_over(runner)
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None) -> None:
+        """Freeze norms in branches once their time has come."""
+        if self.freeze_norms is None or runner.iter < self.freeze_norms * runner.max_iters:
+            return
+        for unit in named_units(unwrap(runner.model)).values():
+            unit.freeze_norms()
+        self.freeze_norms = None
+        log(f'ExpandHook: norms in branches keep their statistics from iteration {runner.iter + 1}')
 
 
 def _warn_of_frozen(model: nn.Module, expanded: list[str]) -> None:

@@ -682,3 +682,28 @@ def test_an_expand_hook_told_to_run_after_ema_hook_is_refused(seg_cfg):
     late = dict(hooks()[0], priority='LOW')
     with pytest.raises(ValueError, match=r'EMAHook comes before ExpandHook.*VERY_HIGH'):
         train(seg_cfg(custom_hooks=[EMA, late]))
+
+
+class Statistics(Hook):
+    """The running variance of a norm in a branch after each iteration."""
+
+    def __init__(self):
+        self.seen = []
+
+    def after_train_iter(self, runner, *_, **__):
+        unit = next(iter(named_units(runner.model).values()))
+        self.seen.append(unit._norms[0].norm.running_var.clone())
+
+
+def test_norms_are_frozen_at_their_time(seg_cfg):
+    cfg = seg_cfg(custom_hooks=hooks(method='repvgg', freeze_norms=0.5))
+    runner = build_runner(cfg, ('train', 'val'))
+    statistics = Statistics()
+    runner.register_hook(statistics)
+    runner.train()
+    first, second, third, last = statistics.seen
+    assert not torch.equal(first, second)
+    assert torch.equal(second, third)
+    assert torch.equal(second, last)
+    with pytest.raises(ValueError, match='freeze_norms'):
+        ExpandHook(freeze_norms=2)
