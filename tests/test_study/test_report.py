@@ -11,9 +11,11 @@ from tests.tools_in_process import run
 
 
 @pytest.fixture
-def full(study, put):
+def full(write_study, put):
+    study = write_study('lrs = [0.01, 0.1, 1.0]\n')
     for arm, gain in (('compact', 0.0), ('cl', 1.5)):
         put(study, arm, 0.01, 0, val=10.0)
+        put(study, arm, 1.0, 0, val=10.0)
         for seed in (0, 1):
             score = 70 + 3 * seed + gain * (1 + seed / 10)
             put(study, arm, 0.1, seed, val=60.0, test=score, seconds=10 * (1 + gain))
@@ -65,6 +67,16 @@ def test_arms_may_be_called_anything(full, write_study, put, tmp_path):
     whole = json.loads((tmp_path / 'out/study.json').read_text())
     assert whole['study'] == 'small'
     assert whole['arms']['study']['mean'] == 50
+
+
+def test_an_edge_is_marked(study, put, tmp_path):
+    for seed in (0, 1):
+        put(study, 'compact', 0.1, seed, val=20, test=70 + seed)
+        put(study, 'cl', 0.1, seed, val=20, test=72.0 + seed)
+    text = write_report(study, tmp_path / 'out')
+    assert '| compact | 0.1 (edge) | 2 |' in text
+    assert '; no gain, as long as the best learning rate of compact, 0.1, is at the edge' in text
+    assert json.loads((tmp_path / 'out/study.json').read_text())['arms']['compact']['edge'] is True
 
 
 @pytest.mark.parametrize(

@@ -139,9 +139,9 @@ def test_imports_of_an_arm(study, tmp_path, with_arm, monkeypatch):
 
 
 def test_what_is_wrong_with_an_arm(study, tmp_path, with_arm):
-    assert arm_problem(study, study.arm('compact')) is None
+    assert arm_problem(study.arm('compact')) is None
     moved = with_arm(study, 'cl', **{'val_dataloader.dataset.data_root': 'nowhere'})
-    said = arm_problem(moved, moved.arm('cl'))
+    said = arm_problem(moved.arm('cl'))
     assert said.startswith('cl cannot run: val_dataloader.dataset: data_root not found')
     (tmp_path / 'net.py').write_text('model = \n')
-    assert arm_problem(study, study.arm('cl')).startswith('cl cannot run: ')
+    assert arm_problem(study.arm('cl')).startswith('cl cannot run: ')
