@@ -101,8 +101,8 @@ def test_an_arm_that_was_changed_starts_anew(study, with_arm):
     study = with_arm(study, 'compact', **{'train_dataloader.batch_size': 4})
     again = train(study, run_of(study))
     assert again['loss'] != first['loss']
-    # Now that is what was trained last.
-    assert train(study, run_of(study)) == again
+    # Now that is what was trained last. The time of day may be another second's.
+    assert train(study, run_of(study)) | dict(period=again['period']) == again
 
 
 def test_what_is_resumed_is_not_load_from(study, with_arm, tmp_path):
