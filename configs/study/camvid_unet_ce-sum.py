@@ -14,10 +14,10 @@ lr = 1e-8 * (4 * 512 * 1024) / (batch_size * crop_size[0] * crop_size[1])
 lrs = [lr]
 root = '../shared/data/camvid-cityscapes/'
 options = {
-    'train_cfg.max_iters': 500,
-    'train_cfg.val_interval': 500,
+    'train_cfg.max_iters': 300,
+    'train_cfg.val_interval': 300,
     'default_hooks.checkpoint': dict(
-        _delete_=True, type='CheckpointHook', by_epoch=False, interval=250, max_keep_ckpts=1
+        _delete_=True, type='CheckpointHook', by_epoch=False, interval=100, max_keep_ckpts=1
     ),
     'model.backbone.base_channels': 16,
     'model.backbone.norm_cfg.type': 'BN',
