@@ -4,6 +4,7 @@ python tools/study.py configs/study/camvid_unet.py
 """
 
 import argparse
+import math
 import signal
 import sys
 
@@ -16,6 +17,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('study', help='study file path: arms, seeds, learning rates, metric')
     parser.add_argument('--arms', nargs='+', help='arms to run (default: all)')
     parser.add_argument('--seeds', nargs='+', type=int, help='seeds to run (default: all)')
+    parser.add_argument(
+        '--minutes', type=float, default=math.inf, help='start no run later than this'
+    )
     parser.add_argument(
         '--report-only', action='store_true', help='report the results that are there'
     )
@@ -33,7 +37,7 @@ def main() -> None:
             # As Ctrl-C: the runs' processes are ended with this one.
             before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
             try:
-                run_study(study, args.arms, args.seeds)
+                run_study(study, args.arms, args.seeds, args.minutes)
             finally:
                 # A pool of processes forked under such a handler may never end at its terminate().
                 signal.signal(signal.SIGTERM, before)

@@ -84,14 +84,14 @@ def _findings(
     places = decimals(value for arm in arms for value in arm.scores.values())
     rows = [_row(arm, baseline, found.get(arm.arm.name), places) for arm in arms if arm.scores]
     sentences = [
-        in_words(arm, found[arm.arm.name], study.baseline, places)
+        in_words(arm, found[arm.arm.name], baseline, places)
         for arm in arms
         if arm.scores and arm.arm.name in found
     ]
     problems = [problem + '.' for arm in arms for problem in arm.problems]
     problems += _not_timed(arms, baseline)
     untried = [arm.arm.name for arm in arms if not arm.scores]
-    cannot = (arm_problem(study, arm.arm) for arm in arms if not (arm.scores or arm.tuning))
+    cannot = (arm_problem(arm.arm) for arm in arms if not (arm.scores or arm.tuning))
     problems += [problem + '.' for problem in cannot if problem]
     if untried:
         problems.append(f'No seed has been run to its end: {", ".join(untried)}.')
@@ -129,7 +129,7 @@ def _row(
 ) -> tuple[str, ...]:
     numbers = [
         arm.arm.name,
-        f'{arm.lr:g}' + (' (fixed)' if arm.arm.lr is not None else ''),
+        f'{arm.lr:g}' + (' (fixed)' if arm.arm.lr is not None else ' (edge)' if arm.edge else ''),
         str(len(arm.scores)),
         _number(arm.mean, places),
         _number(arm.deviation, places),
@@ -158,6 +158,7 @@ def _arm_as_json(arm: ArmSummary, against: Difference | None) -> dict:
     interval = against and [_finite(against.low), _finite(against.high)]
     return dict(
         lr=arm.lr,
+        edge=arm.edge,
         tuning={f'{lr:g}': value for lr, value in arm.tuning.items()},
         test=arm.scores,
         mean=_finite(arm.mean),

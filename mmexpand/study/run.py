@@ -103,19 +103,30 @@ def _is_number(value: object) -> bool:
         return False
 
 
-def run_config(study: Study, run: Run) -> Config:
-    """The config of a run: the arm's, with its learning rate, seed and work dir.
+def arm_config(arm: Arm) -> Config:
+    """Return an arm's config, as it is before a run sets its learning rate.
 
     Raises:
         ConfigError: if there is no such config, or the arm's ``cfg_options`` do not fit it.
         StudyError: if it has no learning rate to set.
     """
-    cfg = open_config(run.arm.config, run.arm.cfg_options)
+    cfg = open_config(arm.config, arm.cfg_options)
     # Those of the file are imported while it is read; the arm's own come later.
     if cfg.get('custom_imports'):
         import_modules_from_strings(**cfg.custom_imports)
     if 'lr' not in (cfg.get('optim_wrapper') or {}).get('optimizer', {}):
-        raise StudyError(f'{run.arm.config} has no optim_wrapper.optimizer.lr')
+        raise StudyError(f'{arm.config} has no optim_wrapper.optimizer.lr')
+    return cfg
+
+
+def config_rate(arm: Arm) -> float:
+    """Return the learning rate of an arm's config, which a search starts at."""
+    return float(arm_config(arm).optim_wrapper.optimizer.lr)
+
+
+def run_config(study: Study, run: Run) -> Config:
+    """The config of a run: the arm's, with its learning rate, seed and work dir."""
+    cfg = arm_config(run.arm)
     cfg.optim_wrapper.optimizer.lr = run.lr
     cfg.randomness = dict(seed=run.seed)
     cfg.work_dir = str(study.work_dir / run.arm.name / run.name)
@@ -153,10 +164,10 @@ def versions() -> dict[str, str]:
     return dict(torch=torch.__version__, mmengine=mmengine.__version__, mmexpand=__version__)
 
 
-def arm_problem(study: Study, arm: Arm) -> str | None:
+def arm_problem(arm: Arm) -> str | None:
     """Why no run of an arm can start, in a sentence; None where it can."""
     try:
-        cfg = run_config(study, Run(arm, study.lrs[0], study.seeds[0]))
+        cfg = arm_config(arm)
         check_datasets(cfg, ('train', 'val', 'test'))
         warn_of_lost_hooks(cfg)
     # A config is a program: anything can be wrong with it, and the other arms go on.

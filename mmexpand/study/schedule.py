@@ -1,7 +1,7 @@
-"""Which runs a study needs, and running those that have no result yet."""
+"""Running what a study needs and has no result of yet."""
 
-import json
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -10,60 +10,21 @@ import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from queue import SimpleQueue
-from statistics import fmean
 
 import torch
 from mmengine.logging import print_log
 
+from .rates import final_runs, tuning_rounds, unfinished
+from .results import load_result, result_problem, score
 from .run import arm_problem, result_head, write_json
-from .spec import Arm, Run, Study, StudyError
-
-
-def load_result(study: Study, run: Run) -> dict | None:
-    """The result of a run; None where there is none that can be read."""
-    try:
-        return json.loads(study.result_path(run).read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None
-
-
-def score(study: Study, result: dict | None, split: str) -> float | None:
-    """The metric of a result; None where it has none."""
-    return ((result or {}).get(split) or {}).get(study.metric)
-
-
-def tuning_runs(study: Study, arm: Arm) -> list[Run]:
-    """The runs that an arm's learning rate is chosen by; none where it is fixed."""
-    if arm.lr is not None:
-        return []
-    return [Run(arm, lr, seed) for seed in study.tune_seeds for lr in study.lrs]
-
-
-def best_lr(study: Study, arm: Arm) -> float | None:
-    """The rate with the best mean on the validation split; None as long as none has finished.
-
-    A rate at which a run diverged is out.
-    """
-    if arm.lr is not None:
-        return float(arm.lr)
-    scores = {}
-    for lr in study.lrs:
-        results = [load_result(study, Run(arm, lr, seed)) for seed in study.tune_seeds]
-        values = [score(study, result, 'val') for result in results]
-        if all(value is not None for value in values):
-            scores[lr] = fmean(values)
-    return max(scores, key=scores.get) if scores else None
-
-
-def final_runs(study: Study, arm: Arm, seeds: Sequence[int] | None = None) -> list[Run]:
-    """The runs that are reported: all seeds at the arm's best rate."""
-    lr = best_lr(study, arm)
-    chosen = study.seeds if arm.seeds is None else arm.seeds
-    return [] if lr is None else [Run(arm, lr, s) for s in chosen if not seeds or s in seeds]
+from .spec import Run, Study, StudyError
 
 
 def run_study(
-    study: Study, arms: Sequence[str] | None = None, seeds: Sequence[int] | None = None
+    study: Study,
+    arms: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+    minutes: float = math.inf,
 ) -> None:
     """Run what has no result: first all learning rates, then all seeds at the best ones.
 
@@ -74,6 +35,7 @@ def run_study(
         study: the study.
         arms: names of the arms to run; None: all.
         seeds: those of the final runs to run; None: all.
+        minutes: no run is started later than this; the next call goes on from there.
 
     Raises:
         StudyError: for an arm or a seed that there is not.
@@ -83,24 +45,20 @@ def run_study(
     if unknown := set(seeds or ()) - known:
         named = ', '.join(map(str, sorted(unknown)))
         raise StudyError(f'{study.path} has no seed {named}; it has {sorted(known)}')
-    problems = {arm.name: arm_problem(study, arm) for arm in chosen}
+    problems = {arm.name: arm_problem(arm) for arm in chosen}
     for problem in filter(None, problems.values()):
         _log(problem, logging.WARNING)
     chosen = [arm for arm in chosen if problems[arm.name] is None]
-    _run_all(study, [run for arm in chosen for run in tuning_runs(study, arm)], 'learning rates')
+    deadline = time.monotonic() + 60 * minutes
+    for runs in tuning_rounds(study, chosen):
+        _run_all(study, runs, 'learning rates', deadline)
     finals = [final_runs(study, arm, seeds) for arm in chosen]
     # Seed by seed, so that all arms can be compared before the last one has all of its own.
     by_seed = sorted((run for runs in finals for run in runs), key=lambda run: run.seed)
-    _run_all(study, by_seed, 'seeds')
+    _run_all(study, by_seed, 'seeds', deadline)
 
 
-def unfinished(study: Study, runs: Iterable[Run]) -> list[Run]:
-    """Those that have no result yet, or failed."""
-    results = ((run, load_result(study, run)) for run in runs)
-    return [run for run, result in results if result is None or result['status'] == 'failed']
-
-
-def _run_all(study: Study, runs: Iterable[Run], what: str) -> None:
+def _run_all(study: Study, runs: Iterable[Run], what: str, deadline: float) -> None:
     wanted = unfinished(study, runs)
     if not wanted:
         return
@@ -109,12 +67,23 @@ def _run_all(study: Study, runs: Iterable[Run], what: str) -> None:
     children = _Children()
     devices = _devices(study.jobs)
     pool = ThreadPoolExecutor(study.jobs)
+
+    def start(run: Run) -> tuple[dict | None] | None:
+        late = time.monotonic() >= deadline
+        return None if late else (_run(study, run, children, devices),)
+
     try:
-        futures = {pool.submit(_run, study, run, children, devices): run for run in wanted}
-        for done, future in enumerate(as_completed(futures), 1):
+        futures = {pool.submit(start, run): run for run in wanted}
+        done = 0
+        for future in as_completed(futures):
+            if (ended := future.result()) is None:
+                continue
+            done += 1
             left = (time.monotonic() - started) / done * (len(wanted) - done)
-            said = _said(study, future.result())
+            said = _said(study, *ended)
             _log(f'{done}/{len(wanted)} {futures[future]}: {said}; {left / 60:.0f} min left')
+        if done < len(wanted):
+            _log(f'{len(wanted) - done} runs not started, the time is up: call the tool again')
     except BaseException:
         # Ctrl-C: what runs is ended, what waits never begins; the next call goes on from there.
         children.end()
@@ -181,16 +150,6 @@ def _run(
         result = dict(result_head(study, run), status='failed', reason=reason)
         write_json(result, study.result_path(run))
     return load_result(study, run)
-
-
-def result_problem(study: Study, result: dict, split: str) -> str | None:
-    """Why a result has no metric, in words; None where it has it."""
-    if score(study, result, split) is not None:
-        return None
-    if result['status'] == 'ok':
-        given = ', '.join(result[split]) or 'nothing finite'
-        return f'no {study.metric!r} on {split}; the evaluator gave {given}'
-    return f'{result["status"]}: {result["reason"]}'
 
 
 def _said(study: Study, result: dict | None) -> str:

@@ -16,14 +16,13 @@ KEYS = {
     'arms': dict,
     'baseline': str,
     'metric': str,
-    'lrs': (list, tuple),
     'seeds': (list, tuple),
     'tune_seeds': (list, tuple),
     'results_dir': str,
 }
 """What every STUDY.py holds."""
 
-OPTIONS = dict(jobs=1, threads=1, channels_last=False)
+OPTIONS = dict(lrs='auto', jobs=1, threads=1, channels_last=False)
 """What it may hold besides, and its values otherwise."""
 
 ARM_KEYS = {'config', 'cfg_options', 'lr', 'seeds'}
@@ -78,7 +77,8 @@ class Study:
         arms: by name.
         baseline: the arm that the others are compared with.
         metric: a name that the evaluators give; larger is better.
-        lrs: the grid of learning rates that every arm is tuned on, at the validation split.
+        lrs: the grid of learning rates that every arm is tuned on, at the validation split; None
+            (``'auto'`` in the file): each arm's rates are searched, from its config's on.
         seeds: that every arm is trained with at its best rate, reported at the test split.
         tune_seeds: that the rates are tuned with.
         results_dir: where one JSON a run is written.
@@ -91,7 +91,7 @@ class Study:
     arms: dict[str, Arm]
     baseline: str
     metric: str
-    lrs: tuple[float, ...]
+    lrs: tuple[float, ...] | None
     seeds: tuple[int, ...]
     tune_seeds: tuple[int, ...]
     results_dir: Path
@@ -140,9 +140,10 @@ def load_study(path: str | os.PathLike) -> Study:
         if not isinstance(cfg.get(key), kind) or not cfg.get(key):
             expected = kind.__name__ if isinstance(kind, type) else 'list'
             raise StudyError(f'{path}: {key} must be a {expected}, not empty; got {cfg.get(key)!r}')
-    for key, kind in (('lrs', (int, float)), ('seeds', int), ('tune_seeds', int)):
-        _check_numbers(path, key, cfg[key], kind)
+    for key in ('seeds', 'tune_seeds'):
+        _check_numbers(path, key, cfg[key], int)
     options = {key: cfg.get(key, default) for key, default in OPTIONS.items()}
+    lrs = _grid(path, options.pop('lrs'))
     for key in ('jobs', 'threads'):
         if not isinstance(options[key], int) or options[key] < 1:
             raise StudyError(f'{path}: {key} must be a number from 1 on, got {options[key]!r}')
@@ -152,7 +153,7 @@ def load_study(path: str | os.PathLike) -> Study:
         arms,
         cfg.baseline,
         cfg.metric,
-        tuple(sorted(float(lr) for lr in cfg.lrs)),
+        lrs,
         tuple(cfg.seeds),
         tuple(cfg.tune_seeds),
         path.parent / cfg.results_dir,
@@ -160,6 +161,15 @@ def load_study(path: str | os.PathLike) -> Study:
     )
     study.arm(study.baseline)
     return study
+
+
+def _grid(path: Path, lrs: object) -> tuple[float, ...] | None:
+    if lrs == 'auto':
+        return None
+    if not isinstance(lrs, list | tuple) or not lrs:
+        raise StudyError(f"{path}: lrs must be 'auto' or a list, not empty; got {lrs!r}")
+    _check_numbers(path, 'lrs', lrs, (int, float))
+    return tuple(sorted(map(float, lrs)))
 
 
 def _check_numbers(path: Path, key: str, values: Sequence, kind: type | tuple) -> None:

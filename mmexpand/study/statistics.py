@@ -7,7 +7,8 @@ from statistics import fmean, stdev
 
 from scipy.stats import ttest_1samp
 
-from .schedule import best_lr, final_runs, load_result, result_problem, score, tuning_runs
+from .rates import at_edge, best_lr, final_runs, tried_rates, tuned, tuning_runs
+from .results import load_result, result_problem, score
 from .spec import Arm, Run, Study
 
 CONFIDENCE = 0.95
@@ -51,6 +52,7 @@ class ArmSummary:
     Attributes:
         arm: the arm.
         lr: its best, or fixed, learning rate; None as long as it is not tuned.
+        edge: whether that is the smallest or the largest rate tried.
         tuning: the mean metric on the validation split by learning rate.
         scores: the metric on the test split by seed.
         seconds: mean time of a training's iterations, without loading their data (see
@@ -63,6 +65,7 @@ class ArmSummary:
 
     arm: Arm
     lr: float | None
+    edge: bool
     tuning: dict[float, float]
     scores: dict[int, float]
     seconds: float
@@ -83,24 +86,27 @@ class ArmSummary:
 
 def summarise(study: Study, arm: Arm) -> ArmSummary:
     """Read an arm's results."""
-    lr = best_lr(study, arm)
-    tuned = [(run, load_result(study, run)) for run in tuning_runs(study, arm)]
+    lr, edge = best_lr(study, arm), at_edge(study, arm)
+    tuning = [(run, load_result(study, run)) for run in tuning_runs(study, arm)]
     finals = [(run, load_result(study, run)) for run in final_runs(study, arm)]
     results = {run.seed: r for run, r in finals if score(study, r, 'test') is not None}
     scores = {seed: score(study, result, 'test') for seed, result in results.items()}
     # None where runs shared a GPU step by step.
     times = [result['seconds'] for result in results.values() if result['seconds'] is not None]
     problems = [
-        *_tuning_problems(study, arm, lr, tuned),
-        *_run_problems(study, tuned, 'val'),
+        *_tuning_problems(study, arm, tuning),
+        *_run_problems(study, tuning, 'val'),
         *_run_problems(study, finals, 'test'),
     ]
+    if edge:
+        said = 'is at the edge of those tried'
+        problems.append(f'{arm.name}: its best learning rate, {lr:g}, {said}')
     if times and not _comparable(times):
         problems.append(
             f'{arm.name}: its trainings took {min(times):.0f} to {max(times):.0f} s, the machine '
             'was not equally free: no time is given'
         )
-    if tuned and any(result.get('test_is_val') for result in results.values()):
+    if tuning and any(result.get('test_is_val') for result in results.values()):
         problems.append(
             f'{arm.name}: its learning rate is chosen by the images that it is reported on, since '
             'test_dataloader has the dataset of val_dataloader: give it another in cfg_options'
@@ -112,9 +118,8 @@ def summarise(study: Study, arm: Arm) -> ArmSummary:
     problems = tuple(dict.fromkeys(problems))
     seconds = fmean(times) if _comparable(times) else math.nan
     period = _period(results.values())
-    return ArmSummary(
-        arm, lr, _mean_by_lr(study, tuned), scores, seconds, period, results, problems
-    )
+    means = {lr: mean for lr, mean in tuned(study, arm).items() if mean is not None}
+    return ArmSummary(arm, lr, edge, means, scores, seconds, period, results, problems)
 
 
 def _period(results: Iterable[dict]) -> tuple[float, float] | None:
@@ -146,19 +151,10 @@ def _run_problems(study: Study, runs: Results, split: str) -> Iterator[str]:
             yield f'{run}: {problem}'
 
 
-def _tuning_problems(study: Study, arm: Arm, lr: float | None, tuned: Results) -> Iterator[str]:
-    missing = sorted({run.lr for run, result in tuned if result is None})
-    if missing and len(missing) < len(study.lrs):
+def _tuning_problems(study: Study, arm: Arm, tuning: Results) -> Iterator[str]:
+    missing = sorted({run.lr for run, result in tuning if result is None})
+    if missing and len(missing) < len(tried_rates(study, arm)):
         yield f'{arm.name}: not tuned yet at learning rates {", ".join(f"{v:g}" for v in missing)}'
-    elif tuned and lr in (study.lrs[0], study.lrs[-1]):
-        yield f'{arm.name}: its best learning rate, {lr:g}, is at the edge of the grid'
-
-
-def _mean_by_lr(study: Study, tuned: Results) -> dict[float, float]:
-    values: dict[float, list[float | None]] = {}
-    for run, result in tuned:
-        values.setdefault(run.lr, []).append(score(study, result, 'val'))
-    return {lr: fmean(found) for lr, found in values.items() if None not in found}
 
 
 def difference(arm: ArmSummary, baseline: ArmSummary) -> Difference | None:
@@ -178,29 +174,36 @@ def decimals(scores: Iterable[float]) -> int:
     return 2 if max(map(abs, scores), default=0) > 1 else 4
 
 
-def in_words(arm: ArmSummary, found: Difference | None, baseline: str, places: int = 2) -> str:
-    """What can be said of an arm against the baseline, in a sentence.
+def in_words(
+    arm: ArmSummary, found: Difference | None, baseline: ArmSummary, places: int = 2
+) -> str:
+    """Return what can be said of an arm against the baseline, in a sentence.
 
     Args:
         arm: the arm.
         found: its difference; None where there is none.
-        baseline: the name of the baseline.
+        baseline: the baseline. With its best learning rate at the edge of those tried, nothing is
+            called a gain: the next rate may be better.
         places: decimals of the numbers.
     """
-    name = arm.arm.name
+    name, other = arm.arm.name, baseline.arm.name
     if found is None:
-        return f'{name}: no seed to compare with {baseline} yet.'
+        return f'{name}: no seed to compare with {other} yet.'
     mean = f'{found.mean:+.{places}f}'
     if math.isnan(found.low):
-        return f'{name}: {mean} against {baseline}, one seed: not told from noise.'
+        return f'{name}: {mean} against {other}, one seed: not told from noise.'
     low, high = f'{found.low:+.{places}f}', f'{found.high:+.{places}f}'
     interval = f'95 % interval {low} to {high}, {len(found.values)} seeds'
+    if found.low > 0 and baseline.edge:
+        return (
+            f'{name}: {mean} against {other} ({interval}); no gain, as long as the best learning '
+            f'rate of {other}, {baseline.lr:g}, is at the edge of those tried: try more.'
+        )
     if found.low > 0:
-        return f'{name} is above {baseline} by {mean[1:]} ({interval}).'
+        return f'{name} is above {other} by {mean[1:]} ({interval}).'
     if found.high < 0:
-        return f'{name} is below {baseline} by {mean[1:]} ({interval}).'
+        return f'{name} is below {other} by {mean[1:]} ({interval}).'
     largest = f'{max(abs(found.low), abs(found.high)):.{places}f}'
     return (
-        f'{name}: no difference from {baseline} larger than {largest} was seen '
-        f'({mean}, {interval}).'
+        f'{name}: no difference from {other} larger than {largest} was seen ({mean}, {interval}).'
     )

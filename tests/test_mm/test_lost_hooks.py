@@ -96,7 +96,7 @@ def test_plan_and_study_say_so(base, monkeypatch, tmp_path):
         f"expanded=dict(config='base.py', cfg_options=dict(custom_hooks=[{EXPAND}])))\n"
     )
     study = load_study(study)
-    assert [arm_problem(study, study.arms[name]) for name in study.arms] == [None, None]
+    assert [arm_problem(study.arms[name]) for name in study.arms] == [None, None]
     assert len(said) == 2
     assert WARNING in said[1]
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from mmengine.config import ConfigDict
 
+from mmexpand.study.results import load_result
 from mmexpand.study.run import run_config
-from mmexpand.study.schedule import load_result
 from mmexpand.study.spec import Run
 from mmexpand.study.statistics import summarise
 from tests.tools_in_process import load
@@ -74,7 +74,7 @@ def test_results_are_the_studys(write_study):
     for arm, rates in (('compact', 3), ('cl', 3), ('fixed', 2)):
         assert len(list((study.results_dir / arm).glob('*.json'))) == rates
         summary = summarise(study, study.arm(arm))
-        assert all('edge of the grid' in problem for problem in summary.problems)
+        assert all('edge of those tried' in problem for problem in summary.problems)
         assert len(summary.scores) == 2
     result = load_result(study, Run(study.arm('fixed'), 0.05, 1))
     assert [step for step, _ in result['curve']] == [2 * result['steps'] // 3, result['steps']]

@@ -9,11 +9,15 @@ from mmexpand import stack
 from mmexpand.study import load_study, write_report
 from tests.tools_in_process import run
 
+GRID = 'lrs = [0.01, 0.1, 1.0]\n'
+
 
 @pytest.fixture
-def full(study, put):
+def full(write_study, put):
+    study = write_study(GRID)
     for arm, gain in (('compact', 0.0), ('cl', 1.5)):
         put(study, arm, 0.01, 0, val=10.0)
+        put(study, arm, 1.0, 0, val=10.0)
         for seed in (0, 1):
             score = 70 + 3 * seed + gain * (1 + seed / 10)
             put(study, arm, 0.1, seed, val=60.0, test=score, seconds=10 * (1 + gain))
@@ -44,7 +48,7 @@ def test_the_page_says_the_same(full, put, tmp_path):
     cells = [f'<td class="n">{cell.strip()}</td>' for cell in row.split('|')[2:-1]]
     assert f'<td>cl</td>{"".join(cells)}' in html
     said = [line[2:] for line in text.splitlines() if line.startswith('- ')]
-    assert len(said) == 4
+    assert len(said) == 2
     assert all(f'<li>{line}</li>' in html for line in said)
 
 
@@ -65,6 +69,16 @@ def test_arms_may_be_called_anything(full, write_study, put, tmp_path):
     whole = json.loads((tmp_path / 'out/study.json').read_text())
     assert whole['study'] == 'small'
     assert whole['arms']['study']['mean'] == 50
+
+
+def test_an_edge_is_marked(study, put, tmp_path):
+    for seed in (0, 1):
+        put(study, 'compact', 0.1, seed, val=20, test=70 + seed)
+        put(study, 'cl', 0.1, seed, val=20, test=72.0 + seed)
+    text = write_report(study, tmp_path / 'out')
+    assert '| compact | 0.1 (edge) | 2 |' in text
+    assert '; no gain, as long as the best learning rate of compact, 0.1, is at the edge' in text
+    assert json.loads((tmp_path / 'out/study.json').read_text())['arms']['compact']['edge'] is True
 
 
 @pytest.mark.parametrize(
@@ -130,7 +144,7 @@ def test_without_any_result(study, tmp_path):
 
 
 def test_an_arm_without_a_config(full, write_study, tmp_path):
-    write_study("arms['other'] = dict(config='gone.py')\n")
+    write_study(GRID + "arms['other'] = dict(config='gone.py')\n")
     text = write_report(load_study('small.py'), tmp_path / 'out')
     assert '- other cannot run: gone.py: no such config file.' in text
     assert '- cl is above compact' in text

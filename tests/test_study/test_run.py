@@ -101,8 +101,8 @@ def test_an_arm_that_was_changed_starts_anew(study, with_arm):
     study = with_arm(study, 'compact', **{'train_dataloader.batch_size': 4})
     again = train(study, run_of(study))
     assert again['loss'] != first['loss']
-    # Now that is what was trained last.
-    assert train(study, run_of(study)) == again
+    # Now that is what was trained last. The time of day may be another second's.
+    assert train(study, run_of(study)) | dict(period=again['period']) == again
 
 
 def test_what_is_resumed_is_not_load_from(study, with_arm, tmp_path):
@@ -139,9 +139,9 @@ def test_imports_of_an_arm(study, tmp_path, with_arm, monkeypatch):
 
 
 def test_what_is_wrong_with_an_arm(study, tmp_path, with_arm):
-    assert arm_problem(study, study.arm('compact')) is None
+    assert arm_problem(study.arm('compact')) is None
     moved = with_arm(study, 'cl', **{'val_dataloader.dataset.data_root': 'nowhere'})
-    said = arm_problem(moved, moved.arm('cl'))
+    said = arm_problem(moved.arm('cl'))
     assert said.startswith('cl cannot run: val_dataloader.dataset: data_root not found')
     (tmp_path / 'net.py').write_text('model = \n')
-    assert arm_problem(study, study.arm('cl')).startswith('cl cannot run: ')
+    assert arm_problem(study.arm('cl')).startswith('cl cannot run: ')

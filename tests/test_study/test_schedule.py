@@ -141,6 +141,16 @@ def test_processes_end_with_the_study():
     assert children.run(command) is None
 
 
+def test_no_run_is_started_after_the_time(write_study, runs, monkeypatch, capsys):
+    study, (made, _) = write_study('jobs = 1\n'), runs
+    now = iter(range(0, 6000, 60))
+    monkeypatch.setattr(schedule.time, 'monotonic', lambda: next(now))
+    run_study(study, minutes=3)
+    assert 0 < len(made) < 4
+    run_study(study)
+    assert len(made) == len(set(made)) == 6
+
+
 def test_tool(write_study, put, tmp_path, monkeypatch, capsys):
     study = write_study("arms['compact']['lr'] = 0.1\nseeds = [0]\n")
     put(study, 'compact', 0.1, 0, test=64)

@@ -26,6 +26,9 @@ def test_a_study(write_study, tmp_path):
         ("seeds = ['a']", 'seeds must be whole numbers'),
         ('seeds = [0.5]', 'seeds must be whole numbers'),
         ('tune_seeds = [1, 1]', 'tune_seeds must differ'),
+        ('lrs = []', "lrs must be 'auto' or a list, not empty; got \\[\\]"),
+        ("lrs = 'atuo'", "lrs must be 'auto' or a list, not empty; got 'atuo'"),
+        ("lrs = ['a']", 'lrs must be numbers'),
         ('lrs = [0.1, 0]', 'lrs must be above 0'),
         ('jobs = 0', 'jobs must be a number from 1 on, got 0'),
         ("baseline = 'compac'", "no arm 'compac'; near matches: compact"),
@@ -38,6 +41,11 @@ def test_a_study(write_study, tmp_path):
 def test_bad_studies(write_study, line, message):
     with pytest.raises(StudyError, match=rf'small\.py.*{message}'):
         write_study(line + '\n')
+
+
+def test_rates_are_searched_by_default(write_study):
+    assert write_study('del lrs\n').lrs is None
+    assert write_study("lrs = 'auto'\n").lrs is None
 
 
 def test_no_study(tmp_path):

@@ -22,15 +22,16 @@ from torch import Tensor, nn
 
 from mmexpand.errors import UserValueError
 from mmexpand.mm.command_line import add_debug_argument, count, device, tool
+from mmexpand.study.rates import final_runs, tuning_rounds, unfinished
 from mmexpand.study.run import (
     LOSS_POINTS,
+    arm_config,
     result_head,
     run_config,
     shares_images,
     versions,
     write_json,
 )
-from mmexpand.study.schedule import final_runs, tuning_runs, unfinished
 from mmexpand.study.spec import Run, Study, load_study
 from mmexpand.surgery import ExpandConfig, contract, expand_
 
@@ -63,7 +64,7 @@ def load_images(study: Study, device: str) -> dict[str, tuple[Tensor, Tensor]]:
     Raises:
         ValueError: if arms have other images.
     """
-    configs = [run_config(study, Run(arm, study.lrs[0], 0)) for arm in study.arms.values()]
+    configs = [arm_config(arm) for arm in study.arms.values()]
     images = {}
     for split in ('train', 'val', 'test'):
         dataset, *others = (cfg[f'{split}_dataloader'].dataset for cfg in configs)
@@ -322,10 +323,10 @@ def train(trainers: list[Trainer], deadline: float, bar: Progress) -> None:
 
 def stages(study: Study) -> Iterator[list[Run]]:
     """The runs to do: those of a fixed rate, those that rates are chosen by, those at the best."""
-    arms = study.arms.values()
+    arms = list(study.arms.values())
     fixed = [run for arm in arms if arm.lr is not None for run in final_runs(study, arm)]
     yield sorted(fixed, key=lambda run: run.seed)
-    yield [run for arm in arms for run in tuning_runs(study, arm)]
+    yield from tuning_rounds(study, arms)
     yield sorted((run for arm in arms for run in final_runs(study, arm)), key=lambda r: r.seed)
 
 

@@ -1,0 +1,148 @@
+"""Choice of each arm's learning rate: which rates to try, and the best of those tried.
+
+With ``lrs='auto'`` the search starts at the rate of the arm's config, and goes up and down by
+factors of 2 until rates on both sides of the best one were tried and are worse, or diverged. Its
+state is in the result files alone: a study that was stopped goes on where it was, and results of
+an earlier grid are part of the search.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from statistics import fmean
+
+from .results import is_final, load_result, read_result, score
+from .run import config_rate
+from .spec import Arm, Run, Study
+
+FACTOR = 2.0
+"""Between neighbouring rates of a search."""
+
+REACH = FACTOR**10
+"""How far from the config's rate a search goes, as a factor."""
+
+ROUNDING = 1.001
+"""Rates closer than this are the same: a search may meet rates of an earlier grid."""
+
+
+def tried_rates(study: Study, arm: Arm) -> tuple[float, ...]:
+    """Return the rates that an arm is tuned on, in order.
+
+    Those of the study's grid; with ``lrs='auto'`` those that have a result file.
+    """
+    if study.lrs is not None:
+        return study.lrs
+    rates = set()
+    for seed in study.tune_seeds:
+        for path in (study.results_dir / arm.name).glob(f'lr*_seed{seed}.json'):
+            # The name has six digits of the rate only.
+            if result := read_result(path):
+                rates.add(result['lr'])
+    return tuple(sorted(rates))
+
+
+def tuning_runs(study: Study, arm: Arm) -> list[Run]:
+    """Return the runs that an arm's rate is chosen by; none where it is fixed."""
+    if arm.lr is not None:
+        return []
+    return [Run(arm, lr, seed) for seed in study.tune_seeds for lr in tried_rates(study, arm)]
+
+
+def tuned(study: Study, arm: Arm) -> dict[float, float | None]:
+    """Return the mean metric on the validation split by rate, for rates that need no more runs.
+
+    None where a run diverged or gave no metric.
+    """
+    means = {}
+    for lr in tried_rates(study, arm):
+        results = [load_result(study, Run(arm, lr, seed)) for seed in study.tune_seeds]
+        if all(map(is_final, results)):
+            values = [score(study, result, 'val') for result in results]
+            means[lr] = None if None in values else fmean(values)
+    return means
+
+
+def best_lr(study: Study, arm: Arm) -> float | None:
+    """Return the rate with the best mean on the validation split; None as long as none has one.
+
+    The middle one of several that are equal, so that a search ends on a plateau.
+    """
+    if arm.lr is not None:
+        return float(arm.lr)
+    return _best(tuned(study, arm))
+
+
+def _best(means: dict[float, float | None]) -> float | None:
+    scores = {lr: mean for lr, mean in means.items() if mean is not None}
+    if not scores:
+        return None
+    equal = [lr for lr, mean in scores.items() if mean == max(scores.values())]
+    return equal[len(equal) // 2]
+
+
+def at_edge(study: Study, arm: Arm) -> bool:
+    """Return whether no rate above, or none below, the arm's best one was tried.
+
+    False where the rate is fixed, and where no rate has been tried.
+    """
+    means = {} if arm.lr is not None else tuned(study, arm)
+    best = _best(means)
+    return best is not None and best in (min(means), max(means))
+
+
+def rates_to_try(study: Study, arm: Arm, start: float) -> list[float]:
+    """Return the next rates of a search, in order; none where it has come to its end.
+
+    Args:
+        study: the study.
+        arm: the arm.
+        start: the rate of its config.
+    """
+    means = tuned(study, arm)
+    best = _best(means)
+    if best is not None:
+        wanted = [best / FACTOR, best * FACTOR]
+        wanted = [lr for lr in wanted if not any(_between(lr, best, other) for other in means)]
+    elif means:
+        wanted = [min(means) / FACTOR]  # All diverged.
+    else:
+        wanted = [start]
+    return [lr for lr in wanted if start / REACH / ROUNDING < lr < start * REACH * ROUNDING]
+
+
+def _between(lr: float, best: float, other: float) -> bool:
+    """Whether another rate than the best is as close to it as ``lr``, on the same side."""
+    low, high = sorted((lr, best))
+    return other != best and low / ROUNDING < other < high * ROUNDING
+
+
+def tuning_rounds(study: Study, arms: Sequence[Arm]) -> Iterator[list[Run]]:
+    """Yield the tuning runs to do, as many at a time as do not depend on each other's results.
+
+    A run that failed is tried once: its arm's search goes on with the next call of the tool.
+    """
+    tried: set[str] = set()
+    starts = {}
+    if study.lrs is None:
+        starts = {arm.name: config_rate(arm) for arm in arms if arm.lr is None}
+    while True:
+        runs = [run for arm in arms for run in tuning_runs(study, arm)]
+        for arm in arms:
+            if arm.name in starts:
+                rates = rates_to_try(study, arm, starts[arm.name])
+                runs += [Run(arm, lr, seed) for seed in study.tune_seeds for lr in rates]
+        wanted = {str(run): run for run in unfinished(study, runs) if str(run) not in tried}
+        if not wanted:
+            return
+        tried.update(wanted)
+        yield list(wanted.values())
+
+
+def final_runs(study: Study, arm: Arm, seeds: Sequence[int] | None = None) -> list[Run]:
+    """Return the runs that are reported: all seeds at the arm's best rate."""
+    lr = best_lr(study, arm)
+    chosen = study.seeds if arm.seeds is None else arm.seeds
+    return [] if lr is None else [Run(arm, lr, s) for s in chosen if not seeds or s in seeds]
+
+
+def unfinished(study: Study, runs: Iterable[Run]) -> list[Run]:
+    """Return those that have no result yet, or failed."""
+    return [run for run in runs if not is_final(load_result(study, run))]
