@@ -41,48 +41,33 @@ class Probe:
     @torch.no_grad()
     def _taps(self) -> Tensor:
         # Not before a norm asks for them: with all norms in eval mode, none does.
-        taps = _gather(self._x, self._site)
-        groups, *pixels, inputs, height, width = taps.shape
-        shape = (math.prod(pixels),) if groups == 1 else (groups, math.prod(pixels))
-        return taps.reshape(*shape, inputs * height * width)
+        site, x = self._site, self._x
+        size = output_size(x.shape[2:], site.kernel_size, site.stride, site.padding, site.dilation)
+        every = steps(len(x) * size[0] * size[1], site)
+        strides = [step * stride for step, stride in zip(every, site.stride, strict=True)]
+        # (N, m * kh * kw, rows * columns)
+        taps = F.unfold(x, site.kernel_size, site.dilation, site.padding, strides)
+        if site.groups == 1:
+            return taps.transpose(0, 1).flatten(1)
+        return taps.unflatten(1, (site.groups, -1)).permute(1, 2, 0, 3).flatten(2)
 
     @property
     def samples(self) -> int:
         """The number of output pixels that are taken, of all images together."""
-        return self._taps.shape[-2]
+        return self._taps.shape[-1]
 
     def taps(self, kernel_size: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Return the inputs of a kernel of the layer's size, or of a 1x1 centred in it.
 
         Returns:
-            ``(pixels, m * kh * kw)``, or with groups ``(groups, pixels, m / groups * kh * kw)``.
+            ``(m * kh * kw, pixels)``, or with groups ``(groups, m / groups * kh * kw, pixels)``.
         """
         taps = self._taps.to(dtype)
         height, width = self._site.kernel_size
         if tuple(kernel_size) == (height, width):
             return taps
         y, x = margins((height, width), kernel_size)
-        return taps[..., y * width + x :: height * width]
-
-
-def _gather(x: Tensor, site: Site) -> Tensor:
-    """The inputs of the kernel ``(groups, N, rows, columns, m / groups, kh, kw)``, a view."""
-    # One view for all taps and pixels, not one for each tap: on small layers it is the number of
-    # operations that costs. (Indexing takes several times as long on a CPU; a convolution with a
-    # large stride writes beyond its memory with 1x1 kernels and channels_last images in torch 2.9.)
-    layer = site.kernel_size, site.stride, site.padding, site.dilation
-    size = output_size(x.shape[2:], *layer)
-    step = steps(len(x) * size[0] * size[1], site)
-    (top, left), channels = site.padding, x.shape[1] // site.groups
-    padded = F.pad(x, (left, left, top, top)) if top or left else x
-    by_image, by_channel, *by_pixel = padded.stride()
-    taken = [-(-n // every) for n, every in zip(size, step, strict=True)]
-    down, right = (a * b * c for a, b, c in zip(step, site.stride, by_pixel, strict=True))
-    by_tap = (a * b for a, b in zip(site.dilation, by_pixel, strict=True))
-    return padded.as_strided(
-        (site.groups, len(x), *taken, channels, *site.kernel_size),
-        (channels * by_channel, by_image, down, right, by_channel, *by_tap),
-    )
+        return taps[..., y * width + x :: height * width, :]
 
 
 def steps(pixels: int, site: Site) -> tuple[int, int]:

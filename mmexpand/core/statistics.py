@@ -49,8 +49,8 @@ class Normed(torch.autograd.Function):
 
         Args:
             ctx: what the backward pass is given.
-            taps: inputs of the kernels, ``(pixels, in * kh * kw)``, or with groups
-                ``(groups, pixels, in / groups * kh * kw)``.
+            taps: inputs of the kernels, ``(in * kh * kw, pixels)``, or with groups
+                ``(groups, in / groups * kh * kw, pixels)``.
             excess: of all channels, as of the function of this name; None: there is no floor.
             eps: of the norms.
             summed: this many equal parts of the channels are added up. 1 of several branches:
@@ -63,8 +63,9 @@ class Normed(torch.autograd.Function):
         shifts = tensors[2 * branches :]
         sizes = [len(kernel) for kernel in kernels]
         kernels, gains = join(kernels).contiguous(), join(gains)
-        outputs = _products(taps, kernels.view(len(kernels), -1), sizes)
-        mean, variance = torch.batch_norm_update_stats(outputs, None, None, 0.0)
+        measure = Outputs if taps.dim() == 2 else Covariance
+        moments = measure(taps, kernels.view(len(kernels), -1), sizes)
+        mean, variance = moments.mean, moments.variance
         squares = variance + eps
         inverse = squares.rsqrt() if excess is None else (squares * excess).rsqrt_()
         scale = gains * inverse
@@ -76,7 +77,8 @@ class Normed(torch.autograd.Function):
             weight = weight.view(summed, -1, *kernels.shape[1:]).sum(0)
             bias = None if bias is None else bias.view(summed, -1).sum(0)
         ctx.summed, ctx.sizes, ctx.shifts = summed, sizes, len(shifts)
-        ctx.save_for_backward(taps, kernels, outputs, mean, squares, inverse, scale, columns)
+        ctx.moments = moments
+        ctx.save_for_backward(kernels, squares, inverse, scale, columns)
         ctx.mark_non_differentiable(
             mean, variance, *([bias] if shifts and summed < branches else [])
         )
@@ -92,7 +94,8 @@ class Normed(torch.autograd.Function):
 
     @staticmethod
     def _backward(ctx: Any, grad: Tensor | None, grad_bias: Tensor | None) -> tuple:
-        taps, kernels, outputs, mean, squares, inverse, scale, columns = ctx.saved_tensors
+        kernels, squares, inverse, scale, columns = ctx.saved_tensors
+        mean = ctx.moments.mean
         grads_shifts = [grad_bias] * ctx.shifts
         if grad is None:
             grad = torch.zeros_like(kernels[: len(kernels) // ctx.summed])
@@ -104,14 +107,11 @@ class Normed(torch.autograd.Function):
         grad_scale = (grad * kernels).sum((1, 2, 3))
         if grad_bias is not None:
             grad_scale.addcmul_(grad_bias, mean, value=-1)
-        # The gradient of the outputs, times -pixels, is slope * (outputs - mean) by the variance
-        # and grad_bias * scale by the mean.
+        # The gradient of the variance is -slope / 2, that of the mean -by_mean.
         slope = (grad_scale * scale).div_(squares)
         by_mean = scale.new_zeros(()) if grad_bias is None else grad_bias * scale
-        constant = torch.addcmul(by_mean, slope, mean, value=-1)
-        grad_outputs = torch.addcmul(constant, outputs, slope)
         grad_kernels = (grad * columns).reshape(len(kernels), -1)
-        _add_products(grad_kernels, grad_outputs, taps, -1 / len(outputs), ctx.sizes)
+        ctx.moments.subtract_gradient(grad_kernels, slope, by_mean)
         grads_kernels = part(grad_kernels.view_as(kernels), ctx.sizes)
         grads_gains = part(grad_scale.mul_(inverse), ctx.sizes)
         return *(None,) * 5, *grads_kernels, *grads_gains, *grads_shifts[: ctx.shifts]
@@ -127,27 +127,60 @@ def part(tensor: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
     return tensor.split(sizes) if len(sizes) > 1 else [tensor]
 
 
-def _products(taps: Tensor, rows: Tensor, sizes: Sequence[int]) -> Tensor:
-    """The outputs ``(pixels, channels)`` of kernels, branch after branch."""
-    if taps.dim() == 2:
-        return taps @ rows.t()
-    groups = len(taps)
-    outputs = torch.bmm(taps, _grouped(rows, groups, sizes).mT)
-    parts = outputs.split([size // groups for size in sizes], 2)
-    return torch.cat([part.transpose(0, 1).flatten(1) for part in parts], 1)
+class Outputs:
+    """Mean and biased variance of the outputs of kernels, from the outputs themselves.
+
+    Args:
+        taps: inputs of the kernels ``(inputs, pixels)``.
+        rows: kernels ``(channels, inputs)``.
+        sizes: channels of the branches.
+    """
+
+    def __init__(self, taps: Tensor, rows: Tensor, sizes: Sequence[int]):
+        self._taps = taps.t()
+        self._outputs = self._taps @ rows.t()
+        self.mean, self.variance = torch.batch_norm_update_stats(self._outputs, None, None, 0.0)
+
+    def subtract_gradient(self, rows: Tensor, slope: Tensor, by_mean: Tensor) -> None:
+        """Subtract a gradient of the kernels: by the variance (twice) and by the mean."""
+        constant = torch.addcmul(by_mean, slope, self.mean, value=-1)
+        by_outputs = torch.addcmul(constant, self._outputs, slope)
+        rows.addmm_(by_outputs.t(), self._taps, alpha=-1 / len(self._taps))
 
 
-def _add_products(
-    rows: Tensor, outputs: Tensor, taps: Tensor, times: float, sizes: Sequence[int]
-) -> None:
-    """Add ``outputs' taps`` times a number to the rows of kernels, branch after branch."""
-    if taps.dim() == 2:
-        rows.addmm_(outputs.t(), taps, alpha=times)
-        return
-    groups = len(taps)
-    products = torch.bmm(_grouped(outputs.t(), groups, sizes), taps)
-    parts = products.split([size // groups for size in sizes], 1)
-    rows.add_(torch.cat([part.flatten(0, 1) for part in parts]), alpha=times)
+class Covariance:
+    """As ``Outputs``, for groups, from the covariance of the inputs.
+
+    A group has few inputs, as one channel of a depthwise layer: no kernel is applied to pixels.
+
+    Args:
+        taps: ``(groups, inputs, pixels)``.
+        rows: kernels ``(channels, inputs)``, branch after branch.
+        sizes: channels of the branches.
+    """
+
+    def __init__(self, taps: Tensor, rows: Tensor, sizes: Sequence[int]):
+        self._sizes, self._groups = sizes, len(taps)
+        mean = taps.mean(2, keepdim=True)
+        centred = taps - mean
+        covariance = centred @ centred.mT / taps.shape[2]
+        self._inputs = mean.mT
+        rows = _grouped(rows, len(taps), sizes)
+        self._products = rows @ covariance
+        self.mean = self._ungrouped((rows * self._inputs).sum(2, keepdim=True)).flatten()
+        self.variance = self._ungrouped((rows * self._products).sum(2, keepdim=True)).flatten()
+
+    def _ungrouped(self, rows: Tensor) -> Tensor:
+        parts = rows.split([size // self._groups for size in self._sizes], 1)
+        return torch.cat([part.flatten(0, 1) for part in parts])
+
+    def subtract_gradient(self, rows: Tensor, slope: Tensor, by_mean: Tensor) -> None:
+        """Subtract a gradient of the kernels; see ``Outputs.subtract_gradient``."""
+        by_mean = by_mean.expand_as(slope)
+        slope, by_mean = (
+            _grouped(value[:, None], self._groups, self._sizes) for value in (slope, by_mean)
+        )
+        rows.sub_(self._ungrouped(torch.addcmul(by_mean * self._inputs, slope, self._products)))
 
 
 def _grouped(rows: Tensor, groups: int, sizes: Sequence[int]) -> Tensor:

@@ -43,7 +43,7 @@ def test_kernels_are_normalised_by_the_outputs_of_the_layer(groups, geometry, sh
     channels = torch.randn(4 if shifts else 2, 6, dtype=torch.float64)
     tensors = [tensor.clone().requires_grad_() for tensor in (*kernels, *channels)]
     taps = measured.taps((3, 3), torch.float64)
-    assert measured.samples == taps.shape[-2]
+    assert measured.samples == taps.shape[-1]
     for branches, summed in ((2, 2), (2, 1), (1, 1)):
         inputs = [t for i, t in enumerate(tensors) if branches == 2 or i % 2 == 0]
         excesses = floors[: 6 * branches]
@@ -71,7 +71,7 @@ def test_kernels_are_normalised_by_the_outputs_of_the_layer(groups, geometry, sh
 def test_gradcheck(groups):
     """By finite differences."""
     torch.manual_seed(0)
-    taps = torch.randn(*([] if groups == 1 else [groups]), 20, 4, dtype=torch.float64)
+    taps = torch.randn(*([] if groups == 1 else [groups]), 4, 20, dtype=torch.float64)
     kernels = [torch.randn(4, 1, 2, 2, dtype=torch.float64, requires_grad=True) for _ in range(2)]
     channels = [torch.randn(4, dtype=torch.float64, requires_grad=True) for _ in range(4)]
     floors = torch.rand(8, dtype=torch.float64) + 1
@@ -103,9 +103,9 @@ def test_taps_are_of_every_third_row():
     x = torch.arange(8 * 14 * 14.0).view(1, 8, 14, 14).repeat(4, 1, 1, 1)
     site = Site.of(nn.Conv2d(8, 8, 3, padding=1, groups=8), 1)
     measured = probe.Probe(x, site)
-    taps = measured.taps((3, 3), torch.float32).view(8, 4, 5, 14, 3, 3)
+    taps = measured.taps((3, 3), torch.float32).view(8, 3, 3, 4, 5, 14)
     thinned = x[:, :, ::3].transpose(0, 1)
-    assert torch.equal(taps[..., 1, 1], thinned)
-    assert torch.equal(taps[:, :, 1:, :, 0, 1], x[:, :, 2::3].transpose(0, 1))
-    assert not taps[:, :, 0, :, 0, 1].any()
+    assert torch.equal(taps[:, 1, 1], thinned)
+    assert torch.equal(taps[:, 0, 1, :, 1:], x[:, :, 2::3].transpose(0, 1))
+    assert not taps[:, 0, 1, :, 0].any()
     assert torch.equal(measured.taps((1, 1), torch.float32).view_as(thinned), thinned)
