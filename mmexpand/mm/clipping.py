@@ -51,12 +51,13 @@ def _clip(wrapper: OptimWrapper, units: list[ExpandedLayer]) -> None:
     if not parameters:
         return
     norm = wrapper.clip_func(parameters, **wrapper.clip_grad_kwargs)
-    if wrapper.clip_func is clip_grad_norm_:
-        factor = (wrapper.clip_grad_kwargs['max_norm'] / (norm + EPS)).clamp(max=1.0)
-        gradients = [p.grad for p in factors if p.grad is not None]
-        torch._foreach_mul_(gradients, factor.to(gradients[0].device) if gradients else 1.0)
-    else:
-        for unit, of_unit in folded.items():
+    by_norm = wrapper.clip_func is clip_grad_norm_
+    for unit, of_unit in folded.items():
+        if by_norm:
+            factor = (wrapper.clip_grad_kwargs['max_norm'] / (norm + EPS)).clamp(max=1.0)
+            factors = unit.expression.parameters()
+            torch._foreach_mul_([p.grad for p in factors if p.grad is not None], factor)
+        else:
             _hand_over(unit, *(p.grad for p in of_unit))
     if norm is not None:
         wrapper.message_hub.update_scalar(f'train/{wrapper.grad_name}', float(norm))

@@ -225,6 +225,17 @@ def test_null_with_outer_factors_frozen_the_kernel_follows_compact_sgd(clip, amp
         torch.testing.assert_close(ours.bias, theirs.bias, rtol=1e-10, atol=1e-10)
 
 
+def test_clipping_of_blocks_with_norms_measures_their_parameters():
+    model = Net()
+    mmexpand.expand_(model, ExpandConfig('bn', include='conv2'))
+    cfg = dict(by_layer(sgd()), clip_grad=dict(max_norm=1e-3))
+    wrapper = build_optim_wrapper(model, cfg)
+    (100 * model(torch.randn(2, 3, 8, 8)).square().mean()).backward()
+    wrapper.step()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    assert nn.utils.get_total_norm(gradients).item() == pytest.approx(1e-3, rel=1e-3)
+
+
 def test_clipping_may_measure_the_factors():
     torch.manual_seed(0)
     norms = []
