@@ -37,15 +37,13 @@ def clip_by_layer(wrapper: OptimWrapper, model: nn.Module) -> None:
 def _clip(wrapper: OptimWrapper, units: list[ExpandedLayer]) -> None:
     scaled = isinstance(wrapper, AmpOptimWrapper)
     scale = wrapper.loss_scaler.get_scale() if scaled else 1.0
-    folded = {unit: _kernel_parameters(unit, scale) for unit in units}
+    held = dict.fromkeys(p for group in wrapper.optimizer.param_groups for p in group['params'])
+    # Other optimizers clip the gradients of their own units.
+    mine = [unit for unit in units if any(p in held for p in unit.expression.parameters())]
+    folded = {unit: _kernel_parameters(unit, scale) for unit in mine}
     folded = {unit: parameters for unit, parameters in folded.items() if parameters}
     factors = {p for unit in folded for p in unit.expression.parameters()}
-    parameters = [
-        p
-        for group in wrapper.optimizer.param_groups
-        for p in group['params']
-        if p.requires_grad and p.grad is not None and p not in factors
-    ]
+    parameters = [p for p in held if p not in factors and p.requires_grad and p.grad is not None]
     for of_unit in folded.values():
         parameters += of_unit
     if not parameters:
