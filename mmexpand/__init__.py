@@ -7,6 +7,7 @@ mmengine is installed; the rest needs torch alone.
 from importlib.util import find_spec
 
 from .core import ExpandedConv2d, ExpandedConvTranspose2d, ExpandedLinear
+from .core.blocks import register_block
 from .stack import check_stack
 from .surgery import (
     ExpandConfig,
@@ -38,5 +39,6 @@ __all__ = [
     'expand_',
     'is_expanded',
     'plan',
+    'register_block',
     'verify',
 ]

@@ -28,7 +28,7 @@ WEIGHTS_ONLY = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
 """Where set in the environment, ``torch.load`` runs no code, whatever its caller asks for."""
 
 _FACTOR = re.compile(rf'(?:(?P<layer>.+)\.)?(?P<block>{FACTORS})\.\d+\.(?:weight|bias)')
-_SITE = re.compile(rf'(?:(?P<layer>.+)\.)?(?P<block>{"|".join(BLOCKS)})\.{SITE_KEY}')
+_SITE = re.compile(rf'(?:(?P<layer>.+)\.)?(?P<block>\w+)\.{SITE_KEY}')
 
 
 class CheckpointError(UserError, RuntimeError):

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 import mmexpand
 from mmexpand import ExpandConfig, ExpandedConv2d, ExpandedLinear
-from mmexpand.core.blocks import METHODS
+from mmexpand.core.blocks import methods
 
 CHAINS = [('cl', 3), ('cl', 1), ('ck', 7), ('auto', 5)]
 
@@ -68,7 +68,7 @@ def test_there_is_no_kernel():
         mmexpand.contract(model)
 
 
-@pytest.mark.parametrize('method', [m for m in METHODS if m.split('+')[0] not in 'clckfcauto'])
+@pytest.mark.parametrize('method', [m for m in methods() if m.split('+')[0] not in 'clckfcauto'])
 def test_other_blocks_are_refused(method):
     with pytest.raises(ValueError, match=f"between the factors of.*not with method='{method}'"):
         ExpandConfig(method, nonlinear='relu')

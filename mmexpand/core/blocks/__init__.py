@@ -1,8 +1,7 @@
 """Blocks: what stands for a layer while training, one formula each.
 
 A block is a function from the place of a layer (``Site``) to an expression of linear parts
-(``core/expression.py``), and says which places it does not fit. A new one is a file here and a
-line below.
+(``core/expression.py``), and says which places it does not fit. ``register_block`` adds one.
 """
 
 from collections.abc import Callable
@@ -33,37 +32,82 @@ class Block:
     refusal: Callable[[Site], str]
 
 
-BLOCKS = {
-    'cl': Block(_cl.cl, _cl.refusal),
-    'ck': Block(_ck.ck, _ck.refusal),
-    'fc': Block(_cl.cl, _cl.refusal),
-    'cl_shortcut': Block(shortcut.with_shortcut(_cl.cl), shortcut.refusal),
-    'ck_shortcut': Block(
-        shortcut.with_shortcut(_ck.ck), lambda site: _ck.refusal(site) or shortcut.refusal(site)
-    ),
-    'cl_relu': Block(with_relu(_cl.cl), _cl.refusal),
-    'ck_relu': Block(with_relu(_ck.ck), _ck.refusal),
-    'fc_relu': Block(with_relu(_cl.cl), _cl.refusal),
-    'orepa': Block(orepa.orepa, orepa.refusal),
-    'do': Block(_do.do, _do.refusal),
-    'ac': Block(rep.ac, rep.refusal),
-    'rep': Block(rep.rep, rep.refusal),
-    'bn': Block(normed.bn, _cl.refusal),
-    'acnet': Block(normed.acnet, normed.refusal),
-    'repvgg': Block(normed.repvgg, normed.refusal),
-    'qarepvgg': Block(normed.qarepvgg, normed.refusal),
-    'repvgg_cl': Block(normed.repvgg_cl, normed.refusal),
-    'repvgg_ck': Block(normed.repvgg_ck, lambda site: _ck.refusal(site) or normed.refusal(site)),
-    'mobileone': Block(normed.mobileone, normed.mobileone_refusal),
-    'dbb': Block(normed.dbb, normed.refusal),
-}
+BLOCKS: dict[str, Block] = {}
+"""Blocks by name; see ``register_block``."""
 
-METHODS = (
-    *('cl', 'ck', 'fc', 'auto', 'cl+fc', 'ck+fc'),
-    *('orepa', 'do', 'ac', 'rep', 'acnet', 'repvgg', 'dbb'),
-    *('qarepvgg', 'repvgg_cl', 'repvgg_ck', 'mobileone', 'bn'),
-)
-"""Values of ``method``. Linear layers are expanded by 'fc' alone."""
+STRATEGIES = ('cl', 'ck', 'fc', 'auto', 'cl+fc', 'ck+fc')
+"""Methods of the paper; each takes the block that suits a layer."""
+
+VARIANTS = ('_shortcut', '_relu')
+"""Endings of blocks that ``shortcut`` and ``nonlinear`` choose, which are no methods."""
+
+
+def fits_everywhere(site: Site) -> str:
+    """Return no reason: every layer can be expanded."""
+    return ''
+
+
+def register_block(
+    name: str,
+    build: Callable[[Site], nn.Module],
+    refusal: Callable[[Site], str] = fits_everywhere,
+) -> None:
+    """Make a block known: ``method=name`` then expands layers by it.
+
+    A module that calls this is named in ``custom_imports`` of a config, behind ``mmexpand``.
+
+    Args:
+        name: the method; an identifier. Checkpoints refer to the block by it.
+        build: makes the expression (``core/expression``) for a place.
+        refusal: returns the reason why a place is unfit, or ''.
+
+    Raises:
+        ValueError: if the name is taken, or cannot be the name of a submodule.
+    """
+    if name in BLOCKS or name in STRATEGIES:
+        raise UserValueError(f'block {name!r} is registered already; choose another name')
+    taken = {*dir(nn.Module), *vars(nn.Module()), 'factors', 'weight', 'bias', 'kernel', 'leaf'}
+    if not name.isidentifier() or name in taken:
+        raise UserValueError(
+            f'block name {name!r} cannot be the name of a submodule; use an identifier that '
+            'nn.Module does not use'
+        )
+    BLOCKS[name] = Block(build, refusal)
+
+
+def methods() -> list[str]:
+    """Return the values of ``method``. Linear layers are expanded by 'fc' alone."""
+    others = [name for name in BLOCKS if not name.endswith(VARIANTS) and name not in STRATEGIES]
+    return [*STRATEGIES, *others]
+
+
+for _name, _build, _refusal in (
+    ('cl', _cl.cl, _cl.refusal),
+    ('ck', _ck.ck, _ck.refusal),
+    ('fc', _cl.cl, _cl.refusal),
+    ('cl_shortcut', shortcut.with_shortcut(_cl.cl), shortcut.refusal),
+    (
+        'ck_shortcut',
+        shortcut.with_shortcut(_ck.ck),
+        lambda site: _ck.refusal(site) or shortcut.refusal(site),
+    ),
+    ('cl_relu', with_relu(_cl.cl), _cl.refusal),
+    ('ck_relu', with_relu(_ck.ck), _ck.refusal),
+    ('fc_relu', with_relu(_cl.cl), _cl.refusal),
+    ('orepa', orepa.orepa, orepa.refusal),
+    ('do', _do.do, _do.refusal),
+    ('ac', rep.ac, rep.refusal),
+    ('rep', rep.rep, rep.refusal),
+    ('acnet', normed.acnet, normed.refusal),
+    ('repvgg', normed.repvgg, normed.refusal),
+    ('dbb', normed.dbb, normed.refusal),
+    ('qarepvgg', normed.qarepvgg, normed.refusal),
+    ('repvgg_cl', normed.repvgg_cl, normed.refusal),
+    ('repvgg_ck', normed.repvgg_ck, lambda site: _ck.refusal(site) or normed.refusal(site)),
+    ('mobileone', normed.mobileone, normed.mobileone_refusal),
+    ('bn', normed.bn, _cl.refusal),
+):
+    BLOCKS[_name] = Block(_build, _refusal)
 
 
 def check_method(method: str, shortcut: bool, nonlinear: str | None = None) -> None:
@@ -81,7 +125,7 @@ def check_method(method: str, shortcut: bool, nonlinear: str | None = None) -> N
             raise UserValueError(
                 f"nonlinear='relu' goes between the factors of 'cl', 'ck' and 'fc', not with {what}"
             )
-    check_choice('method', method, METHODS)
+    check_choice('method', method, methods())
     if not isinstance(shortcut, bool):
         raise UserTypeError(f'shortcut must be True or False, got {shortcut!r}')
     if shortcut and method.removesuffix('+fc') not in ('cl', 'ck', 'auto'):
