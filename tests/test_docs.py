@@ -1,6 +1,7 @@
 """The documentation builds without a warning, and every code block of it runs."""
 
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -26,6 +27,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [*sorted((ROOT / 'docs').glob('*.md')), ROOT / 'README.md']
 BLOCK = re.compile(r'^```(\w+)\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 FILE = re.compile(r'# (\w+\.py)\n')
+LINK = re.compile(r'\]\((?!https?:)([^)#\s]+)|(?:src|srcset)="([^"]+)"')
 CONFIG = re.compile(r'^(_base_|(custom|default)_hooks|optim_wrapper|model = dict)', re.MULTILINE)
 
 
@@ -105,6 +107,26 @@ def test_commands_that_take_long_have_the_options_that_they_name(page):
             if scripts and scripts[0].endswith('.py') and options:
                 done = run_apart(scripts[0], '--help', cwd=ROOT)
                 assert not {o for o in options if o not in done.stdout}, line
+
+
+def test_links_to_files_hold():
+    """Of the pages that Sphinx does not read, too."""
+    outside = [*ROOT.glob('*.md'), *(ROOT / 'configs').glob('*/README.md')]
+    for page in {*PAGES, *outside}:
+        targets = [first or second for first, second in LINK.findall(page.read_text())]
+        missing = [t for t in targets if not t.startswith('_build/') and not exists(page, t)]
+        assert not missing, f'{page}: {missing}'
+
+
+def exists(page, target):
+    return (page.parent / target).exists()
+
+
+def test_the_diagram_is_what_its_script_draws():
+    script = runpy.run_path(str(ROOT / 'docs/draw_diagram.py'))
+    for theme in script['THEMES']:
+        kept = (script['FOLDER'] / f'diagram_{theme}.svg').read_text()
+        assert kept == script['draw'](theme)
 
 
 def test_it_builds_without_a_warning(tmp_path):
