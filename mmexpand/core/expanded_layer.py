@@ -100,7 +100,8 @@ class ExpandedLayer(nn.Module):
         if not self.has_kernel:
             return self._apply_branches(x)
         if self.training and self._measures:
-            if not self._calibrated:
+            # No statistics of an empty batch: as of proposals of which none is left.
+            if not self._calibrated and x.numel():
                 self.calibrate(x)
             layerwise = self.forward_order == 'layerwise'
             return self._apply_branches(x) if layerwise else self._apply_measured(x)
@@ -119,7 +120,8 @@ class ExpandedLayer(nn.Module):
 
         After ``set_weight`` the block is the given layer in eval mode, and its norms know nothing
         of the data. The first batch in training mode is what they are anchored at: normalised by
-        its own statistics it gives what the given layer does. Under ``torch.distributed`` the
+        its own statistics, taken from the pixels that training takes them from, it gives what
+        the given layer does. Under ``torch.distributed`` the
         batches of all processes are pooled.
 
         Args:
@@ -130,7 +132,8 @@ class ExpandedLayer(nn.Module):
             norm.anchoring = True
         try:
             with torch.autocast(x.device.type, enabled=False):
-                self._apply_branches(x)
+                probe = None if self.forward_order == 'layerwise' else self._probe(x)
+                self._apply_branches(x) if probe is None else self.fold(probe)
         finally:
             for norm in self._norms:
                 norm.anchoring = False
@@ -189,6 +192,9 @@ class ExpandedLayer(nn.Module):
 
     def _apply_branches(self, x: Tensor) -> Tensor:
         """Apply an expression that is no chain, layer by layer."""
+        raise NotImplementedError
+
+    def _probe(self, x: Tensor) -> Probe | None:
         raise NotImplementedError
 
     def _apply_measured(self, x: Tensor) -> Tensor:

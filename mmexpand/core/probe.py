@@ -52,6 +52,11 @@ class Probe:
         return taps.unflatten(1, (site.groups, -1)).permute(1, 2, 0, 3).flatten(2)
 
     @property
+    def kernel_size(self) -> tuple[int, int]:
+        """Of the layer."""
+        return self._site.kernel_size
+
+    @property
     def samples(self) -> int:
         """The number of output pixels that are taken, of all images together."""
         return self._taps.shape[-1]

@@ -129,6 +129,14 @@ class ExpandedConv2d(ExpandedLayer):
         if not x.numel():
             # No statistics to take: as of proposals of which none is left.
             return self._apply_kernel(x, *self.folded())
+        probe = self._probe(x)
+        if probe is None:
+            return self._apply_branches(x)
+        weight, bias = self.fold(probe)
+        return self._apply_kernel(x, self._lay_out(weight), bias)
+
+    def _probe(self, x: Tensor) -> Probe | None:
+        """The pixels that norms are measured at where the block runs folded; None: at all."""
         pixels = self._layer_pixels(x.shape)
         # 'auto' folds where that is faster: not where statistics take all of the pixels, nor on a
         # GPU, where branches have fewer operations.
@@ -136,9 +144,8 @@ class ExpandedConv2d(ExpandedLayer):
         if pixels < FEW or (
             auto and (x.device.type != 'cpu' or steps(pixels, self.site) == (1, 1))
         ):
-            return self._apply_branches(x)
-        weight, bias = self.fold(Probe(self._pad(x), self.site))
-        return self._apply_kernel(x, self._lay_out(weight), bias)
+            return None
+        return Probe(self._pad(x), self.site)
 
     def to_conv(self) -> nn.Conv2d:
         """The exact convolution it came from, its weight the product of the factors.

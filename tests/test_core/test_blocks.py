@@ -113,12 +113,14 @@ def test_preserve(how, groups):
 @pytest.mark.parametrize('how', NORMED, ids=name)
 @pytest.mark.parametrize('bias', [True, False])
 @pytest.mark.parametrize('groups', [1, 4])
-def test_norms_start_from_given_weights(how, bias, groups):
+@pytest.mark.parametrize('forward', ['layerwise', 'folded'])
+def test_norms_start_from_given_weights(how, bias, groups, forward):
     torch.manual_seed(0)
     size, stride = sizes(how)[0], 2 if groups == 1 else 1
     conv = nn.Conv2d(4, 8, size, stride, padding=1, groups=groups, bias=bias).double()
-    unit = ExpandedConv2d.from_conv(conv, 4, init='preserve', forward='layerwise', **how)
-    batches = torch.randn(3, 4, 4, 12, 12, dtype=torch.float64).relu()
+    unit = ExpandedConv2d.from_conv(conv, 4, init='preserve', forward=forward, **how)
+    batches = torch.randn(3, 4, 4, 28, 28, dtype=torch.float64).relu()
+    assert steps(4 * (28 // stride) ** 2, unit.site) != (1, 1), 'the sample is all pixels'
     unit.eval()
     for x in batches:
         assert relative_error(unit(x), conv(x)) < 1e-10

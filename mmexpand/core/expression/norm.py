@@ -9,7 +9,7 @@ from torch.func import functional_call
 
 from ..algebra import Affine
 from ..probe import Probe
-from ..statistics import Normed, excess, join, part
+from ..statistics import Covariance, Normed, Outputs, excess, join, part
 from .node import PerChannel, centred, fold_node, kernel_refusal, per_channel, set_kernel, shape_of
 
 
@@ -62,6 +62,8 @@ class Norm(PerChannel):
         """Kernel and bias in eval mode by the running statistics, or by those of a probe."""
         if probe is not None and self in probe.folded:
             return probe.folded[self]
+        if probe is not None and self.anchoring:
+            return self._anchor_folded(*fold_node(self.node, dtype, probe), probe)
         if probe is not None and is_measured(self):
             return fold_measured([self], self.shape[2:], dtype, probe)
         weight, bias = fold_node(self.node, dtype, probe)
@@ -102,30 +104,48 @@ class Norm(PerChannel):
         Gamma becomes the standard deviation and beta the mean (with the layer's bias), so that
         normalising these outputs by their own statistics gives them back.
         """
+        variance, mean = torch.var_mean(y.double(), (0, 2, 3), correction=0)
+        shift = self._anchor_at(mean, variance, y.numel() // y.shape[1])
+        return y + shift[:, None, None] if self.shifts else y
+
+    def _anchor_folded(self, weight: Tensor, bias: Tensor | None, probe: Probe) -> Affine:
+        """As ``_anchor``, by the statistics of a probe."""
+        kernel = weight if weight.shape[2:] == (1, 1) else centred(weight, probe.kernel_size)
+        taps = probe.taps(kernel.shape[2:], torch.float64)
+        measure = Outputs if taps.dim() == 2 else Covariance
+        moments = measure(taps, kernel.double().flatten(1), [len(kernel)])
+        mean = moments.mean if bias is None else moments.mean + bias
+        shift = self._anchor_at(mean, moments.variance, probe.samples).to(weight.dtype)
+        if not self.shifts:
+            return weight, bias
+        return weight, shift if bias is None else bias + shift
+
+    def _anchor_at(self, mean: Tensor, variance: Tensor, samples: int) -> Tensor:
+        """Return what the norm, an identity, shifts by."""
         shift = self.norm.bias - self.norm.running_mean
-        mean, variance = _pooled_moments(y)
+        mean, variance = _pooled(mean, variance, samples)
         self.norm.running_mean.copy_(mean)
         self.norm.running_var.copy_(variance)
         self._undo_scale()
         self.norm.bias.copy_(mean + shift)
-        return y + shift[:, None, None] if self.shifts else y
+        return shift
 
 
-def _pooled_moments(y: Tensor) -> tuple[Tensor, Tensor]:
+def _pooled(mean: Tensor, variance: Tensor, samples: int) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of channels, over the batches of all processes."""
-    wide = y.double()
-    count = wide.new_tensor([y.numel() / y.shape[1]])
-    sums = torch.cat((count, wide.sum((0, 2, 3)), wide.square().sum((0, 2, 3))))
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(sums)
-    count, total, square = sums.split((1, y.shape[1], y.shape[1]))
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return mean, variance
+    sums = samples * torch.stack((torch.ones_like(mean), mean, variance + mean.square()))
+    torch.distributed.all_reduce(sums)
+    count, total, square = sums
     mean = total / count
     return mean, (square / count - mean.square()).clamp_min(0)
 
 
 def is_measured(node: nn.Module) -> bool:
     """Return whether a node is a norm that takes statistics of the batch."""
-    return isinstance(node, Norm) and node.norm.training  # Not with a network's norm_eval.
+    # Not with a network's norm_eval.
+    return isinstance(node, Norm) and node.norm.training and not node.anchoring
 
 
 def fold_measured(

@@ -1,0 +1,37 @@
+# Which blocks help a detector without norms that starts from given weights? YOLO-LITE from its
+# authors' weights of VOC on BCCD. `tools/model_converters/darknet2mmdet.py` writes load_from; the
+# last layer, which has other classes there, starts as without it.
+_base_ = 'bccd_yolo-lite.py'
+# Of the pilot's grid: every arm has its own best rate.
+lrs = [0.01, 0.016, 0.02]
+seeds = [0, 1, 2]
+results_dir = '../../resources/studies/bccd_yolo-lite_finetune'
+given = {
+    'load_from': 'work_dirs/yolo_lite_voc.pth',
+    'train_cfg.max_iters': 1000,
+    'train_cfg.val_interval': 1000,
+    'default_hooks.checkpoint.interval': 1000,
+    'param_scheduler': [
+        dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
+        dict(type='CosineAnnealingLR', by_epoch=False, begin=100, end=1000),
+    ],
+}
+
+
+def finetuned(lr, **fields):
+    options = dict(_base_.data, **given)
+    if fields:
+        options['custom_hooks'] = [
+            dict(type='NumClassCheckHook'),
+            dict(type='ExpandHook', include='backbone', init='preserve', **fields),
+        ]
+    return dict(config=_base_.config, cfg_options=options, lr=lr)
+
+
+arms = dict(
+    _delete_=True,
+    compact=finetuned(0.016),
+    bn=finetuned(0.02, method='bn', forward='layerwise'),
+    qarepvgg=finetuned(0.02, method='qarepvgg', forward='layerwise'),
+    repvgg_folded=finetuned(0.01, method='repvgg', forward='folded'),
+)
