@@ -21,7 +21,7 @@ from .expression import (
     kernel_refusal,
     leaves,
 )
-from .folded import FoldedKernel
+from .folded import FoldedKernel, fold_layer
 from .leaf import FoldedLeaf
 from .offer import Offer
 from .probe import Probe
@@ -111,7 +111,7 @@ class ExpandedLayer(nn.Module):
 
     @property
     def _measures(self) -> bool:
-        """Whether norms in branches take statistics of the batch, in training mode."""
+        """Return whether norms in branches take statistics of the batch, in training mode."""
         return any(norm.norm.training for norm in self._norms)
 
     @torch.no_grad()
@@ -148,7 +148,7 @@ class ExpandedLayer(nn.Module):
         self.train(self.training)
 
     def _runs_folded(self, x: Tensor) -> bool:
-        """Whether training runs on the folded kernel: 'auto' does where that is cheaper."""
+        """Return whether training runs on the folded kernel; 'auto': where that is cheaper."""
         if self.leaf is not None or self.forward_order == 'folded':
             return True
         if self.forward_order == 'layerwise':
@@ -248,16 +248,8 @@ class ExpandedLayer(nn.Module):
         return self.kernel.get()
 
     def fold(self, probe: Probe | None = None) -> Affine:
-        """The kernel and bias, 4-dimensional, folded from the present factors.
-
-        Computed in float32 at least, and outside autocast: a product of rounded factors drifts.
-        """
-        like = self.like
-        wide = torch.promote_types(like.dtype, torch.float32)
-        with torch.autocast(like.device.type, enabled=False):
-            weight, bias = self.expression.fold(wide, probe)
-        weight = weight if self._turn is None else self._turn(weight)
-        return weight.to(like.dtype), None if bias is None else bias.to(like.dtype)
+        """The kernel and bias, 4-dimensional, folded from the present factors."""
+        return fold_layer(self.expression, self._turn, probe)
 
     _turn = None
     """Makes the layer's kernel of the expression's, and back; None: they are the same."""

@@ -19,6 +19,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from .algebra import Affine
 from .capture import CapturedProduct, captured
 from .expression import Chain, fold_node
+from .probe import Probe
 from .product import ChainProduct, fits, memory
 
 Product = ChainProduct | CapturedProduct
@@ -51,6 +52,26 @@ class KernelGradient:
             self.weight = weight if self.weight is None else self.weight + weight
             if bias is not None:
                 self.bias = bias if self.bias is None else self.bias + bias
+
+
+def fold_layer(
+    expression: nn.Module, turn: Callable[[Tensor], Tensor] | None, probe: Probe | None = None
+) -> Affine:
+    """Return the kernel and bias of a layer in the dtype of its factors; differentiable.
+
+    Folded in float32 at least, and outside autocast: a product of rounded factors drifts.
+
+    Args:
+        expression: the block.
+        turn: makes the layer's kernel of the expression's; None: they are the same.
+        probe: inputs that norms take their statistics from; None: the running ones.
+    """
+    like = next(expression.parameters())
+    wide = like.dtype if like.dtype == torch.float64 else torch.float32
+    with torch.autocast(like.device.type, enabled=False):
+        weight, bias = fold_node(expression, wide, probe)
+    weight = weight if turn is None else turn(weight)
+    return weight.to(like.dtype), None if bias is None else bias.to(like.dtype)
 
 
 @dataclass(frozen=True)
@@ -112,13 +133,8 @@ class FoldedKernel:
 
     @torch.no_grad()
     def fold(self) -> tuple[Affine, PullBack]:
-        """Return the kernel and bias without a graph, and the function that pulls gradients back.
-
-        Folded in float32 at least, and outside autocast: a product of rounded factors drifts.
-        """
+        """Return the kernel and bias without a graph, and what pulls gradients back."""
         expression = self._expression
-        dtype = next(expression.parameters()).dtype
-        wide = dtype if dtype == torch.float64 else torch.float32
         with torch.autocast(next(expression.parameters()).device.type, enabled=False):
             product = self._chain_product()
             if product is not None:
@@ -126,10 +142,8 @@ class FoldedKernel:
                 affine = self._lay_out(weight), bias
                 return affine, lambda *gradients: product.pull_back(saved, *gradients)
             with _detached(expression) as parameters, torch.enable_grad(), _saved_as_usual():
-                weight, bias = fold_node(expression, wide)
-                weight = weight if self._turn is None else self._turn(weight)
-                weight = self._lay_out(weight.to(dtype))
-                bias = None if bias is None else bias.to(dtype)
+                weight, bias = fold_layer(expression, self._turn)
+                weight = self._lay_out(weight)
         affine = weight.detach(), None if bias is None else bias.detach()
         return affine, _graph_pull_back((weight, bias), parameters)
 

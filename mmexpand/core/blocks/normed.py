@@ -18,7 +18,7 @@ def _sum(site: Site, branches: list[nn.Module]) -> nn.Module:
 
 
 def _is_depthwise(site: Site) -> bool:
-    """Whether an output sees one input, which may be dead behind a ReLU."""
+    """Return whether an output sees one input, which may be dead behind a ReLU."""
     return site.groups == site.in_channels
 
 

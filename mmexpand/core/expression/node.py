@@ -18,7 +18,7 @@ Solve = Callable[[Tensor, list[Tensor], int], list[Tensor]]
 
 
 class Node(nn.Module):
-    """What all but the leaves are."""
+    """A part of an expression that is not a leaf."""
 
     @property
     def shape(self) -> Shape:
@@ -131,7 +131,7 @@ def centred(kernel: Tensor, size: Sequence[int]) -> Tensor:
 
 
 class PerChannel(Node):
-    """What multiplies every output channel of a ``node`` by a number: its shape and costs."""
+    """A node whose output channels are multiplied by a number each: shape and costs."""
 
     @property
     def shape(self) -> Shape:

@@ -181,7 +181,7 @@ class Deviation(Node):
         return self.weight.to(dtype) + self.base.to(dtype), None
 
     def apply_macs(self, size: tuple[int, int]) -> tuple[int, tuple[int, int]]:
-        """Of one convolution."""
+        """Return the operations of one convolution, and the output's size."""
         size = output_size(size, *self._geometry)
         return self.weight.numel() * size[0] * size[1], size
 
@@ -220,12 +220,12 @@ class Separable(Node):
         return torch.einsum('gnme,gmehw->gnmhw', weight, taps).flatten(0, 1), bias
 
     def fold_macs(self) -> int:
-        """Of that product."""
+        """Return the operations of the product of both kernels."""
         out, inside, height, width = self.shape
         return out * inside * height * width * self.multiplier + fold_macs(self.depthwise)
 
     def apply_macs(self, size: tuple[int, int]) -> tuple[int, tuple[int, int]]:
-        """Of both."""
+        """Return the operations of both convolutions, and the output's size."""
         depthwise, size = apply_macs(self.depthwise, size)
         pointwise, size = apply_macs(self.pointwise, size)
         return depthwise + pointwise, size
