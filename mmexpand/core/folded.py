@@ -33,12 +33,13 @@ class KernelGradient:
 
     Attributes:
         enabled: whether it is kept; off by default.
+        delivered: whether it was pulled back to the factors since they were last folded.
         weight: in the shape of the layer's weight; None before the first backward pass.
         bias: in the shape of the layer's bias, or None.
     """
 
     def __init__(self):
-        self.enabled = False
+        self.enabled = self.delivered = False
         self.clear()
 
     def clear(self) -> None:
@@ -47,7 +48,8 @@ class KernelGradient:
         self.bias: Tensor | None = None
 
     def add(self, weight: Tensor, bias: Tensor | None) -> None:
-        """Add the gradients of a backward pass, if enabled."""
+        """Note a backward pass, and add its gradients if enabled."""
+        self.delivered = True
         if self.enabled:
             self.weight = weight if self.weight is None else self.weight + weight
             if bias is not None:
@@ -118,10 +120,20 @@ class FoldedKernel:
         wanted = torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
         state = self._state(parameters)
         kept = self._kept
+        if self._has_new_step(parameters):
+            kept = None
         if kept is None or kept.state != state or (wanted and not kept.has_graph):
+            self.gradient.delivered = False
             affine = _Fold.apply(self, *parameters) if wanted else self.fold()[0]
             self._kept = kept = _Folded(affine, state, wanted)
         return kept.affine
+
+    def _has_new_step(self, parameters: list[nn.Parameter]) -> bool:
+        """Return whether gradients were delivered and reset: factors may have changed by ``.data``.
+
+        A loop without an optimizer that writes to ``.data`` leaves no other trace.
+        """
+        return self.gradient.delivered and all(p.grad is None for p in parameters)
 
     def _state(self, parameters: list[nn.Parameter]) -> tuple:
         """Equal as long as no factor was trained, changed in place, loaded, replaced or moved."""

@@ -2,14 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .algebra import Affine
-from .site import Site, margins, output_size
+from .site import Pair, Site, margins, output_size
 
 STEPS = ((5, 5), (5, 3), (3, 3), (3, 1))
 """Pixels of each axis, of which one is taken; the first that leaves ``SAMPLES``."""
@@ -23,7 +22,9 @@ class Probe:
 
     Statistics need only a part of the pixels: every fifth or third of an axis, so few that branches
     applied to them cost next to nothing. The step is odd: pooling and upsampling make even and odd
-    pixels differ. Gradients of the statistics reach the kernels, not the batch.
+    pixels differ. The first pixel moves from image to image: all rows and columns, those on the
+    padded border too, count as often as they should. Gradients of the statistics reach the
+    kernels, not the batch.
 
     Args:
         x: the batch ``(N, m, H, W)``, padded where the layer pads before its kernel.
@@ -44,12 +45,14 @@ class Probe:
         site, x = self._site, self._x
         size = output_size(x.shape[2:], site.kernel_size, site.stride, site.padding, site.dilation)
         every = steps(len(x) * size[0] * size[1], site)
-        strides = [step * stride for step, stride in zip(every, site.stride, strict=True)]
-        # (N, m * kh * kw, rows * columns)
-        taps = F.unfold(x, site.kernel_size, site.dilation, site.padding, strides)
-        if site.groups == 1:
-            return taps.transpose(0, 1).flatten(1)
-        return taps.unflatten(1, (site.groups, -1)).permute(1, 2, 0, 3).flatten(2)
+        geometry = site.kernel_size, site.stride, site.padding, site.dilation
+        index, outside = _positions(tuple(x.shape), size, every, *geometry, x.device)
+        taps = x.flatten(2).gather(2, index)
+        groups = () if site.groups == 1 else (site.groups,)
+        inputs = x.shape[1] // site.groups * math.prod(site.kernel_size)
+        taps = torch.cat(taps.view(len(x), *groups, inputs, -1).unbind(), -1)
+        taps.view(x.shape[1], -1).index_fill_(1, outside, 0)
+        return taps
 
     @property
     def kernel_size(self) -> tuple[int, int]:
@@ -73,6 +76,44 @@ class Probe:
             return taps
         y, x = margins((height, width), kernel_size)
         return taps[..., y * width + x :: height * width, :]
+
+
+@lru_cache(maxsize=32)
+def _positions(
+    shape: tuple[int, int, int, int],
+    output_size: Pair,
+    every: Pair,
+    kernel_size: Pair,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    device: torch.device,
+) -> tuple[Tensor, Tensor]:
+    """Return the places of the sampled taps in a batch of shape ``(N, m, H, W)``.
+
+    Returns:
+        The places in the flattened images, ``(N, m, kh * kw * rows * columns)``, and those of
+        taps outside of them, in ``(kh * kw, N, rows * columns)`` flattened.
+    """
+    (images, channels), size = shape[:2], shape[2:]
+    image = torch.arange(images, device=device)
+    places, inside = [], []
+    for axis, first in enumerate((2 * image, image + every[1] // 2)):
+        step, length = every[axis], output_size[axis]
+        grid = torch.arange(0, length, step, device=device) + first[:, None] % step
+        # The last step may reach beyond the last pixel: the grid is scaled, none counts twice.
+        taken = (2 * grid + 1) * length // (2 * step * grid.shape[1])
+        taps = dilation[axis] * torch.arange(kernel_size[axis], device=device) - padding[axis]
+        place = taps[:, None] + stride[axis] * taken[:, None]  # (N, taps, pixels)
+        inside.append((place >= 0) & (place < size[axis]))
+        places.append(place.clamp(0, size[axis] - 1))
+    (rows, columns), (rows_inside, columns_inside) = (
+        (vertical[:, :, None, :, None], horizontal[:, None, :, None])
+        for vertical, horizontal in (places, inside)
+    )
+    index = (rows * size[1] + columns).view(images, 1, -1)
+    taps_first = (rows_inside & columns_inside).flatten(1, 2).transpose(0, 1)
+    return index.expand(-1, channels, -1), taps_first.logical_not().flatten().nonzero().flatten()
 
 
 def steps(pixels: int, site: Site) -> tuple[int, int]:

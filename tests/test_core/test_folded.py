@@ -84,6 +84,20 @@ def test_micro_batches_share_one_fold(method, monkeypatch):
 
 
 @pytest.mark.parametrize('method', ['cl', 'do'])
+def test_a_loop_that_writes_to_data_sees_the_written_factors(method):
+    unit = unit_of(method=method)
+    x = torch.randn(1, 4, 6, 6, dtype=torch.float64)
+    for _ in range(3):
+        output = unit(x)
+        torch.testing.assert_close(output, unit.forward_layerwise(x), rtol=1e-12, atol=1e-12)
+        output.square().mean().backward()
+        for parameter in unit.parameters():
+            parameter.data.sub_(parameter.grad)
+        unit.zero_grad()
+    assert not torch.allclose(unit(x), output)
+
+
+@pytest.mark.parametrize('method', ['cl', 'do'])
 def test_hooks_of_a_factor_run_once(method):
     unit = unit_of(method=method)
     calls = []

@@ -99,13 +99,45 @@ def test_at_least_256_pixels_are_taken(pixels, step):
     assert probe.steps(pixels, Site.of(nn.Conv2d(4, 4, 3), 1)) == step
 
 
+@pytest.mark.parametrize('groups', [1, 4])
+@pytest.mark.parametrize(('size', 'stride'), [(28, 1), (80, 1), (80, 2), (81, 3)])
+def test_the_border_counts_in_proportion(groups, size, stride):
+    """On bright images the border differs most: statistics are near those of all pixels."""
+    torch.manual_seed(0)
+    layer = nn.Conv2d(4, 8, 3, stride, padding=1, bias=False, groups=groups)
+    x = 3 + F.avg_pool2d(torch.randn(10, 4, size + 8, size + 8), 9, 1)
+    measured = probe.Probe(x, Site.of(layer, 1))
+    taps = measured.taps((3, 3), torch.float32).reshape(groups, -1, measured.samples)
+    assert measured.samples < layer(x)[:, 0].numel() / 3
+    sampled = (layer.weight.view(groups, -1, len(taps[0])) @ taps).flatten(0, 1)
+    expected = layer(x).transpose(0, 1).flatten(1)
+    deviation = expected.std(1)
+    assert ((sampled.std(1) / deviation - 1).abs() < 0.15).all()
+    assert ((sampled.mean(1) - expected.mean(1)).abs() < 0.1 * deviation).all()
+
+
+@pytest.mark.parametrize('width', [1, 2, 3, 5, 8])
+def test_all_taps_are_of_the_image(width):
+    """Of small and odd sizes too, every sampled output is one of the layer's."""
+    torch.manual_seed(0)
+    layer = nn.Conv2d(2, 4, 3, (1, 2), (1, 2), (1, 2), bias=False).double()
+    x = torch.randn(900, 2, 7, width, dtype=torch.float64)
+    taps = probe.Probe(x, Site.of(layer, 1)).taps((3, 3), torch.float64)
+    found = (layer.weight.flatten(1) @ taps).T
+    outputs = layer(x).movedim(1, -1).flatten(0, 2)
+    assert torch.cdist(found[:200], outputs).amin(1).max() < 1e-6
+
+
 def test_taps_are_of_every_third_row():
-    x = torch.arange(8 * 14 * 14.0).view(1, 8, 14, 14).repeat(4, 1, 1, 1)
+    x = torch.arange(8 * 15 * 14.0).view(1, 8, 15, 14).repeat(4, 1, 1, 1)
     site = Site.of(nn.Conv2d(8, 8, 3, padding=1, groups=8), 1)
     measured = probe.Probe(x, site)
     taps = measured.taps((3, 3), torch.float32).view(8, 3, 3, 4, 5, 14)
-    thinned = x[:, :, ::3].transpose(0, 1)
+    rows = [slice(first, None, 3) for first in (0, 2, 1, 0)]  # of each image
+    thinned = torch.stack([x[i][:, rows[i]] for i in range(4)], 1)
     assert torch.equal(taps[:, 1, 1], thinned)
-    assert torch.equal(taps[:, 0, 1, :, 1:], x[:, :, 2::3].transpose(0, 1))
-    assert not taps[:, 0, 1, :, 0].any()
+    above = torch.stack([F.pad(x[i], (0, 0, 1, -1))[:, rows[i]] for i in range(4)], 1)
+    assert torch.equal(taps[:, 0, 1], above)
+    assert torch.equal(taps[:, 0, 0, ..., 1:], above[..., :-1])
+    assert not taps[:, :, 0, ..., 0].any() and not taps[:, :, 2, ..., -1].any()
     assert torch.equal(measured.taps((1, 1), torch.float32).view_as(thinned), thinned)
