@@ -11,10 +11,13 @@ from .algebra import Affine
 from .site import Pair, Site, margins, output_size
 
 STEPS = ((5, 5), (5, 3), (3, 3), (3, 1))
-"""Pixels of each axis, of which one is taken; the first that leaves ``SAMPLES``."""
+"""Pixels of each axis, of which one is taken; the first that leaves enough pixels."""
 
 SAMPLES = 256
 """Output pixels, of all images together, that a norm's statistics are taken from at least."""
+
+NESTED_SAMPLES = 512
+"""The same where norms are inside of norms, as in `dbb`, which diverges with fewer."""
 
 
 class Probe:
@@ -29,13 +32,14 @@ class Probe:
     Args:
         x: the batch ``(N, m, H, W)``, padded where the layer pads before its kernel.
         site: the place of the layer.
+        least: pixels that are taken at least, of all images together.
 
     Attributes:
         folded: norms whose kernels were folded by these pixels, and the results.
     """
 
-    def __init__(self, x: Tensor, site: Site):
-        self._x, self._site = x, site
+    def __init__(self, x: Tensor, site: Site, least: int = SAMPLES):
+        self._x, self._site, self._least = x, site, least
         self.folded: dict[nn.Module, Affine] = {}
 
     @cached_property
@@ -44,7 +48,7 @@ class Probe:
         # Not before a norm asks for them: with all norms in eval mode, none does.
         site, x = self._site, self._x
         size = output_size(x.shape[2:], site.kernel_size, site.stride, site.padding, site.dilation)
-        every = steps(len(x) * size[0] * size[1], site)
+        every = steps(len(x) * size[0] * size[1], site, self._least)
         geometry = site.kernel_size, site.stride, site.padding, site.dilation
         index, outside = _positions(tuple(x.shape), size, every, *geometry, x.device)
         taps = x.flatten(2).gather(2, index)
@@ -116,17 +120,18 @@ def _positions(
     return index.expand(-1, channels, -1), taps_first.logical_not().flatten().nonzero().flatten()
 
 
-def steps(pixels: int, site: Site) -> tuple[int, int]:
-    """The number of rows and of columns of a layer's output to one that is taken.
+def steps(pixels: int, site: Site, least: int = SAMPLES) -> tuple[int, int]:
+    """Return the sampling step of the rows and of the columns of a layer's output.
 
     Args:
         pixels: of its output, of all images together.
         site: of the layer.
+        least: pixels that are taken at least.
     """
     # Of a transposed convolution they are to be of every kind: on pixels, and between them.
     zeros = math.prod(site.upsampling or (1,))
     for step in STEPS:
         times = math.prod(step)
-        if pixels >= SAMPLES * times and math.gcd(times, zeros) == 1:
+        if pixels >= least * times and math.gcd(times, zeros) == 1:
             return step
     return 1, 1

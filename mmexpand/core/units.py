@@ -1,5 +1,6 @@
 """The expanded layers: a convolution and a fully-connected layer (Sec. 3.1, 3.2)."""
 
+import math
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -11,15 +12,22 @@ from .algebra import transpose
 from .blocks import choose_block
 from .eligibility import refusal
 from .expanded_layer import FORWARDS, ExpandedLayer
-from .expression import Chain, Shape, leaves
+from .expression import Chain, Norm, Shape, leaves
 from .factorise import INITS
 from .names import check_choice
-from .probe import Probe, steps
+from .probe import NESTED_SAMPLES, SAMPLES, Probe, steps
 from .site import Site, check_rate, output_size, pads_apart
 
 FEW = 64
 """Pixels below which norms in branches see the batch itself: the gradient of statistics, which a
 folded kernel does not pass on to it, is what keeps that of so few in bounds."""
+
+MEASURED_MAC = 0.5
+"""Time of a multiply-accumulate operation of statistics, in those of a convolution's."""
+
+NORM_MACS = 10
+"""Time of normalising one value, in multiply-accumulate operations. Both constants fit the times of
+`bn`, `repvgg` and `dbb` on layers of 16 to 256 channels and 10 to 40 rows (docs/cost.md)."""
 
 ConvUnit = TypeVar('ConvUnit', bound='ExpandedConv2d')
 
@@ -138,14 +146,30 @@ class ExpandedConv2d(ExpandedLayer):
     def _probe(self, x: Tensor) -> Probe | None:
         """The pixels that norms are measured at where the block runs folded; None: at all."""
         pixels = self._layer_pixels(x.shape)
-        # 'auto' folds where that is faster: not where statistics take all of the pixels, nor on a
-        # GPU, where branches have fewer operations.
-        auto = self.forward_order == 'auto'
-        if pixels < FEW or (
-            auto and (x.device.type != 'cpu' or steps(pixels, self.site) == (1, 1))
-        ):
+        if pixels < FEW or (self.forward_order == 'auto' and not self._measures_cheaply(x)):
             return None
-        return Probe(self._pad(x), self.site)
+        return Probe(self._pad(x), self.site, self._least_samples)
+
+    @property
+    def _least_samples(self) -> int:
+        nested = any(isinstance(inner, Norm) for n in self._norms for inner in n.node.modules())
+        return NESTED_SAMPLES if nested else SAMPLES
+
+    def _measures_cheaply(self, x: Tensor) -> bool:
+        """Return whether statistics of a part of the pixels cost less than branches do.
+
+        On a GPU they never do: there the number of operations counts, and branches have fewer.
+        Statistics apply every norm's kernel, at the size of the layer's, to the sampled pixels.
+        """
+        pixels, out = self._layer_pixels(x.shape), self.site.out_channels
+        sampled = pixels // math.prod(steps(pixels, self.site, self._least_samples))
+        if x.device.type != 'cpu' or sampled == pixels:
+            return False
+        norms = len(self._norms)
+        applied = self.count_macs(x.shape, folded=True, with_folding=False)
+        branches = self.count_macs(x.shape, folded=False) - applied
+        measuring = MEASURED_MAC * norms * applied // pixels * sampled
+        return measuring <= branches + NORM_MACS * norms * pixels * out
 
     def to_conv(self) -> nn.Conv2d:
         """The exact convolution it came from, its weight the product of the factors.
