@@ -41,6 +41,13 @@ def test_layers_are_3x3_with_bias_and_without_norm():
         assert module.activate.negative_slope == 0.1
 
 
+def test_norms_are_behind_convolutions_without_bias():
+    backbone = YOLOLite(norm_cfg=dict(type='BN'))
+    for module in backbone.convs:
+        assert isinstance(module.norm, torch.nn.BatchNorm2d)
+        assert module.conv.bias is None
+
+
 def test_parameter_count_is_that_of_the_published_weights():
     assert sum(p.numel() for p in detector().parameters()) == 572_317
     assert len(detector().state_dict()) == 2 * 7

@@ -1,0 +1,22 @@
+# Table 4's question on a network that trains: YOLO-LITE with batch norms on BCCD. A chain without a
+# norm behind it hardly trains from nothing (docs/does_it_help.md).
+_base_ = 'bccd_yolo-lite.py'
+lrs = [0.003, 0.01, 0.03]
+results_dir = '../../resources/studies/bccd_yolo-lite-bn'
+config = '../yolo_lite/yolo-lite-bn_1xb8-2000iters_bccd-160x160.py'
+
+
+def arm(**fields):
+    hooks = [
+        dict(type='NumClassCheckHook'),
+        dict(type='ExpandHook', include='backbone', **fields),
+    ]
+    return dict(config=config, cfg_options=dict(_base_.data, custom_hooks=hooks))
+
+
+arms = dict(
+    _delete_=True,
+    compact=dict(config=config, cfg_options=_base_.data),
+    cl=arm(method='cl', rate=4),
+    repvgg=arm(method='repvgg'),
+)

@@ -1,0 +1,2 @@
+_base_ = 'yolo-lite_1xb8-2000iters_bccd-160x160.py'
+model = dict(backbone=dict(norm_cfg=dict(type='BN')))
