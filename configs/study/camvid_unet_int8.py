@@ -1,0 +1,22 @@
+# Which blocks keep their gain in int8 on a network with norms? U-Net 8 on CamVid; the checkpoints of
+# these runs are what `tools/analysis_tools/study_int8.py` evaluates.
+_base_ = 'camvid_unet.py'
+lrs = [0.1, 0.2]
+seeds = [0, 1, 2]
+tune_seeds = [0]
+results_dir = '../../resources/studies/camvid_unet_int8'
+
+hook = dict(
+    type='ExpandHook',
+    include=[r're:backbone\..*conv$', 'decode_head.convs'],
+    method='qarepvgg',
+    forward='folded',
+)
+imports = dict(imports=['mmexpand'], allow_failed_imports=False)
+qarepvgg = dict(_base_.data, custom_hooks=[hook], custom_imports=imports)
+arms = dict(
+    _delete_=True,
+    compact=_base_.arms.compact,
+    repvgg_folded=_base_.arms.repvgg_folded,
+    qarepvgg_folded=dict(config=_base_.config, cfg_options=qarepvgg),
+)

@@ -1,0 +1,114 @@
+"""Evaluate the runs of a study in float32 and int8 ONNX files, on the test split.
+
+One JSON a run goes to RESULTS/int8 and is not made again; the table has a row for each arm. Runs
+need their checkpoints: work_dirs/STUDY is where tools/study.py leaves them.
+"""
+
+import argparse
+import statistics
+import tempfile
+from pathlib import Path
+
+from mmengine.runner import find_latest_checkpoint
+
+from mmexpand.deploy import FileModel, Int8, calibration_images, export_onnx, load_compact_model
+from mmexpand.deploy.quantisation import METHODS
+from mmexpand.deploy.runtimes import onnxruntime_run
+from mmexpand.deploy.scoring import score
+from mmexpand.mm.launch import build_runner
+from mmexpand.study import StudyError, load_study
+from mmexpand.study.results import read_result
+from mmexpand.study.run import numbers, run_config, write_json
+from mmexpand.study.spec import Run, Study
+
+KINDS = ('PyTorch', 'float32', 'int8')
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('study', help='study file path')
+    parser.add_argument('--arms', nargs='+', help='arms to evaluate (default: all)')
+    parser.add_argument('--images', type=int, default=64, help='calibration images (default 64)')
+    parser.add_argument('--methods', nargs='+', choices=[*METHODS], default=['minmax'])
+    parser.add_argument('--report-only', action='store_true', help='print the results there are')
+    return parser.parse_args()
+
+
+def evaluate(study: Study, run: Run, checkpoint: str, images: int, methods: list[str]) -> dict:
+    """Return the metrics of a run's PyTorch network and its files."""
+    cfg = run_config(study, run)
+    model = load_compact_model(cfg, checkpoint)
+    with tempfile.TemporaryDirectory() as folder:
+        cfg.work_dir = folder
+        batch = next(iter(build_runner(cfg, ('test',)).test_dataloader))
+        inputs = model.data_preprocessor(batch, False)['inputs'][:1]
+        calibration = calibration_images(model, cfg, images, inputs.shape[-2:])
+        # A segmentor's logits are resized before the arg-max, as in PyTorch.
+        options = dict(logits=hasattr(model, 'postprocess_result'))
+        reports = {'float32': export_onnx(model, inputs, Path(folder) / 'float32.onnx', **options)}
+        for method in methods:
+            name = 'int8' if method == methods[0] else f'int8_{method}'
+            int8 = Int8(calibration, method=method)
+            path = Path(folder) / f'{name}.onnx'
+            reports[name] = export_onnx(model, inputs, path, **options, int8=int8)
+        models = {'PyTorch': model}
+        for name, report in reports.items():
+            names = tuple(report.output_shapes)
+            models[name] = FileModel(model, onnxruntime_run(report.path), names)
+        found = score(cfg, models)
+    return {name: numbers(metrics) for name, metrics in found.items()}
+
+
+def runs(study: Study, arms: list[str] | None) -> list[Run]:
+    """Return the runs that have results."""
+    found = []
+    for name in arms or study.arms:
+        arm = study.arm(name)
+        for path in sorted((study.results_dir / name).glob('*.json')):
+            result = read_result(path)
+            if result and result['status'] == 'ok':
+                found.append(Run(arm, result['lr'], result['seed']))
+    return found
+
+
+def table(study: Study) -> str:
+    """Return a Markdown table of all results: means over seeds."""
+    rows: dict[tuple[str, float], list[dict]] = {}
+    for path in sorted((study.results_dir / 'int8').glob('*.json')):
+        result = read_result(path)
+        rows.setdefault((result['arm'], result['lr']), []).append(result)
+    head = ['arm', 'learning rate', 'seeds', *KINDS, 'int8 minus float32, by seed']
+    lines = [head, ['---'] * len(head)]
+    for (arm, lr), results in sorted(rows.items()):
+        scores = {
+            kind: [r['metrics'][kind].get(study.metric, 0.0) for r in results] for kind in KINDS
+        }
+        places = 4 if max(scores['PyTorch']) <= 1 else 2
+        lost = [b - a for a, b in zip(scores['float32'], scores['int8'], strict=True)]
+        means = [f'{statistics.mean(values):.{places}f}' for values in scores.values()]
+        by_seed = ', '.join(f'{value:+.{places}f}' for value in lost)
+        lines.append([arm, f'{lr:g}', str(len(results)), *means, by_seed])
+    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+
+
+def main() -> None:
+    args = parse_args()
+    try:
+        study = load_study(args.study)
+        found = runs(study, args.arms)
+    except (StudyError, FileNotFoundError) as error:
+        raise SystemExit(f'study_int8: {error}') from None
+    for run in [] if args.report_only else found:
+        path = study.results_dir / 'int8' / f'{run.arm.name}_{run.name}.json'
+        checkpoint = find_latest_checkpoint(str(study.work_dir / run.arm.name / run.name))
+        if path.exists() or checkpoint is None:
+            continue
+        metrics = evaluate(study, run, checkpoint, args.images, args.methods)
+        head = dict(arm=run.arm.name, lr=run.lr, seed=run.seed, images=args.images)
+        write_json(dict(head, methods=args.methods, metrics=metrics), path)
+        print(f'{run}: ' + ', '.join(f'{k} {m.get(study.metric, 0):g}' for k, m in metrics.items()))
+    print(table(study))
+
+
+if __name__ == '__main__':
+    main()
