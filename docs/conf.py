@@ -3,11 +3,9 @@
 import sys
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from draw_blocks import draw_all  # noqa: E402
-
-from mmexpand import __version__  # noqa: E402
+from mmexpand import __version__
 
 project = 'mmexpand'
 copyright = '2026, the mmexpand authors'
@@ -21,5 +19,3 @@ exclude_patterns = ['_build']
 autodoc_member_order = 'bysource'
 autodoc_typehints = 'description'
 autoclass_content = 'both'
-# Pictures of the blocks, from the expressions that they build.
-draw_all(Path(__file__).parent / '_build' / 'blocks')

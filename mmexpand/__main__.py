@@ -12,6 +12,7 @@ TOOLS = {
     'export': 'export_onnx.py',
     'study': 'study.py',
     'report': 'report.py',
+    'draw': 'analysis_tools/draw_blocks.py',
 }
 """Files in tools/, by the command they are."""
 

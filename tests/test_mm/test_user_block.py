@@ -7,10 +7,9 @@ import torch
 from torch import nn
 
 import mmexpand
-from docs.draw_blocks import boxes
 from mmexpand import ExpandConfig, register_block
+from mmexpand.analysis.drawing import draw_block
 from mmexpand.core.blocks import BLOCKS
-from mmexpand.core.site import Site
 from mmexpand.mm.launch import build_runner
 from mmexpand.surgery.checkpoint import contract_state_dict, load_checkpoint
 
@@ -62,8 +61,8 @@ def test_a_registered_block_is_planned_and_drawn(module):
     plan = mmexpand.plan(net, ExpandConfig('twins'))
     assert [layer.method for layer in plan] == ['twins']
     assert plan.skipped[0].reason.endswith('it has groups')
-    expression = BLOCKS['twins'].build(Site.of(net[0], 1))
-    assert [kind for _, kind in boxes(expression[0])] == ['factor', 'scale']
+    drawing = draw_block('twins')
+    assert drawing.count('class="factor" width') == drawing.count('class="scale" width') == 2
 
 
 @pytest.mark.parametrize('name', ['cl', 'auto', 'forward', 'two words'])
