@@ -8,7 +8,14 @@ from mmengine.config import Config
 
 import mmexpand
 from mmexpand.analysis.complexity import layer_costs
-from mmexpand.mm.command_line import add_config_arguments, count, read_config, tool
+from mmexpand.mm.command_line import (
+    add_config_arguments,
+    add_expansion_arguments,
+    count,
+    expansion_of,
+    read_config,
+    tool,
+)
 from mmexpand.mm.config_file import ConfigError
 from mmexpand.mm.dry_run_training import dry_run_training
 from mmexpand.mm.error_report import suits_shape
@@ -25,10 +32,6 @@ from mmexpand.surgery.plan_table import describe_plan
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file path')
-    parser.add_argument('--method', help='plan for this method, whatever the config says')
-    parser.add_argument('--rate', type=float, help='likewise the expansion rate')
-    parser.add_argument('--include', nargs='+', help='likewise the layers')
-    parser.add_argument('--exclude', nargs='+', help='likewise the layers to leave out')
     parser.add_argument(
         '--shape',
         type=count,
@@ -42,17 +45,13 @@ def parse_args() -> argparse.Namespace:
         action='store_true',
         help="train one iteration on the config's data, and do a dry run of the contraction",
     )
+    add_expansion_arguments(parser)
     add_config_arguments(parser)
     return parser.parse_args()
 
 
-def given_options(args: argparse.Namespace) -> dict:
-    keys = ('method', 'rate', 'include', 'exclude')
-    return {key: getattr(args, key) for key in keys if getattr(args, key) is not None}
-
-
 def expansions(args: argparse.Namespace, cfg: Config) -> list:
-    given, found = given_options(args), configured_expansions(cfg)
+    given, found = expansion_of(args), configured_expansions(cfg)
     if found:
         return [(name, replace(expansion, **given)) for name, expansion in found]
     if not given:
@@ -95,7 +94,7 @@ def main(args: argparse.Namespace) -> None:
         )
     )
     if args.dry_run:
-        done = dry_run_training(cfg, given_options(args))
+        done = dry_run_training(cfg, expansion_of(args))
         held = '' if done.memory is None else f', at most {done.memory / 2**20:,.0f} MiB held'
         print(
             f'Dry run: one iteration trained (loss {done.loss:.4g}{held}), contracted, verified '

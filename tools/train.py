@@ -1,11 +1,18 @@
-"""Train a detector or a segmentor."""
+"""Train a detector or a segmentor, expanded as the config or the options say."""
 
 import argparse
 
 from mmexpand.errors import UserValueError
-from mmexpand.mm.command_line import add_common_arguments, load_config, tool
+from mmexpand.mm.command_line import (
+    add_common_arguments,
+    add_expansion_arguments,
+    expansion_of,
+    load_config,
+    tool,
+)
 from mmexpand.mm.config_file import check_keys
 from mmexpand.mm.launch import build_runner, training_splits
+from mmexpand.mm.models import set_expansion
 
 
 def parse_args() -> argparse.Namespace:
@@ -24,12 +31,14 @@ def parse_args() -> argparse.Namespace:
         const='auto',
         help='resume from this checkpoint, or, without a path, from the latest one in the work dir',
     )
+    add_expansion_arguments(parser)
     return parser.parse_args()
 
 
 @tool(parse_args)
 def main(args: argparse.Namespace) -> None:
     cfg = load_config(args)
+    set_expansion(cfg, expansion_of(args))
     if args.amp:
         check_keys(cfg, 'optim_wrapper')
         cfg.optim_wrapper.type = 'AmpOptimWrapper'

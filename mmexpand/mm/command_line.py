@@ -69,6 +69,32 @@ def add_debug_argument(parser: ArgumentParser) -> None:
     parser.add_argument('--debug', action='store_true', help='show the traceback of any error')
 
 
+EXPANSION = dict(
+    method=dict(help='block to expand with'),
+    rate=dict(type=float, help='expansion rate'),
+    include=dict(nargs='+', help='layers to expand: prefixes, globs, re:..., kernel:3x3'),
+    exclude=dict(nargs='+', help='layers not to expand'),
+)
+"""Options of ``ExpandHook`` on a command line."""
+
+
+def add_expansion_arguments(parser: ArgumentParser, *names: str) -> None:
+    """Add options of ``ExpandHook``, which replace those of the config.
+
+    Args:
+        parser: of a tool.
+        *names: keys of ``EXPANSION``; none: all.
+    """
+    group = parser.add_argument_group('expansion, in the place of what the config says')
+    for name in names or EXPANSION:
+        group.add_argument(f'--{name}', **EXPANSION[name])
+
+
+def expansion_of(args: Namespace) -> dict[str, Any]:
+    """Return the options of ``ExpandHook`` that a command line gives."""
+    return {name: value for name in EXPANSION if (value := getattr(args, name, None)) is not None}
+
+
 def add_common_arguments(parser: ArgumentParser) -> None:
     """Add the arguments that OpenMMLab's train.py and test.py share."""
     parser.add_argument('--work-dir', help='the dir to save logs and models')

@@ -9,9 +9,10 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from ..analysis.footprint import resident_peak
-from .compact_config import BUILDERS, dicts, hook_configs, type_name
+from .compact_config import hook_configs, type_name
 from .hooks import ContractHook
 from .launch import build_runner, temporary_work_dir, training_splits
+from .models import set_expansion
 
 
 @HOOKS.register_module()
@@ -48,16 +49,10 @@ def dry_run_training(cfg: Config, expand: dict | None = None) -> DryRun:
         DryRunError: if the contraction would fail; other errors are those of training.
     """
     cfg = copy.deepcopy(cfg)
+    set_expansion(cfg, expand or {})
     hooks = list(cfg.get('custom_hooks') or ())
     # It would measure before the iteration, and after it.
     hooks = [hook for hook in hooks if type_name(hook) != 'GradientConfusionHook']
-    if expand:
-        expanding = [hook for hook in hook_configs(cfg) if type_name(hook) == 'ExpandHook']
-        expanding += [node for node in dicts(cfg.model) if type_name(node) in BUILDERS]
-        for node in expanding:
-            node.update(expand)
-        if not expanding:
-            hooks.append(dict(type='ExpandHook', **expand))
     cfg.custom_hooks = hooks
     contracting = [hook for hook in hook_configs(cfg) if type_name(hook) == 'ContractHook']
     for hook in contracting:

@@ -330,6 +330,9 @@ class ContractHook(Hook):
         on_main(lambda: write_compact_checkpoint(result, path, runner.cfg, _meta(runner)))
         for line in report_lines(path.name, result):
             log(line)
+        metrics = {k: v for k, v in result.metrics_compact.items() if isinstance(v, float)}
+        scalars = {f'compact/{name}/{metric}': value for metric, value in metrics.items()}
+        runner.visualizer.add_scalars(scalars, step=runner.iter)
         warn_of_outliers(path.name, result)
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from ..core import ExpandedConv2d
 from ..errors import UserValueError
 from ..surgery import ExpandConfig, expand_
-from .compact_config import BUILDERS, hook_configs, make_compact_config, type_name
+from .compact_config import BUILDERS, dicts, hook_configs, make_compact_config, type_name
 
 Expansion = tuple[str, ExpandConfig]
 """The name of a part of the model ('' for all of it), and how to expand it."""
@@ -35,6 +35,41 @@ def configured_expansions(cfg: Config) -> list[Expansion]:
         if type_name(hook) == 'ExpandHook'
     ]
     return expansions + list(_builder_expansions(cfg.model, ''))
+
+
+def set_expansion(cfg: Config, options: Mapping[str, Any]) -> None:
+    """Set options of all ExpandHooks and builders of a config; add both hooks where it has none.
+
+    Args:
+        cfg: changed in place.
+        options: arguments of ``ExpandHook``; empty: nothing is changed.
+    """
+    if not options:
+        return
+    expanding = [hook for hook in hook_configs(cfg) if type_name(hook) == 'ExpandHook']
+    expanding += [node for node in dicts(cfg.model) if type_name(node) in BUILDERS]
+    for node in expanding:
+        node.update(options)
+    if not expanding:
+        cfg.merge_from_dict(expansion_options(cfg, options))
+
+
+def expansion_options(cfg: Config, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the ``cfg_options`` that add ExpandHook and ContractHook to a config.
+
+    Args:
+        cfg: a config that expands nothing.
+        options: arguments of ``ExpandHook``.
+    """
+    imported = (cfg.get('custom_imports') or {}).get('imports') or ()
+    imported = [imported] if isinstance(imported, str) else list(imported)
+    hooks = dict(expand=dict(type='ExpandHook', **options))
+    if not any(type_name(hook) == 'ContractHook' for hook in hook_configs(cfg)):
+        hooks['contract'] = dict(type='ContractHook')
+    return dict(
+        custom_imports=dict(imports=[*imported, 'mmexpand'], allow_failed_imports=False),
+        default_hooks=hooks,
+    )
 
 
 def build_expanded_model(cfg: Config) -> nn.Module:

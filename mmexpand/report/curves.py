@@ -70,6 +70,8 @@ def read_log(run: str | os.PathLike) -> Log:
         trained = any(key == 'lr' or 'loss' in key for key in line)
         curves = result.training if trained else result.evaluations
         for key, value in line.items():
+            if key.startswith('compact/'):  # ContractHook's: single values, in the table already.
+                continue
             steps, values = curves.setdefault(key, ([], []))
             steps.append(line['step'])
             values.append(value)

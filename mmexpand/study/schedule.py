@@ -17,7 +17,7 @@ from mmengine.logging import print_log
 from .rates import final_runs, tuning_rounds, unfinished
 from .results import load_result, result_problem, score
 from .run import arm_problem, result_head, write_json
-from .spec import Run, Study, StudyError
+from .spec import Arm, Run, Study, StudyError
 
 
 def run_study(
@@ -51,14 +51,26 @@ def run_study(
     chosen = [arm for arm in chosen if problems[arm.name] is None]
     deadline = time.monotonic() + 60 * minutes
     for runs in tuning_rounds(study, chosen):
-        _run_all(study, runs, 'learning rates', deadline)
+        _run_all(study, runs, 'learning rates', deadline, _finals_to_come(study, chosen, seeds))
     finals = [final_runs(study, arm, seeds) for arm in chosen]
     # Seed by seed, so that all arms can be compared before the last one has all of its own.
     by_seed = sorted((run for runs in finals for run in runs), key=lambda run: run.seed)
     _run_all(study, by_seed, 'seeds', deadline)
 
 
-def _run_all(study: Study, runs: Iterable[Run], what: str, deadline: float) -> None:
+def _finals_to_come(study: Study, arms: Sequence[Arm], seeds: Sequence[int] | None) -> int:
+    """Return the number of runs that follow the tuning; a tuning run at the best rate is final."""
+    number = 0
+    for arm in arms:
+        reported = set(study.seeds if arm.seeds is None else arm.seeds)
+        reported = reported & set(seeds) if seeds else reported
+        number += len(reported - set(study.tune_seeds if arm.lr is None else ()))
+    return number
+
+
+def _run_all(
+    study: Study, runs: Iterable[Run], what: str, deadline: float, to_come: int = 0
+) -> None:
     wanted = unfinished(study, runs)
     if not wanted:
         return
@@ -79,9 +91,13 @@ def _run_all(study: Study, runs: Iterable[Run], what: str, deadline: float) -> N
             if (ended := future.result()) is None:
                 continue
             done += 1
-            left = (time.monotonic() - started) / done * (len(wanted) - done)
+            left = (time.monotonic() - started) / done * (len(wanted) - done + to_come)
             said = _said(study, *ended)
-            _log(f'{done}/{len(wanted)} {futures[future]}: {said}; {left / 60:.0f} min left')
+            of_seeds = f', {to_come} runs of seeds included' if to_come else ''
+            _log(
+                f'{done}/{len(wanted)} {futures[future]}: {said}; {left / 60:.0f} min left'
+                f'{of_seeds}'
+            )
         if done < len(wanted):
             _log(f'{len(wanted) - done} runs not started, the time is up: call the tool again')
     except BaseException:

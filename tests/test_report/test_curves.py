@@ -37,6 +37,11 @@ def test_evaluations_stand_where_training_was(tmp_path, steps, counted):
     assert list(log.metrics) == ['mIoU', 'aAcc']
 
 
+def test_metrics_of_contracted_networks_are_no_curve(tmp_path):
+    lines = [train(10, 3.0), evaluated(10, 40.0), {'compact/last/mIoU': 41.0, 'step': 10}]
+    assert list(read_log(write_log(tmp_path, '2024', lines)).metrics) == ['mIoU', 'aAcc']
+
+
 def test_an_evaluation_between_two_logged_steps_keeps_its_own(tmp_path):
     lines = [train(10, 3.0), evaluated(15, 40.0), train(20, 2.0)]
     assert read_log(write_log(tmp_path, '2024', lines)).metrics['mIoU'] == ([15], [40.0])

@@ -166,3 +166,23 @@ def test_tool(write_study, put, tmp_path, monkeypatch, capsys):
     assert '| compact | 0.1 (fixed) | 1 | 64.00 |' in capsys.readouterr().out
     assert (tmp_path / 'work_dirs/small/study.json').is_file()
     assert signal.getsignal(signal.SIGTERM) is handler
+
+
+def test_time_left_includes_the_seeds_to_come(write_study, runs, monkeypatch):
+    """Every run takes a minute: 4 of learning rates, then seed 1 of both arms."""
+    study, lines = write_study('jobs = 1\n'), []
+    clock = [0.0]
+    run = schedule._run
+
+    def a_minute(*arguments):
+        clock[0] += 60
+        return run(*arguments)
+
+    monkeypatch.setattr(schedule, '_run', a_minute)
+    monkeypatch.setattr(schedule.time, 'monotonic', lambda: clock[0])
+    monkeypatch.setattr(schedule, '_log', lambda message, *_: lines.append(message))
+    run_study(study)
+    assert sum(' min left' in line for line in lines) == 6
+    tuned = [line for line in lines if line.startswith('4/4')]
+    assert [line.partition('; ')[2] for line in tuned] == ['2 min left, 2 runs of seeds included']
+    assert lines[-1].endswith('; 0 min left')

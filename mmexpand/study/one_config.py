@@ -1,0 +1,143 @@
+"""A study of one config and some blocks, for which nobody writes a study file."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from ..mm.compact_config import type_name
+from ..mm.config_file import is_packaged, open_config
+from ..mm.models import configured_expansions, expansion_options
+from .rates import final_runs
+from .results import load_result, score
+from .spec import Run, Study, StudyError, load_study
+
+BASELINE = 'compact'
+
+METRICS = {
+    'CocoMetric': 'coco/bbox_mAP',
+    'VOCMetric': 'pascal_voc/mAP',
+    'IoUMetric': 'mIoU',
+    'Accuracy': 'accuracy/top1',
+    'TopAccuracy': 'accuracy',
+}
+"""The main metric of an evaluator, by its type."""
+
+
+@dataclass(frozen=True)
+class OneConfig:
+    """A config that is trained as it is and with each of some blocks.
+
+    Attributes:
+        config: path of a config that expands nothing, or a name like ``mmdet::...``.
+        methods: the blocks; each is an arm beside the baseline ``compact``.
+        seeds: seeds of the reported runs; the first also tunes the learning rates.
+        metric: the metric to compare by; None: see ``METRICS``.
+        lrs: learning rates to try with every arm; None: see ``rates``.
+        expansion: other options of ``ExpandHook``, the same for all blocks.
+        cfg_options: overrides of the config, the same for all arms.
+        jobs: runs at a time.
+        name: the study and its folder in ``work_dirs``; None: ``CONFIG_study``.
+    """
+
+    config: str
+    methods: Sequence[str]
+    seeds: Sequence[int] = (0, 1, 2)
+    metric: str | None = None
+    lrs: Sequence[float] | None = None
+    expansion: Mapping[str, Any] = field(default_factory=dict)
+    cfg_options: Mapping[str, Any] = field(default_factory=dict)
+    jobs: int = 1
+    name: str | None = None
+
+
+def study_of(asked: OneConfig) -> Study:
+    """Write the study file of one config, and load it.
+
+    A study of that name goes on if its arms are the same; arms, rates and seeds may be added.
+
+    Raises:
+        ConfigError: if the config cannot be read.
+        StudyError: if the config expands already, if its metric is unknown, or if a study of that
+            name has an arm with other options.
+    """
+    cfg = open_config(asked.config, dict(asked.cfg_options), option='--cfg-options')
+    if configured_expansions(cfg):
+        raise StudyError(f'{asked.config} expands already; name the config of the compact network')
+    name = asked.name or f'{Path(asked.config).stem}_study'
+    path = Path('work_dirs') / name / f'{name}.py'
+    config = asked.config if is_packaged(asked.config) else os.path.abspath(asked.config)
+    arms = {BASELINE: dict(config=config, cfg_options=dict(asked.cfg_options))}
+    for method in asked.methods:
+        options = expansion_options(cfg, dict(asked.expansion, method=method))
+        arms[method] = dict(config=config, cfg_options={**asked.cfg_options, **options})
+    if path.is_file():
+        _check_same(path, arms)
+    content = dict(
+        arms=arms,
+        baseline=BASELINE,
+        metric=asked.metric or _main_metric(cfg, asked.config),
+        lrs='auto' if asked.lrs is None else list(asked.lrs),
+        seeds=list(asked.seeds),
+        tune_seeds=list(asked.seeds[:1]),
+        results_dir='results',
+        jobs=asked.jobs,
+        threads=max(1, (os.cpu_count() or 1) // asked.jobs),
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Config(content).dump(path)
+    return load_study(path)
+
+
+def _main_metric(cfg: Config, config: str) -> str:
+    best = ((cfg.get('default_hooks') or {}).get('checkpoint') or {}).get('save_best')
+    if isinstance(best, str) and best != 'auto':
+        return best
+    evaluators = cfg.get('val_evaluator') or []
+    evaluators = evaluators if isinstance(evaluators, list | tuple) else [evaluators]
+    known = [METRICS[kind] for kind in map(type_name, evaluators) if kind in METRICS]
+    if not known:
+        kinds = ', '.join(str(type_name(evaluator)) for evaluator in evaluators) or 'no evaluator'
+        raise StudyError(
+            f'the main metric of {config} is unknown ({kinds}); name one with --metric, as the '
+            'evaluator logs it'
+        )
+    return known[0]
+
+
+def _check_same(path: Path, arms: Mapping[str, dict]) -> None:
+    """Refuse to continue results of other options under the same name."""
+    before = Config.fromfile(path).to_dict()['arms']
+    plain = Config(dict(arms=arms)).to_dict()['arms']
+    changed = [name for name in plain if name in before and before[name] != plain[name]]
+    if changed:
+        raise StudyError(
+            f'{path} has other options for {", ".join(changed)}; choose another --name, or remove '
+            'its folder'
+        )
+
+
+def best_checkpoint(study: Study) -> tuple[Run, Path] | None:
+    """Return the run with the best metric on the validation split, and its compact checkpoint.
+
+    Args:
+        study: a study of ``study_of``.
+
+    Returns:
+        The run and the path; None where no run has ended or its checkpoint was removed.
+    """
+    finals = [run for arm in study.arms.values() for run in final_runs(study, arm)]
+    scores = {run: score(study, load_result(study, run), 'val') for run in finals}
+    ended = [run for run in finals if scores[run] is not None]
+    if not ended:
+        return None
+    best = max(ended, key=lambda run: scores[run])
+    folder = study.work_dir / best.arm.name / best.name
+    path = folder / 'compact_last.pth'
+    latest = folder / 'last_checkpoint'
+    if best.arm.name == study.baseline and latest.is_file():
+        path = Path(latest.read_text().strip())
+    return (best, path) if path.is_file() else None

@@ -1,0 +1,129 @@
+"""A config with and without blocks: ``tools/study.py CONFIG --methods ...``."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from mmexpand.mm.models import build_compact_model
+from mmexpand.study import StudyError, schedule
+from mmexpand.study.one_config import OneConfig, best_checkpoint, study_of
+from mmexpand.study.run import train, write_json
+from mmexpand.surgery.checkpoint import load_checkpoint
+from tests.tools_in_process import run
+
+OPTIONS = ('--methods', 'bn', '--lrs', '0.1', '0.02', '--include', 'features', '--seeds', '2')
+
+
+@pytest.fixture
+def here(write_study, monkeypatch):
+    """Runs train in this process; the runs, in order."""
+    made = []
+
+    def in_process(study, one, *_):
+        made.append(str(one))
+        write_json(train(study, one), study.result_path(one))
+        return schedule.load_result(study, one)
+
+    monkeypatch.setattr(schedule, '_run', in_process)
+    return made
+
+
+def test_one_command_compares_and_ends_with_the_best_compact_checkpoint(here, capsys):
+    assert run('study.py', 'net.py', *OPTIONS, '--cfg-options', 'train_cfg.max_iters=6') == (0, '')
+    output = capsys.readouterr().out
+    assert len(here) == 6
+    assert '| compact | ' in output and '| bn | ' in output
+    folder = Path('work_dirs/net_study')
+    for name in ('study.md', 'study.json', 'curves.png', 'differences.png', 'study.html'):
+        assert (folder / name).is_file() and str(folder / name) in output
+    path = Path(output.split('Best compact checkpoint: ')[1].splitlines()[0])
+    results = [json.loads(file.read_text()) for file in folder.glob('results/*/*.json')]
+    assert {result['steps'] for result in results} == {6}
+    rates = json.loads((folder / 'study.json').read_text())['arms']
+    finals = [r for r in results if r['lr'] == rates[r['arm']]['lr']]
+    best = max(finals, key=lambda result: result['val']['accuracy'])
+    assert f'{best["val"]["accuracy"]:g} (val)' in output
+    model = build_compact_model(Config.fromfile('net.py'))
+    model.load_state_dict(load_checkpoint(path)['state_dict'])
+
+
+def test_a_block_is_trained_and_contracted(here):
+    study = study_of(
+        OneConfig('net.py', ['bn'], [0], lrs=[0.1], expansion=dict(include='features'))
+    )
+    schedule.run_study(study)
+    for arm, name in (('bn', 'compact_last.pth'), ('compact', 'iter_8.pth')):
+        weights = load_checkpoint(study.work_dir / arm / 'lr0.1_seed0' / name)['state_dict']
+        build_compact_model(Config.fromfile('net.py')).load_state_dict(weights)
+    expanded = load_checkpoint(study.work_dir / 'bn/lr0.1_seed0/iter_8.pth')['state_dict']
+    assert any(key.endswith('norm.running_var') for key in expanded)
+
+
+def test_the_best_run_is_chosen_on_the_validation_split(write_study, put):
+    study = study_of(OneConfig('net.py', ['bn', 'cl'], [0, 1], lrs=[0.1]))
+    assert best_checkpoint(study) is None
+    for arm, seed, val, test in (('bn', 0, 60, 99), ('bn', 1, 70, 50), ('compact', 0, 65, 60)):
+        put(study, arm, 0.1, seed, val=val, test=test)
+    folder = study.work_dir / 'bn/lr0.1_seed1'
+    assert best_checkpoint(study) is None
+    folder.mkdir(parents=True)
+    torch.save({}, folder / 'compact_last.pth')
+    chosen, path = best_checkpoint(study)
+    assert (str(chosen), path) == ('bn, lr 0.1, seed 1', folder / 'compact_last.pth')
+
+
+def test_a_study_goes_on_with_more_seeds_but_not_with_other_options(write_study):
+    one = dict(config='net.py', methods=['bn'], lrs=[0.1])
+    study_of(OneConfig(**one))
+    assert study_of(OneConfig(**one | dict(seeds=range(5)))).seeds == (0, 1, 2, 3, 4)
+    assert [*study_of(OneConfig(**one | dict(methods=['bn', 'cl']))).arms] == [
+        'compact',
+        'bn',
+        'cl',
+    ]
+    with pytest.raises(StudyError, match='other options for bn; choose another --name'):
+        study_of(OneConfig(**one, expansion=dict(include='head')))
+    assert study_of(OneConfig(**one, expansion=dict(include='head'), name='head')).name == 'head'
+
+
+def test_custom_imports_and_hooks_of_the_config_stay(write_study):
+    extra = "custom_hooks = [dict(type='EMAHook')]\n"
+    Path('net.py').write_text(
+        Path('net.py').read_text().replace("['mmexpand']", "['json']") + extra
+    )
+    arm = study_of(OneConfig('net.py', ['bn'])).arm('bn')
+    cfg = Config.fromfile('net.py')
+    cfg.merge_from_dict(arm.cfg_options)
+    assert cfg.custom_imports.imports == ['json', 'mmexpand']
+    assert [hook.type for hook in cfg.custom_hooks] == ['EMAHook']
+    assert cfg.default_hooks.expand == dict(type='ExpandHook', method='bn')
+    assert cfg.default_hooks.checkpoint.type == 'CheckpointHook'
+
+
+@pytest.mark.parametrize(
+    ('change', 'arguments', 'words'),
+    [
+        ('', ['net.py', '--lrs', '0.1'], '--lrs requires --methods'),
+        ('', ['nowhere.py', '--methods', 'bn'], r'nowhere\.py: no such file'),
+        ('', ['net.py', '--methods', 'bn', '--seeds', '0'], '--seeds 0 trains nothing'),
+        (
+            "default_hooks.update(expand=dict(type='ExpandHook'))",
+            ['net.py', '--methods', 'bn'],
+            r'net\.py expands already',
+        ),
+        (
+            "val_evaluator = dict(type='MyMetric')",
+            ['net.py', '--methods', 'bn'],
+            r'unknown \(MyMetric\); name one with --metric',
+        ),
+    ],
+)
+def test_bad_input(write_study, capsys, change, arguments, words):
+    Path('net.py').write_text(f'{Path("net.py").read_text()}\n{change}\n')
+    status, said = run('study.py', *arguments)
+    assert status
+    assert re.search(words, said + capsys.readouterr().err)
