@@ -1,6 +1,8 @@
 """The layers of the package, and what each may import."""
 
 import ast
+import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -8,17 +10,21 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / 'mmexpand'
+DOCS = PACKAGE.parent / 'docs'
 FRAMEWORKS = {'mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain'}
 ALLOWED = {
-    'core': {'core'},
-    'surgery': {'core', 'surgery', 'files'},
-    'analysis': {'core', 'surgery', 'analysis'},
-    'report': {'files', 'report'},
-    'mm': {'core', 'surgery', 'analysis', 'mm', 'models', 'files', 'report', 'version'},
-    'models': {'models'},
-    'deploy': {'core', 'surgery', 'mm', 'files', 'deploy'},
-    'study': {'core', 'mm', 'files', 'report', 'study', 'version'},
+    'core': set(),
+    'surgery': {'core'},
+    'analysis': {'core', 'surgery'},
+    'report': set(),
+    'models': set(),
+    'mm': {'core', 'surgery', 'analysis', 'models', 'report'},
+    'deploy': {'core', 'surgery', 'mm'},
+    'study': {'core', 'report', 'mm'},
 }
+"""The layers that each layer imports, as docs/layers.svg shows them."""
+
+EDGE = re.compile(r'data-edge="(\w+) (\w+)"')
 
 
 def imports(path: Path) -> set[str]:
@@ -43,13 +49,29 @@ def imports(path: Path) -> set[str]:
     'layer', sorted(p.name for p in PACKAGE.iterdir() if p.is_dir() and p.name in ALLOWED)
 )
 def test_layers_import_downwards_only(layer):
-    files = list((PACKAGE / layer).rglob('*.py'))
-    assert files
-    for path in files:
-        used = imports(path)
-        assert used & set(ALLOWED) <= ALLOWED[layer], path
+    """Every allowed import is in use: the table and the picture show what is there."""
+    used = set()
+    for path in (PACKAGE / layer).rglob('*.py'):
+        found = imports(path) & set(ALLOWED) - {layer}
+        assert found <= ALLOWED[layer], path
+        used |= found
         if layer in ('core', 'surgery', 'analysis', 'report'):
-            assert not used & FRAMEWORKS, path
+            assert not imports(path) & FRAMEWORKS, path
+    assert used == ALLOWED[layer]
+
+
+def test_the_picture_shows_the_layers_and_their_imports():
+    script = runpy.run_path(str(DOCS / 'draw_layers.py'))
+    kept = (DOCS / 'layers.svg').read_text()
+    edges = {(importer, layer) for importer, layers in ALLOWED.items() for layer in layers}
+    assert set(EDGE.findall(kept)) == edges
+    assert kept == script['draw'](ALLOWED), 'run: python docs/draw_layers.py'
+
+
+def test_the_picture_refuses_imports_that_point_up():
+    script = runpy.run_path(str(DOCS / 'draw_layers.py'))
+    with pytest.raises(ValueError, match='imports point up'):
+        script['draw'](ALLOWED | {'core': {'mm'}})
 
 
 def test_every_layer_is_listed():
@@ -60,8 +82,8 @@ def test_every_layer_is_listed():
 NOT_ON_WINDOWS = {'fcntl', 'grp', 'posix', 'pty', 'pwd', 'resource', 'syslog', 'termios', 'tty'}
 
 
-def test_no_module_needs_what_windows_lacks():
-    """Where it is imported at the top; in a function it may be, for what only Linux has."""
+def test_no_module_imports_what_windows_lacks():
+    """At the top of a file; a function may, for a feature that only Linux has."""
     paths = [*PACKAGE.rglob('*.py'), *(PACKAGE.parent / 'tools').rglob('*.py')]
     for path in paths:
         for node in ast.parse(path.read_text()).body:
