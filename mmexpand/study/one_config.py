@@ -4,10 +4,12 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from pprint import pformat
 from typing import Any
 
 from mmengine.config import Config
 
+from ..files import written_whole
 from ..mm.compact_config import type_name
 from ..mm.config_file import is_packaged, open_config
 from ..mm.models import configured_expansions, expansion_options
@@ -88,7 +90,10 @@ def study_of(asked: OneConfig) -> Study:
         threads=max(1, (os.cpu_count() or 1) // asked.jobs),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    Config(content).dump(path)
+    # Config.dump would sort the arms.
+    lines = [f'{key} = {pformat(value, sort_dicts=False)}\n' for key, value in content.items()]
+    with written_whole(path) as temporary:
+        temporary.write_text(''.join(lines))
     return load_study(path)
 
 
@@ -130,11 +135,11 @@ def best_checkpoint(study: Study) -> tuple[Run, Path] | None:
         The run and the path; None where no run has ended or its checkpoint was removed.
     """
     finals = [run for arm in study.arms.values() for run in final_runs(study, arm)]
-    scores = {run: score(study, load_result(study, run), 'val') for run in finals}
-    ended = [run for run in finals if scores[run] is not None]
+    scored = [(score(study, load_result(study, run), 'val'), run) for run in finals]
+    ended = [(value, run) for value, run in scored if value is not None]
     if not ended:
         return None
-    best = max(ended, key=lambda run: scores[run])
+    _, best = max(ended, key=lambda pair: pair[0])
     folder = study.work_dir / best.arm.name / best.name
     path = folder / 'compact_last.pth'
     latest = folder / 'last_checkpoint'

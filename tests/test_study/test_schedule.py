@@ -160,7 +160,9 @@ def test_tool(write_study, put, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(sys, 'argv', ['study.py', 'small.py', *arguments])
         runpy.run_path(str(TOOL), run_name='__main__')
 
-    with pytest.raises(SystemExit, match=r"study: small.py has no arm 'cmpact'; near.*: compact"):
+    with pytest.raises(
+        SystemExit, match=r"study.py: small.py has no arm 'cmpact'; near.*: compact"
+    ):
         run('--arms', 'cmpact')
     run('--report-only')
     assert '| compact | 0.1 (fixed) | 1 | 64.00 |' in capsys.readouterr().out

@@ -15,7 +15,7 @@ from tests.tools_in_process import TOOLS, run_apart
 def plain(street, tmp_path):
     cfg = small_config(street, tmp_path / 'work_dir')
     cfg.custom_hooks = []
-    del cfg.custom_imports
+    cfg.pop('custom_imports')
     cfg.dump(tmp_path / 'plain.py')
     return tmp_path / 'plain.py'
 
