@@ -1,1 +1,1 @@
-"""What an expansion costs, and what it does to training. Imports torch, core and surgery."""
+"""Cost of an expansion and its effect on training. Imports torch, core and surgery."""

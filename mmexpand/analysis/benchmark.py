@@ -38,21 +38,21 @@ class Seconds:
 
     @classmethod
     def of(cls, times: Sequence[float]) -> 'Seconds':
-        """Of a list of times in seconds."""
+        """Return the minimum and median of times in seconds."""
         return cls(min(times), median(times))
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """What a variant holds and sends; see the classes and ``peak_memory``.
+    """Memory and traffic of a variant; see ``saved_bytes``, ``reduced_bytes``, ``peak_memory``.
 
     Attributes:
         parameters: number of trained parameters.
         saved: bytes saved for backward.
         reduced: bytes of gradients that distributed training reduces in a step.
         peak_memory: peak resident bytes of a process that trains this variant alone.
-        difference: largest difference between the outputs and those of the chain, on the same
-            factors, relative to the largest output; None where there are no factors.
+        difference: largest difference between the outputs and those of the chain with the same
+            factors, relative to the largest output; None without factors.
     """
 
     parameters: int
@@ -64,14 +64,14 @@ class Footprint:
 
 @dataclass(frozen=True)
 class VariantResult:
-    """What was measured of one variant of a model.
+    """Measurements of one variant of a model.
 
     Attributes:
         steps: number of steps timed.
-        step, forward, backward, optimizer: time of the whole step and of its parts. The loss
+        step, forward, backward, optimizer: times of the whole step and of its parts. The loss
             belongs to forward, freeing the gradients to optimizer.
-        ratio: of the step to the compact model's: of the minima, and of the medians.
-        footprint: what it holds and sends.
+        ratio: the step relative to the compact model's: of the minima, and of the medians.
+        footprint: its memory and traffic.
     """
 
     steps: int
@@ -92,9 +92,9 @@ class GroupResult:
         rate: the expansion rate; None: as the case's expansions say.
         input_shape: ``(N, C, H, W)``.
         variants: results by name: 'compact', 'layerwise', 'folded', 'auto', and peers.
-        left_out: variants that could not be run, and why.
-        bound: of the folded step; None where that could not be run.
-        counted: operations at the case's ``counted_shape``, where it has one.
+        left_out: variants that failed, with the reason.
+        bound: the bound of the folded step; None if that failed.
+        counted: operations at the case's ``counted_shape``, if it has one.
     """
 
     case: str
@@ -114,21 +114,21 @@ def run_group(
 ) -> GroupResult:
     """Measure all variants of a case at one expansion rate.
 
-    Every variant is first trained in a process of its own, for its peak memory; one that does not
-    fit into memory is left out of the rest. The three forwards share their factors and optimizer.
+    Each variant is first trained in a separate process, for its peak memory. A variant that does
+    not fit into memory is left out. The three forwards share their factors and optimizer.
 
     Args:
         case: the network and its input.
         rate: the expansion rate; None: as the case's expansions say.
         settings: how to measure.
-        progress: told how far it is.
+        progress: called with the progress.
 
     Raises:
         OutOfMemoryError: if the compact model does not fit into memory.
         RuntimeError: if the forwards differ on the same factors.
     """
     torch.set_num_threads(settings.threads)
-    gc.collect()  # models of an earlier group, before those of this one are made
+    gc.collect()  # models of an earlier group, before this group allocates its own
     counted = _count(case, rate)
     peaks, left_out = _measure_peaks(case, rate, settings, progress)
     trainers = _build_trainers(list(peaks), case, rate, settings)
@@ -147,7 +147,7 @@ def run_group(
 def _count(case: Case, rate: float | None) -> CountedStep | None:
     if case.counted_shape is None:
         return None
-    # 'meta' from the start: the parameters of a high rate take gigabytes.
+    # On 'meta' from the start: the parameters of a high rate take gigabytes.
     with torch.device('meta'):
         models = case.build_variant('folded', rate), case.build_variant(COMPACT, rate)
     return counted_step(*models, case.counted_shape, case.forward)
@@ -174,7 +174,7 @@ def _measure_peaks(
 
 def _train_briefly(case: Case, variant: str, rate: float | None, settings: Settings) -> None:
     trainer = _build_trainer(case, variant, rate, settings)
-    # In the second step the momentum is there from the start.
+    # From the second step on the momentum exists.
     for _ in range(2):
         trainer.step()
 
@@ -207,8 +207,8 @@ def _measure_footprints(
     compact = trainers[COMPACT].model
     footprints, chain = {}, None
     for name, trainer in trainers.items():
-        torch.manual_seed(0)  # dropout draws the same
-        # TF32 rounds so much that the difference would show nothing.
+        torch.manual_seed(0)  # same dropout
+        # TF32 rounding would hide a difference.
         with full_precision():
             saved, output = saved_bytes(trainer.model, trainer.images, trainer.forward)
         if trainer.amp:
@@ -216,12 +216,12 @@ def _measure_footprints(
                 saved, _ = saved_bytes(trainer.model, trainer.images, trainer.forward)
         output = [tensor.detach() for tensor in tensors_in(output)]
         difference = None
-        # Norms in branches take other statistics where they are folded: those differ.
+        # Folded norms in branches use other statistics, so that their outputs differ.
         linear = all(unit.is_linear for unit in named_units(trainer.model).values())
         if name in OURS and linear:
             chain = chain or output
             difference = _difference(output, chain, f'{case}, {name}')
-        # Where compact-size gradients are on, units on 'auto' are run folded.
+        # Compact-size gradients run units with forward='auto' folded.
         folded = named_units(trainer.model) if name in ('folded', 'auto') else ()
         footprints[name] = Footprint(
             sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),

@@ -1,4 +1,4 @@
-"""What folding must cost: operations and bytes counted, against rates this machine reaches."""
+"""Lower bound of the cost of folding: counted operations and bytes at measured rates."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,17 +15,17 @@ from .complexity import unit_costs
 from .steps import clock
 
 PASSES = 6
-"""Times that a step of SGD with momentum moves a parameter's worth of bytes: backward writes the
-gradient; the optimizer reads parameter, gradient and momentum, and writes parameter and momentum.
-Weight decay is part of the same pass."""
+"""Number of times that a step of SGD with momentum moves a parameter through memory: backward
+writes the gradient; the optimizer reads parameter, gradient and momentum, and writes parameter and
+momentum. Weight decay is part of the same pass."""
 
 COPIED = 2**28
-"""Bytes of the tensor copied to measure the memory bandwidth: more than caches hold."""
+"""Bytes of the tensor that is copied to measure bandwidth: more than caches hold."""
 
 
 @dataclass(frozen=True)
 class MachineRates:
-    """What this machine reaches, measured.
+    """Measured rates of this machine.
 
     Attributes:
         gemm: floating-point operations per second of a large float32 matrix product; a
@@ -38,7 +38,7 @@ class MachineRates:
 
 
 def measure_rates(device: str = 'cpu') -> MachineRates:
-    """Measure a device, with the threads that torch uses now: the best of several runs each."""
+    """Measure a device with torch's present threads, and return the best of several runs."""
     flops = []
     for size in (512, 1024, 2048) if device == 'cpu' else (4096, 8192):
         a, b, out = (torch.rand(size, size, device=device) for _ in range(3))
@@ -59,9 +59,9 @@ def _fastest(run: Callable[[], Any], device: str, runs: int = 6) -> float:
 
 
 def folding_macs(model: nn.Module) -> int:
-    """Multiply-accumulate operations of all products of factors in one forward pass.
+    """Count multiply-accumulate operations of all products of factors in a forward pass.
 
-    In the cheapest order, for units that fold completely. Backward takes twice as many: each
+    Products are in the cheapest order. Backward takes twice as many operations: each
     product ``C = A B`` has the gradients ``dA = dC B^T`` and ``dB = A^T dC``.
     """
     return sum(fold_macs(unit.expression) for unit in named_units(model).values())
@@ -77,7 +77,7 @@ class FoldingBound:
             matrix product.
         traffic: seconds in which gradients and optimizer state of the additional parameters pass
             through memory, at the bandwidth of a large copy.
-        rates: of this machine.
+        rates: rates of this machine.
     """
 
     compact: float
@@ -87,23 +87,23 @@ class FoldingBound:
 
     @property
     def ratio(self) -> float:
-        """The bound, relative to the compact network's step."""
+        """Return the bound relative to the compact network's step."""
         return (self.compact + self.products + self.traffic) / self.compact
 
 
 def folding_bound(
     model: nn.Module, compact: nn.Module, compact_seconds: float, rates: MachineRates
 ) -> FoldingBound:
-    """Count what folding adds to a training step of float32 under SGD with momentum.
+    """Return the least time of a float32 training step with folding under SGD with momentum.
 
-    Not counted: reading the factors for the products, intermediate products, biases, and the
-    system's handing out fresh memory for gradients, all of which a real step pays.
+    Reads of factors, intermediate products, biases and memory allocation are not counted; a real
+    step pays for them.
 
     Args:
-        model: expanded.
+        model: the expanded model.
         compact: the model that it was expanded from.
-        compact_seconds: time of its step.
-        rates: of the machine that this was measured on.
+        compact_seconds: the time of the compact model's step.
+        rates: rates of the same machine.
     """
     trained = [
         sum(p.numel() * p.element_size() for p in m.parameters() if p.requires_grad)
@@ -119,14 +119,14 @@ def folding_bound(
 
 @dataclass(frozen=True)
 class CountedStep:
-    """Multiply-accumulate operations of one forward pass; a training step takes three times these.
+    """Multiply-accumulate operations of a forward pass; a training step takes three times as many.
 
     Attributes:
         input_shape: ``(N, C, H, W)``.
-        compact: of the whole compact network.
-        layerwise: of the network with the paper's chains.
-        folded: of the network with folded units, their products included.
-        auto: of the network with every unit in its cheapest order.
+        compact: operations of the compact network.
+        layerwise: operations of the network with the paper's chains.
+        folded: operations of the network with folded units, their products included.
+        auto: operations of the network with every unit in its cheaper order.
     """
 
     input_shape: tuple[int, ...]
@@ -136,7 +136,7 @@ class CountedStep:
     auto: int
 
     def ratio(self, forward: str) -> float:
-        """Of 'layerwise', 'folded' or 'auto' to the compact network."""
+        """Return 'layerwise', 'folded' or 'auto' relative to the compact network."""
         return getattr(self, forward) / self.compact
 
 
@@ -149,10 +149,10 @@ def counted_step(
     """Count the operations of a step without running it.
 
     Args:
-        model: expanded; only its shapes matter.
-        compact: the model that it was expanded from; it is moved to the device 'meta', which
-            takes its values.
-        input_shape: ``(N, C, H, W)``; may be too large for this machine.
+        model: the expanded model; only its shapes matter.
+        compact: the model that it was expanded from; it is moved to the device 'meta' and loses
+            its values.
+        input_shape: ``(N, C, H, W)``; it may be too large to run.
         forward: runs either model on an input.
     """
     images, units = torch.empty(input_shape, device='meta'), named_units(model)

@@ -1,4 +1,4 @@
-"""What the training benchmark runs: a network, its input, and the variants of it."""
+"""Cases of the training benchmark: a network, its input, and its variants."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ PEERS = {
     'ACNet': dict(method='acnet', forward='layerwise'),
     'DBB': dict(method='dbb', forward='layerwise'),
 }
-"""Other blocks to time in the place of the same layers: fields of ``ExpandConfig``."""
+"""Other blocks to time in the same layers: fields of ``ExpandConfig``."""
 
 
 def run_model(model: nn.Module, images: Tensor) -> Any:
@@ -31,17 +31,17 @@ def run_model(model: nn.Module, images: Tensor) -> Any:
 
 @dataclass(frozen=True)
 class Case:
-    """A network and an input to time it on. Picklable, to be built in other processes as well.
+    """A network and an input to time it on; picklable, so that other processes can build it.
 
     Attributes:
-        name: of the case.
+        name: the name of the case.
         build: makes the compact model.
-        input_shape: ``(N, C, H, W)`` of the random input.
+        input_shape: the shape ``(N, C, H, W)`` of the random input.
         expansions: which parts of the model to expand, and how: pairs of a module name ('' for the
             whole model) and a config whose ``rate`` and ``forward`` the benchmark varies.
         forward: runs a model on the input; returns tensors in any nesting.
-        peers: keys of ``PEERS``: blocks to time in the place of the same layers.
-        counted_shape: an input on which to count operations as well, without running.
+        peers: keys of ``PEERS``: other blocks to time in the same layers.
+        counted_shape: the shape of an input whose operations are counted without running it.
     """
 
     name: str
@@ -53,11 +53,11 @@ class Case:
     counted_shape: tuple[int, int, int, int] | None = None
 
     def images(self) -> Tensor:
-        """The random input; always the same."""
+        """Return the random input, the same on each call."""
         return torch.randn(self.input_shape, generator=torch.Generator().manual_seed(0))
 
     def build_variant(self, variant: str, rate: float | None) -> nn.Module:
-        """Make the model of a variant, in training mode.
+        """Return the model of a variant, in training mode.
 
         Args:
             variant: 'compact', 'layerwise', 'folded', 'auto', or a peer; a peer has no rate.
@@ -76,6 +76,6 @@ class Case:
 
 
 def share_parameters_(model: nn.Module, owner: nn.Module) -> None:
-    """Give a model the very parameters of another one of the same structure."""
+    """Let a model use the parameters of another model of the same structure."""
     for mine, theirs in zip(model.modules(), owner.modules(), strict=True):
         mine._parameters.update(theirs._parameters)

@@ -1,4 +1,4 @@
-"""Multiply-accumulate operations of expanded layers, counted at the inputs they really see."""
+"""Multiply-accumulate operations of expanded layers at the inputs that they get."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ from ..surgery.train_mode import eval_mode
 
 @dataclass(frozen=True)
 class LayerCost:
-    """What one forward pass of an expanded layer costs.
+    """Operations of one forward pass of an expanded layer.
 
     Attributes:
-        input_shape: of the layer in this model.
-        macs_compact: multiply-accumulate operations of the layer that it stands for.
-        macs_layerwise: of the paper's chain.
-        macs_auto: of the cheaper of the two, folding included.
-        runs: that one: 'layerwise' or 'folded'.
+        input_shape: shape of the layer's input in this model.
+        macs_compact: multiply-accumulate operations of the compact layer.
+        macs_layerwise: operations of the paper's chain.
+        macs_auto: operations of the cheaper forward, folding included.
+        runs: the cheaper forward: 'layerwise' or 'folded'.
     """
 
     input_shape: tuple[int, ...]
@@ -49,11 +49,11 @@ def layer_costs(model: nn.Module, forward: Callable[[nn.Module], Any]) -> dict[s
 def unit_costs(
     units: dict[str, nn.Module], layers: dict[str, nn.Module], run: Callable[[], Any]
 ) -> dict[str, LayerCost]:
-    """Count the cost of every unit, at the inputs that the layers of the same names are given.
+    """Count the cost of every unit at the inputs of the layers of the same names.
 
     Args:
         units: the units by name.
-        layers: those units, or the layers that they stand for in a compact model.
+        layers: these units, or the layers of the same names in a compact model.
         run: does a forward pass through the layers.
     """
     calls: dict[str, list[tuple[int, ...]]] = {}
@@ -76,7 +76,7 @@ def _cost(unit: nn.Module, input_shapes: list[tuple[int, ...]]) -> LayerCost:
     for input_shape in input_shapes:
         layerwise = unit.count_macs(input_shape, folded=False)
         folded = unit.count_macs(input_shape, folded=True) if unit.has_kernel else layerwise
-        # In training mode a block with norms in its branches is never folded.
+        # A training forward never folds a block with norms here.
         cheaper = unit.is_linear and folded <= layerwise
         totals[0] += unit.count_macs(input_shape, folded=True, with_folding=False)
         totals[1] += layerwise

@@ -1,8 +1,8 @@
 """Gradient confusion (Sec. 5.1): how far the gradients of mini-batches agree.
 
 Source: Sankararaman et al., "The Impact of Neural Network Overparameterization on Gradient
-Confusion and Stochastic Gradient Descent", 2019. scipy and matplotlib are imported where they are
-needed: what this package needs is torch.
+Confusion and Stochastic Gradient Descent", 2019. Functions import scipy and matplotlib, since this
+layer requires torch alone.
 """
 
 import math
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FACTORS, FOLDED = 'factors', 'folded'
-"""Gradients by the parameters that are trained, and by those of the contracted network."""
+"""Gradients by the trained parameters, and by those of the contracted network."""
 
 TITLES = {FACTORS: 'by factors', FOLDED: 'by folded kernels'}
 
@@ -25,14 +25,14 @@ GRID = 401
 """Points from -1 to 1 at which a density is evaluated."""
 
 Record = Mapping[str, object]
-"""A measurement: its 'iter', and of each space the 'similarities' and their 'minimum'."""
+"""A measurement: its 'iter', and for each space the 'similarities' and their 'minimum'."""
 
 
 def gradients(model: nn.Module, loss: Tensor) -> list[Tensor]:
-    """The gradients of a loss by every trained parameter: zeros where it has no part in it.
+    """Return the gradients of a loss by all trained parameters: zeros for unused ones.
 
     Args:
-        model: its ``grad`` are overwritten.
+        model: a model, whose ``grad`` are overwritten.
         loss: a scalar.
     """
     model.zero_grad(set_to_none=True)
@@ -42,7 +42,7 @@ def gradients(model: nn.Module, loss: Tensor) -> list[Tensor]:
 
 
 def cosine_similarity(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
-    """Of two lists of gradients, each taken for one vector; NaN where one of them is zero."""
+    """Return the cosine of two gradients, each a list of tensors; NaN if one is zero."""
     scale = math.sqrt(_dot(first, first) * _dot(second, second))
     return _dot(first, second) / scale if scale else math.nan
 
@@ -53,10 +53,10 @@ def _dot(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
 
 
 def density(similarities: Sequence[float]) -> tuple[list[float], list[float]]:
-    """Gaussian kernel density, its bandwidth by Scott's rule.
+    """Return a Gaussian kernel density with the bandwidth of Scott's rule.
 
     Returns:
-        Where it was evaluated, and its values; empty where there are no two different ones.
+        The points and the density there; both empty without two different values.
     """
     import numpy as np
     from scipy.stats import gaussian_kde
@@ -68,10 +68,10 @@ def density(similarities: Sequence[float]) -> tuple[list[float], list[float]]:
 
 
 def draw(runs: Mapping[str, Sequence[Sequence[Record]]]) -> 'Figure':
-    """The minimum over training, averaged over runs, and the density at its end, of all runs.
+    """Plot the minimum during training, averaged over runs, and the density at the end.
 
     Args:
-        runs: by the network's name, the measurements of each of its runs.
+        runs: measurements of each run, by the name of the network.
     """
     from matplotlib.figure import Figure
 

@@ -30,7 +30,7 @@ BOX, GAP, ARROW, LETTER = 22, 6, 16, 6.1
 """Pixels: a box's height, the gap between branches, an arrow, a letter."""
 
 RADIUS = 8
-"""Of the circle of a sum."""
+"""Radius of the circle of a sum."""
 
 # The lines are grey and the boxes have fills of their own: both show on white and on black pages.
 STYLE = (
@@ -64,7 +64,7 @@ def draw_block(name: str, kernel_size: int | None = None) -> str:
 
     Args:
         name: a block of the library or one given to ``register_block``.
-        kernel_size: of the layer; None: the first of 3, 5 and 1 that the block fits.
+        kernel_size: kernel size of the layer; None: the first of 3, 5 and 1 that the block fits.
 
     Raises:
         ValueError: if the block is unknown or does not fit the kernel.

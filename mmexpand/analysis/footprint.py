@@ -1,4 +1,4 @@
-"""What a training step holds and sends: bytes saved for backward, reduced, and resident."""
+"""Memory and traffic of a training step: bytes saved for backward, reduced, and resident."""
 
 import gc
 import multiprocessing
@@ -27,9 +27,9 @@ class SavedBytes:
     """Bytes that a forward pass keeps for backward, besides parameters and buffers.
 
     Attributes:
-        activations: of tensors that were computed from the input, the input included.
-        folding: of tensors that were computed from parameters alone: folded kernels. Products
-            that a fold keeps for its own gradient are not seen; they are part of the peak memory.
+        activations: bytes of tensors computed from the input, the input included.
+        folding: bytes of tensors computed from parameters alone: folded kernels. Products that a
+            fold keeps for its own gradient are not seen; they are part of the peak memory.
     """
 
     activations: int
@@ -41,16 +41,15 @@ def saved_bytes(
 ) -> tuple[SavedBytes, Any]:
     """Count the bytes that a forward pass saves for backward.
 
-    Every storage counts once, whole, however many operations save it or views of it; it counts if
-    the graph still holds it when the forward pass is over. Parameters and buffers do not count:
-    the model holds them anyway.
+    A storage that the graph holds after the forward pass counts once and whole, even if several
+    operations save it or views of it. Parameters and buffers do not count, since the model holds
+    them anyway.
 
-    Folded kernels are told from activations by the operations that made them: the result of an
-    operation belongs to the activations if any of its arguments does, the input being the first.
-    A compact network saves no folded kernel: its kernels are parameters.
+    The result of an operation is an activation if the input or an activation is an argument of the
+    operation; other saved tensors are folded kernels. A compact network saves no folded kernel.
 
     Args:
-        model: in training mode.
+        model: a model in training mode.
         images: the input.
         forward: runs the model on it.
 
@@ -62,7 +61,7 @@ def saved_bytes(
 
     def pack(tensor: Tensor) -> Tensor:
         saved[_storage(tensor)] = tensor.untyped_storage().nbytes()
-        # Itself, an output that its own operation saves would keep the graph alive for ever.
+        # A saved output of the same operation would keep the graph alive.
         return tensor.detach()
 
     with saved_tensors_hooks(pack, lambda tensor: tensor), _FromInput(images) as seen:
@@ -73,7 +72,7 @@ def saved_bytes(
 
 
 class _FromInput(TorchDispatchMode):
-    """Notes the storages of all tensors that are computed from the input."""
+    """Mode that records the storages of all tensors that are computed from the input."""
 
     def __init__(self, images: Tensor):
         super().__init__()
@@ -87,12 +86,12 @@ class _FromInput(TorchDispatchMode):
 
 
 def _storage(tensor: Tensor) -> StorageWeakRef:
-    # A weak reference: the address of a freed storage is soon another's, this is not.
+    # Weak references: the address of a freed storage is used again.
     return StorageWeakRef(tensor.untyped_storage())
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """The tensors in any nesting of lists, tuples and dicts."""
+    """Yield the tensors in any nesting of lists, tuples and dicts."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
@@ -104,13 +103,13 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 @dataclass(frozen=True)
 class ReducedBytes:
-    """Bytes of the gradients that every process hands to the all-reduce in one step.
+    """Bytes of gradients that each process passes to all-reduce in one step.
 
     A ring of N processes sends 2 (N - 1) / N times as much from each.
 
     Attributes:
-        ddp: of plain DistributedDataParallel: the gradient of every parameter.
-        compact_size: where the gradient of a folded kernel is reduced instead of its factors'.
+        ddp: bytes with plain DistributedDataParallel, which reduces all parameters' gradients.
+        compact_size: bytes if the gradients of folded kernels are reduced.
     """
 
     ddp: int
@@ -123,8 +122,8 @@ def reduced_bytes(model: nn.Module, compact: nn.Module, folded: Collection[str])
     Args:
         model: compact or expanded.
         compact: the model that it was expanded from.
-        folded: names of the units that are run folded, in which the gradient of one kernel can
-            stand for those of all factors.
+        folded: names of the units that are run folded, whose kernel's gradient replaces those of
+            the factors.
     """
     ddp = compact_size = _trained_bytes(model.parameters())
     for name, unit in named_units(model).items():
@@ -139,38 +138,35 @@ def _trained_bytes(parameters: Iterable[nn.Parameter]) -> int:
 
 
 HAND_BACK = {'MALLOC_MMAP_THRESHOLD_': str(2**17)}
-"""Environment of a process whose C library maps every block of 128 KiB or more by itself, its
-threshold at the start, and unmaps it when it is freed."""
+"""Environment in which the C library maps each block of 128 KiB or more, its initial threshold,
+and unmaps it when it is freed."""
 
 
 class OutOfMemoryError(UserError, RuntimeError):
-    """A process was killed before it was done, as a system short of memory does."""
+    """A process was killed before its end, as a system short of memory does."""
 
 
 def peak_memory(train: Callable[..., None], *args: Any, threads: int, device: str = 'cpu') -> int:
-    """Peak memory of a training run, in bytes.
+    """Return the peak memory of a training run, in bytes.
 
-    On a GPU what PyTorch allocates there at most, over what it has allocated before. On a CPU the
-    resident memory, of a process of its own.
-
-    The high-water mark of the process' resident set after ``train``, less the mark before it, when
-    the libraries are loaded and a first convolution has run. So it is what parameters, gradients,
-    optimizer state, activations and the kernels' scratch memory take together, and nothing that
-    another run has left behind. The C library is told to hand large blocks back at once: how much
-    of what is freed it keeps by default is luck, up to 40 % between equal runs.
+    On a GPU this is PyTorch's peak allocation above its allocation before. On a CPU it is the
+    resident memory of a separate process: the high-water mark after ``train``, less the mark before
+    it, when the libraries are loaded and a first convolution has run. It covers parameters,
+    gradients, optimizer state, activations and scratch memory. The C library returns large blocks
+    at once; by default it keeps a random part of them, up to 40 % between equal runs.
 
     Args:
-        train: builds a model and trains it for a few steps; importable by name.
+        train: an importable function that builds a model and trains it for a few steps.
         *args: its arguments; they are pickled.
         threads: as in ``torch.set_num_threads``.
-        device: the one that it trains on.
+        device: the device of the training.
 
     Raises:
-        OutOfMemoryError: if the process was killed, or the GPU's memory did not suffice.
+        OutOfMemoryError: if the process was killed, or the GPU ran out of memory.
     """
     if torch.device(device).type == 'cuda':
         return _allocated_peak(train, args, device)
-    # A server with the libraries loaded, from which every process is forked.
+    # A server with the libraries loaded, which forks each process.
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload(['mmexpand'])
     with _set_in_environment(HAND_BACK), ProcessPoolExecutor(1, mp_context=context) as executor:
@@ -178,7 +174,7 @@ def peak_memory(train: Callable[..., None], *args: Any, threads: int, device: st
             return executor.submit(_peak_of, train, args, threads).result()
         except BrokenProcessPool:
             raise OutOfMemoryError(
-                'the process was killed, probably for want of memory; use a smaller input or rate'
+                'the process was killed, probably out of memory; use a smaller input or rate'
             ) from None
 
 
@@ -219,7 +215,7 @@ def resident_peak() -> int:
     """Return the most memory that this process has held, in bytes.
 
     Raises:
-        ModuleNotFoundError: on Windows, which does not count it.
+        ModuleNotFoundError: on Windows, which has no such counter.
     """
     import resource  # Not on Windows.
 

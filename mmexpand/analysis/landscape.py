@@ -1,7 +1,7 @@
 """The loss around a network's weights, along filter-normalised random directions (Sec. 5.2).
 
-Source: Li et al., "Visualizing the Loss Landscape of Neural Nets", NeurIPS 2018. matplotlib is
-imported where it is needed: what this package needs is torch.
+Source: Li et al., "Visualizing the Loss Landscape of Neural Nets", NeurIPS 2018. Functions import
+matplotlib, since this layer requires torch alone.
 """
 
 import math
@@ -26,14 +26,14 @@ LEVELS = 24
 
 
 def random_direction(model: nn.Module, generator: torch.Generator) -> Direction:
-    """A Gaussian direction whose filters have the norms of the model's.
+    """Return a Gaussian direction whose filters have the norms of the model's.
 
-    A filter is what makes one output: of a convolution a kernel, of a linear layer a row. Biases
-    and what norms hold, parameters of one dimension, are left where they are.
+    A filter computes one output: a kernel of a convolution, a row of a linear layer. Parameters of
+    one dimension (biases and norms) do not move.
 
     Args:
         model: the compact network: networks of the same shapes then share their axes.
-        generator: on the CPU.
+        generator: a generator on the CPU.
     """
     groups = {
         module.weight: module.groups
@@ -50,8 +50,8 @@ def _like(parameter: Tensor, generator: torch.Generator, transposed: int | None)
     if parameter.dim() <= 1:
         return torch.zeros_like(parameter)
     step = torch.randn(parameter.shape, generator=generator).to(parameter)
-    # Filters along one dimension, all else along others; those of a transposed convolution stand
-    # in its second one, group by group.
+    # Filters along the first dimension, all other values along the second. A transposed
+    # convolution has its filters in its second dimension, group by group.
     groups = transposed or parameter.shape[0]
     by_filter = (t.unflatten(0, (groups, -1)) for t in (parameter, step))
     others = [1, *range(3, parameter.dim() + 1)] if transposed else [*range(1, parameter.dim() + 1)]
@@ -66,16 +66,16 @@ def losses_at(
     points: Sequence[Sequence[float]],
     loss: Callable[[nn.Module], float],
 ) -> Iterator[float]:
-    """The loss at points around a model's weights, which it has again at the end.
+    """Return the loss at points around a model's weights, and restore the weights.
 
     Args:
         model: the network.
         directions: the axes.
-        points: of each the steps along the axes.
-        loss: of the model as it is.
+        points: the steps along the axes for each point.
+        loss: returns the loss of the model.
     """
     centre = {name: parameter.clone() for name, parameter in model.named_parameters()}
-    # What a forward pass changes is to be the same at every point, too.
+    # Buffers that a forward pass changes must be equal at all points.
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     try:
         for point in points:
@@ -92,28 +92,30 @@ def losses_at(
 
 def _put_back(model: nn.Module, buffers: Mapping[str, Tensor]) -> None:
     for name, buffer in model.named_buffers():
-        # A cache that the forward pass has made, or made anew, is no state.
+        # A cache that the forward pass fills is no state.
         if name in buffers and buffer.shape == buffers[name].shape:
             buffer.copy_(buffers[name])
 
 
 def draw(landscapes: Sequence[Mapping]) -> 'Figure':
-    """The losses along the first direction in one plot, and the planes of all networks beside it.
+    """Plot the losses along the first direction of all networks, and a plane for each.
 
     Args:
-        landscapes: of each network its 'name', the 'steps', the losses on a 'line', and on a
-            'plane' by second and first direction; None where one is not finite.
+        landscapes: for each network its 'name', the 'steps', the losses on a 'line', and on a
+            'plane' by second and first direction; None for losses that are not finite.
 
     Raises:
-        ValueError: if there is no finite loss above 0.
+        ValueError: if no loss is finite and above 0.
     """
     from matplotlib.figure import Figure
 
     rows = [row for one in landscapes for row in one['plane']]
     values = [value for row in rows for value in row if value is not None and value > 0]
     if not values:
-        raise UserValueError('the loss is nowhere finite and above 0: there is nothing to draw')
-    # It grows by orders of magnitude: equal ratios from one contour to the next.
+        raise UserValueError(
+            'no loss is finite and above 0; use a checkpoint of a training that converged'
+        )
+    # Losses grow by orders of magnitude, so contours have equal ratios.
     levels = [min(values) * (max(values) / min(values)) ** (i / LEVELS) for i in range(LEVELS + 1)]
     count, span = 1 + len(landscapes), max(one['steps'][-1] for one in landscapes)
     figure = Figure(figsize=(4.6 * count, 4.2), layout='constrained')

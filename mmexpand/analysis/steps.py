@@ -22,28 +22,28 @@ OPTIMIZERS = {
 """Implementations of the optimizer's step, as arguments of ``torch.optim.SGD``."""
 
 MIN_STEPS = 3
-"""Steps of a model that are timed however slow it is."""
+"""Least number of timed steps of a model."""
 
 Progress = Callable[[str, int, int], None]
-"""Told what is being done, and how much of it is done and to do."""
+"""Called with the name of the work, the steps done and the steps to do."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to measure.
+    """Settings of a measurement.
 
     Attributes:
         steps: training steps of every model.
-        warmup: steps of every model before those.
+        warmup: untimed steps of every model before.
         budget: seconds that one model may take for its steps; a slow one takes fewer, but at
             least ``MIN_STEPS``.
         threads: as in ``torch.set_num_threads``.
         optimizer: a key of ``OPTIMIZERS``, the same for all models.
-        device: where models and images are.
+        device: the device of models and images.
         amp: whether forwards run in mixed precision, the loss scaled as ``AmpOptimWrapper`` does.
 
     Raises:
-        ValueError: for a value that means nothing; the message names it.
+        ValueError: for a value out of range; the message names it.
     """
 
     steps: int = 30
@@ -72,25 +72,25 @@ class StepTimes(NamedTuple):
 
 
 def make_optimizer(model: nn.Module, implementation: str) -> torch.optim.SGD:
-    """SGD with momentum 0.9 and weight decay 0.0005, as the paper trains.
+    """Return SGD with momentum 0.9 and weight decay 0.0005, as in the paper.
 
     Args:
-        model: any model; its frozen parameters are left out.
+        model: a model, whose frozen parameters are left out.
         implementation: a key of ``OPTIMIZERS``.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     how = OPTIMIZERS[implementation]
-    # The rate is small, so that random data does not blow the weights up.
+    # Small, so that random data does not make the weights diverge.
     return torch.optim.SGD(trained, lr=1e-4, momentum=0.9, weight_decay=5e-4, **how)
 
 
 def mean_square_loss(output: Any) -> Tensor:
-    """The mean of squares of every output tensor, summed: a loss that costs next to nothing."""
+    """Return the sum of mean squares of all output tensors, which costs almost nothing."""
     return sum(tensor.square().mean() for tensor in tensors_in(output))
 
 
 def clock(device: str | torch.device) -> float:
-    """Seconds, once a device has done what it was asked for."""
+    """Return seconds after a device has finished its work."""
     if torch.device(device).type == 'cuda':
         torch.cuda.synchronize(device)
     return time.perf_counter()
@@ -113,7 +113,7 @@ class Trainer:
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=self.amp and on_gpu)
 
     def step(self) -> StepTimes:
-        """Do one training step: the loss counts as forward, freeing gradients as optimizer."""
+        """Run one training step: the loss counts as forward, freeing gradients as optimizer."""
         start = clock(self._device)
         with torch.autocast(self._device.type, enabled=self.amp):
             loss = mean_square_loss(self.forward(self.model, self.images))
@@ -130,14 +130,14 @@ class Trainer:
 def time_in_turns(
     steps: dict[str, Callable[[], StepTimes]], settings: Settings, progress: Progress
 ) -> dict[str, list[StepTimes]]:
-    """Time the steps of several models in turns, so that the machine's moods meet them all.
+    """Time the steps of several models in turns, so that changes of load affect all.
 
-    In every round each model does one step, in an order drawn anew, since what ran before leaves
-    its traces in caches; a slow model skips rounds at even distances.
+    In each round each model does one step, in a new random order, since the step before affects
+    caches. A slow model skips rounds at even distances.
 
     Args:
-        steps: does one step, by name.
-        settings: how often.
+        steps: functions that do one step, by name.
+        settings: the number of steps.
         progress: called before every timed step.
     """
     times: dict[str, list[StepTimes]] = {name: [] for name in steps}
@@ -155,7 +155,7 @@ def time_in_turns(
 
 
 def _warm_up(step: Callable[[], StepTimes], settings: Settings) -> int:
-    """Do the first steps; returns how many the budget has room for."""
+    """Run the warm-up steps, and return the number of steps within the budget."""
     for done in range(1, settings.warmup + 1):
         last = sum(step())
         if done * last > settings.budget / MIN_STEPS:
@@ -169,7 +169,7 @@ def _is_due(turn: int, count: int, turns: int) -> bool:
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Keep Python's garbage collector, whose turn could come in any step, out of them."""
+    """Disable Python's garbage collector, which could run in any step."""
     gc.collect()
     gc.freeze()
     gc.disable()

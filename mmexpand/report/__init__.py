@@ -1,12 +1,12 @@
-"""Pages that show a run, or a study: HTML that opens anywhere."""
+"""HTML pages of a run and of a study, which open without a server."""
 
 from ..stack import check_installed
 
 
 def check_report() -> None:
-    """Refuse to promise a page that could not be written.
+    """Check that the packages that write pages are installed.
 
     Raises:
-        ImportError: naming what is missing.
+        ImportError: if a package is missing; the message names it.
     """
     check_installed('a report', 'jinja2', 'plotly')

@@ -10,14 +10,14 @@ from .curves import Curve, Log, is_main
 
 COLORS = ('#2f6fde', '#e07b39', '#2e9e6b', '#b0449c', '#c9a227', '#4aa8c0', '#7a6ff0', '#8a5a44')
 POINTS = 1000
-"""Of a curve, at most: more cannot be seen, and makes the page large."""
+"""Points of a curve at most: more are invisible and make the page large."""
 SYMBOLS = {'in the model': 'circle', 'on captured input': 'diamond', 'on random input': 'x'}
 
 
 def loss_chart(log: Log) -> go.Figure | None:
-    """The losses of a training; None where none was logged.
+    """Return the losses of a training; None if no loss was logged.
 
-    Of long ones, means of what was logged.
+    Long curves show means of consecutive points.
     """
     if not log.losses:
         return None
@@ -30,11 +30,11 @@ def loss_chart(log: Log) -> go.Figure | None:
 
 
 def metric_chart(log: Log, compact: Mapping[str, Mapping[str, float]]) -> go.Figure | None:
-    """The metrics of the evaluations while training, and of the compact networks after it.
+    """Return the metrics of all evaluations, and of the compact networks after training.
 
     Args:
-        log: of the training.
-        compact: metrics by the name of the weights.
+        log: the log of the training.
+        compact: metrics by weight set.
     """
     if not log.metrics:
         return None
@@ -59,17 +59,17 @@ def metric_chart(log: Log, compact: Mapping[str, Mapping[str, float]]) -> go.Fig
 def error_chart(
     errors: Mapping[str, Mapping[str, tuple[float, str]]], tolerance: float
 ) -> go.Figure | None:
-    """A verification: of each set of weights, the error by layer, and how it was found.
+    """Return the errors of a verification by layer, for each weight set.
 
     Args:
-        errors: by set and layer; 'end to end' among the layers.
-        tolerance: what was allowed.
+        errors: errors by weight set and layer; 'end to end' is among the layers.
+        tolerance: the largest error allowed.
     """
     if not errors:
         return None
     places = list(dict.fromkeys(place for one in errors.values() for place in one))
     found = [error for one in errors.values() for error, _ in one.values() if error > 0]
-    # A logarithm has no place for no error at all.
+    # A logarithmic axis cannot show an error of 0.
     least = min(found, default=1e-16) / 3
     figure = _figure('largest relative error', '', height=130 + 26 * len(places))
     for index, (name, one) in enumerate(errors.items()):
@@ -79,7 +79,7 @@ def error_chart(
             y=list(one),
             mode='markers',
             name=name,
-            # What lies beneath is seen around it.
+            # Markers beneath show around it.
             marker=dict(color=_color(index), size=max(14 - 4 * index, 5), symbol=symbols),
             text=[f'{error:.2e}, {how}' for error, how in one.values()],
             hovertemplate='%{y}: %{text}<extra></extra>',
@@ -96,11 +96,11 @@ def error_chart(
 def band_chart(
     curves: Mapping[str, Iterable[Sequence[tuple[int, float]]]], metric: str
 ) -> go.Figure:
-    """Curves of several seeds: their mean, and a standard deviation to both sides.
+    """Return curves of several seeds: their mean, and one standard deviation to both sides.
 
     Args:
-        curves: by name, of every seed the steps and values.
-        metric: what they are of.
+        curves: steps and values of every seed, by name.
+        metric: the label of the axis.
     """
     figure = _figure('iteration', f'{metric} (validation)', height=460)
     for index, (name, seeds) in enumerate(curves.items()):
@@ -133,11 +133,11 @@ def band_chart(
 def interval_chart(
     differences: Mapping[str, tuple[Mapping[int, float], float, float]], label: str
 ) -> go.Figure:
-    """Differences seed by seed, their mean and its interval.
+    """Return differences seed by seed, their mean and its interval.
 
     Args:
-        differences: by name, the values by seed and the ends of the interval.
-        label: of the axis.
+        differences: values by seed and the ends of the interval, by name.
+        label: the label of the axis.
     """
     figure = _figure(label, '', height=130 + 46 * len(differences))
     for index, (name, (values, low, high)) in enumerate(differences.items()):
@@ -168,7 +168,7 @@ def interval_chart(
 
 
 def tuning_chart(tuning: Mapping[str, Mapping[float, float]], metric: str) -> go.Figure:
-    """The metric by learning rate, of every arm."""
+    """Return the metric by learning rate, for every arm."""
     figure = _figure('learning rate', f'{metric} (validation)', height=380)
     for index, (name, by_rate) in enumerate(tuning.items()):
         rates = sorted(by_rate)
@@ -183,7 +183,7 @@ def _thinned(curve: Curve) -> Curve:
     steps, values = curve
     size = -(-len(values) // POINTS)
     starts = range(0, len(values), size)
-    # A mean stands at the end of what it is taken over.
+    # A mean is drawn at the last step that it covers.
     ends = [steps[min(start + size, len(steps)) - 1] for start in starts]
     return ends, [fmean(values[start : start + size]) for start in starts]
 

@@ -14,11 +14,11 @@ Curve = tuple[list[int], list[float]]
 
 @dataclass
 class Log:
-    """What was logged in a run, by name.
+    """Logged scalars of a run, by name.
 
     Attributes:
         training: losses, learning rates, times.
-        evaluations: what the evaluators gave.
+        evaluations: metrics of the evaluators.
     """
 
     training: dict[str, Curve] = field(default_factory=dict)
@@ -26,40 +26,42 @@ class Log:
 
     @property
     def losses(self) -> dict[str, Curve]:
-        """The total loss, then its parts."""
+        """Return the total loss, then its parts."""
         names = [name for name in self.training if 'loss' in name]
         return {name: self.training[name] for name in sorted(names, key=lambda n: n != 'loss')}
 
     @property
     def metrics(self) -> dict[str, Curve]:
-        """What the evaluators gave, the main metrics first."""
+        """Return the metrics of the evaluators, the main ones first."""
         names = [n for n in self.evaluations if n not in ('step', 'time', 'data_time', 'memory')]
         names.sort(key=lambda name: not is_main(name))
         return {name: self.evaluations[name] for name in names}
 
 
 def is_main(metric: str) -> bool:
-    """Whether it is what detectors and segmentors are compared by."""
+    """Return whether detectors or segmentors are compared by a metric."""
     return metric.endswith(('mAP', 'mIoU'))
 
 
 def read_log(run: str | os.PathLike) -> Log:
-    """The scalars that mmengine logged in a run.
+    """Read the scalars that mmengine logged in a run.
 
-    Evaluations that were logged by epoch stand where training was by then.
+    Evaluations that were logged by epoch are placed at the iteration of that epoch.
 
     Args:
-        run: work dir, of which all runs are taken, each from the step on where it set in; or a
-            scalars.json file.
+        run: a work dir, whose runs are joined, each from its first step on; or a scalars.json
+            file.
 
     Raises:
-        FileNotFoundError: if there is no log.
-        ValueError: naming a line that is none of a log.
+        FileNotFoundError: if no log exists.
+        ValueError: if a line is not one of a log; the message names it.
     """
     path = Path(run)
     logs = sorted(path.glob('*/vis_data/scalars.json')) if path.is_dir() else [path]
     if not logs:
-        raise UserFileNotFoundError(f'{run} holds no */vis_data/scalars.json: was it trained?')
+        raise UserFileNotFoundError(
+            f'{run} holds no */vis_data/scalars.json; name the work dir of a training'
+        )
     lines: list[dict] = []
     for log in logs:
         new = list(_read_lines(log))
@@ -80,16 +82,16 @@ def read_log(run: str | os.PathLike) -> Log:
 
 def _read_lines(path: Path) -> Iterator[dict]:
     reached = 0
-    # A byte that is no text must not keep it from being told where.
+    # Undecodable bytes must still give an error that names the line.
     for number, line in enumerate(path.read_text(errors='replace').splitlines(), 1):
         try:
             scalars = json.loads(line)
-            # LoggerHook counts epochs at evaluations unless told not to, and has none to count
-            # where the loop is one of iterations.
+            # LoggerHook logs evaluations by epoch by default, and as step 0 in a loop of
+            # iterations.
             reached = max(reached, scalars['step'])
         except (ValueError, KeyError, TypeError):
             raise UserValueError(
-                f'{path}, line {number}, is no line of scalars with a step; give a work dir, or '
+                f'{path}, line {number}, holds no scalars with a step; name a work dir, or '
                 'a scalars.json of its vis_data'
             ) from None
         yield {**scalars, 'step': reached}

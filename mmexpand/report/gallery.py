@@ -1,4 +1,4 @@
-"""Predictions beside the ground truth: how wrong each picture is, and how it is drawn."""
+"""Predictions beside the ground truth, with the error of each picture."""
 
 import base64
 import io
@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 WIDTH = 360
-"""Of an image in the page, in pixels; its height follows. Small ones are left as they are."""
+"""Largest width of an image in the page, in pixels."""
 
 MATCH_IOU = 0.5
 MIN_SCORE = 0.3
@@ -18,7 +18,7 @@ MIN_SCORE = 0.3
 
 @dataclass(frozen=True)
 class Boxes:
-    """Boxes in an image.
+    """The boxes of an image.
 
     Attributes:
         corners: shape (N, 4): left, top, right and bottom, in pixels.
@@ -33,13 +33,13 @@ class Boxes:
 
 @dataclass(frozen=True)
 class DrawnBox:
-    """A box of the page.
+    """A box as the page draws it.
 
     Attributes:
         corners: left, top, right, bottom.
         label: index of its class.
-        text: what is written beside it.
-        right: whether there is one like it on the other side.
+        text: the text beside it.
+        right: whether it matches a box on the other side.
     """
 
     corners: tuple[float, float, float, float]
@@ -50,7 +50,7 @@ class DrawnBox:
 
 @dataclass(frozen=True)
 class Side:
-    """What is drawn over the image on one side: boxes, or a mask as a data URI."""
+    """The overlay of one side: boxes, or a mask as a data URI."""
 
     boxes: list[DrawnBox] = field(default_factory=list)
     mask: str = ''
@@ -61,14 +61,14 @@ class Picture:
     """One image of the gallery.
 
     Attributes:
-        name: of the file.
-        image: data URI.
-        width: of the image that the boxes are measured in.
-        height: likewise.
-        truth: what there is.
-        prediction: what the network says.
-        error: share of wrong decisions, of all classes.
-        errors: likewise by class, for the classes that are in it or are said to be.
+        name: the name of the file.
+        image: the image as a data URI.
+        width: width of the image in which boxes are measured.
+        height: its height.
+        truth: the annotations.
+        prediction: the output of the network.
+        error: share of wrong decisions, over all classes.
+        errors: the same by class, for annotated and predicted classes.
     """
 
     name: str
@@ -83,14 +83,14 @@ class Picture:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Pictures, and what their classes are called.
+    """Pictures and the names of their classes.
 
     Attributes:
         pictures: in the order of the data set.
         classes: names.
         colors: RGB of each class.
-        about: a sentence: whose predictions on what.
-        measure: a sentence: what the error is.
+        about: a sentence that names the network and the data.
+        measure: a sentence that defines the error.
     """
 
     pictures: list[Picture]
@@ -101,7 +101,7 @@ class Gallery:
 
     @property
     def present(self) -> list[int]:
-        """The classes that the pictures show."""
+        """Return the classes that the pictures show."""
         return sorted({label for picture in self.pictures for label in picture.errors})
 
 
@@ -123,15 +123,15 @@ def boxes_picture(
     classes: list[str],
     ignored: Boxes | None = None,
 ) -> Picture:
-    """The picture of a detection.
+    """Return the picture of a detection.
 
     Args:
-        name: of the image.
+        name: the name of the image.
         image: RGB, shape (H, W, 3), 8 bits.
-        truth: what there is.
-        prediction: in any order; what has a low score is left out.
+        truth: the annotated boxes.
+        prediction: boxes in any order; those with a low score are left out.
         classes: names.
-        ignored: what may be found or not.
+        ignored: boxes that count neither as found nor as missed.
     """
     order = np.argsort(-prediction.scores, kind='stable')
     order = order[prediction.scores[order] >= MIN_SCORE]
@@ -158,7 +158,7 @@ def boxes_picture(
 
 
 def match_boxes(truth: Boxes, prediction: Boxes) -> list[int | None]:
-    """For each prediction, from the first on, the box that it finds; None for false ones."""
+    """Return the box that each prediction finds, first come first served; None if false."""
     free = np.ones(len(truth.labels), bool)
     partners: list[int | None] = []
     for corners, label in zip(prediction.corners, prediction.labels, strict=True):
@@ -188,13 +188,13 @@ def _drawn(boxes: Boxes, rights: np.ndarray, texts: list[str]) -> list[DrawnBox]
 def mask_picture(
     name: str, image: np.ndarray, truth: np.ndarray, prediction: np.ndarray, colors: list
 ) -> Picture:
-    """The picture of a segmentation.
+    """Return the picture of a segmentation.
 
     Args:
-        name: of the image.
+        name: the name of the image.
         image: RGB, shape (H, W, 3), 8 bits.
-        truth: indexes of classes, shape (H, W); those that no class has are left out of account.
-        prediction: likewise.
+        truth: indexes of classes, shape (H, W); pixels of unknown classes do not count.
+        prediction: indexes of classes, shape (H, W).
         colors: RGB of every class.
     """
     if truth.shape != prediction.shape:
@@ -216,7 +216,7 @@ def mask_picture(
 
 
 def _errors(counts: dict[int, tuple[int, int, int]]) -> tuple[float, dict[int, float]]:
-    """From right, false and missed ones by class."""
+    """Return errors by class from right, false and missed counts."""
     errors = {label: 1 - count[0] / sum(count) for label, count in sorted(counts.items())}
     total = sum(map(sum, counts.values()))
     right = sum(count[0] for count in counts.values())
@@ -224,7 +224,7 @@ def _errors(counts: dict[int, tuple[int, int, int]]) -> tuple[float, dict[int, f
 
 
 def class_colors(palette: list | None, count: int) -> list[tuple[int, int, int]]:
-    """RGB of every class: the data set's, or else as different as may be."""
+    """Return the RGB of every class: the data set's, or else distinct hues."""
     if isinstance(palette, (list, tuple)) and len(palette) >= count:
         return [tuple(map(int, color)) for color in palette[:count]]
     # Steps of the golden ratio: neighbours are far from each other.
@@ -243,7 +243,7 @@ def _png(mask: np.ndarray, colors: list) -> str:
     small = Image.fromarray(mask.astype(np.uint8))
     if small.width > WIDTH:
         small = _resized(mask, (WIDTH, _height(small)))
-    # All 256, or the file has no place for what no class has, which is not drawn.
+    # All 256 entries: pixels of unknown classes are transparent.
     small.putpalette(bytes(value for color in colors for value in color).ljust(768, b'\0'))
     seen = bytes([255] * len(colors)).ljust(256, b'\0')
     return _data_uri(small, 'PNG', transparency=seen)

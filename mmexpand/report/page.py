@@ -1,4 +1,4 @@
-"""HTML that needs nothing beside it."""
+"""HTML pages without external files."""
 
 import os
 
@@ -11,7 +11,7 @@ from ..files import written_whole
 
 
 def render(template: str, **content: object) -> str:
-    """Fill a template; plotly's script is in what comes out."""
+    """Return a filled template with plotly's script inside."""
     pages = Environment(
         loader=PackageLoader('mmexpand.report'),
         autoescape=True,
@@ -24,7 +24,7 @@ def render(template: str, **content: object) -> str:
 
 
 def write_page(html: str, path: str | os.PathLike) -> None:
-    """Write a page whole or not at all."""
+    """Write a page, whole or not at all."""
     with written_whole(path) as temporary:
         temporary.write_text(html, encoding='utf-8')
 
@@ -35,7 +35,7 @@ def _chart(figure: Figure) -> Markup:
 
 
 def _number(value: float | None) -> str:
-    """Of a metric: four digits tell shares apart, two decimals percentages."""
+    """Return a metric as text: four digits of a share, two decimals of a percentage."""
     if value is None:
         return '-'
     return f'{value:.2f}' if abs(value) > 1 else f'{value:.4f}'

@@ -1,4 +1,4 @@
-"""The page of a run: what was expanded, how it was contracted, and what came out."""
+"""The page of a run: expanded layers, contraction, metrics and predictions."""
 
 from dataclasses import dataclass, field
 
@@ -13,14 +13,14 @@ class LayerRow:
     """An expanded layer and its cost.
 
     Attributes:
-        name: in the model.
-        block: what it is expanded into.
+        name: its name in the model.
+        block: the block of its unit.
         rate: the expansion rate.
-        factors: their shapes.
+        factors: shapes of the factors.
         params_before: parameters of the layer.
-        params_after: of its factors.
-        macs: of one image: compact, factor by factor, and in the cheapest order; None where the
-            forward pass does not reach it, or there is no image.
+        params_after: parameters of its factors.
+        macs: operations for one image: compact, layer by layer, and in the cheaper of both orders;
+            None if the forward pass does not reach it, or no image exists.
     """
 
     name: str
@@ -34,15 +34,15 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class Cost:
-    """What was expanded and what it costs.
+    """The expanded layers and their cost.
 
     Attributes:
-        layers: the expanded ones.
-        left_out: names of the others by the reason.
+        layers: the expanded layers.
+        left_out: names of the skipped layers by reason.
         params_compact: parameters of the whole network.
-        params_expanded: while it is trained.
-        macs: of the whole network and one image, as in ``LayerRow``; None where the forward pass
-            ends before the heads, or there is no image.
+        params_expanded: parameters of the expanded network.
+        macs: operations of the whole network for one image, as in ``LayerRow``; None if the
+            forward pass ends before the heads, or no image exists.
         image: height and width of that image.
     """
 
@@ -60,10 +60,10 @@ class WeightSet:
 
     Attributes:
         name: 'last', 'best', 'ema', ...
-        file: its name.
-        megabytes: its size.
+        file: the name of its file.
+        megabytes: the size of its file.
         tolerance: the largest relative error that was allowed.
-        found: what the contraction has found out, as in the checkpoint's meta.
+        found: results of the contraction, from the checkpoint's meta.
     """
 
     name: str
@@ -74,7 +74,7 @@ class WeightSet:
 
     @property
     def errors(self) -> dict[str, tuple[float, str]]:
-        """The errors end to end and by layer, each with how it was found."""
+        """Return the errors end to end and by layer, each with the way it was found."""
         found = self.found
         layers = {
             name: (e, found['verified_on'][name]) for name, e in found['layer_errors'].items()
@@ -83,7 +83,7 @@ class WeightSet:
 
     @property
     def metrics(self) -> dict[str, tuple[float, float | None]]:
-        """Each metric of the compact network, and of the expanded one where it was evaluated."""
+        """Return the metrics of the compact network, and of the expanded one if evaluated."""
         expanded = self.found.get('metrics_expanded') or {}
         return {
             name: (value, expanded.get(name))
@@ -94,16 +94,16 @@ class WeightSet:
 
 @dataclass
 class RunReport:
-    """What the page of a run shows.
+    """The content of the page of a run.
 
     Attributes:
         title: the name of the run.
-        about: facts about it, each in a few words.
-        notes: sentences: what is missing in the report, and why.
-        cost: what was expanded; None if that is not known.
+        about: facts about the run, each in a few words.
+        notes: sentences on parts that are missing in the report, with the reason.
+        cost: the expanded layers; None if unknown.
         sets: the compact checkpoints.
-        log: what was logged.
-        gallery: predictions; None if there are none.
+        log: the logged scalars.
+        gallery: predictions; None if none were made.
     """
 
     title: str
@@ -116,13 +116,13 @@ class RunReport:
 
     @property
     def chosen(self) -> WeightSet | None:
-        """The weights that count: the best ones, where they were kept."""
+        """Return the best weights if they were kept, else the last ones."""
         best = [one for one in self.sets if one.name == 'best']
         return next(iter(best + self.sets), None)
 
 
 def render_run(report: RunReport) -> str:
-    """The HTML of a run's page, with all that it needs in it."""
+    """Return the page of a run as HTML without external files."""
     compact = {s.name: {name: pair[0] for name, pair in s.metrics.items()} for s in report.sets}
     tolerance = max((s.tolerance for s in report.sets), default=0)
     metrics = list(dict.fromkeys(name for s in report.sets for name in s.metrics))

@@ -1,4 +1,4 @@
-"""The page of a study: which arm is better, and how sure that is."""
+"""The page of a study: differences between arms and their intervals."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -18,18 +18,18 @@ def render_study(
     differences: Mapping[str, tuple[Mapping[int, float], float, float]],
     tuning: Mapping[str, Mapping[float, float]],
 ) -> str:
-    """The HTML of a study's page, with all that it needs in it.
+    """Return the page of a study as HTML without external files.
 
     Args:
         title: the name of the study.
-        metric: what arms are compared by.
+        metric: the metric that arms are compared by.
         baseline: the arm that the others are compared with.
-        table: of the results, its head first.
-        sentences: what can be said of the arms.
-        problems: what is missing or failed.
-        curves: by arm, of every seed the steps and values.
-        differences: by arm, its differences by seed, and the ends of the interval of their mean.
-        tuning: by arm, the metric by learning rate.
+        table: rows of the results, the head first.
+        sentences: findings.
+        problems: missing and failed runs.
+        curves: steps and values of every seed, by arm.
+        differences: differences by seed and the ends of the interval of their mean, by arm.
+        tuning: the metric by learning rate, by arm.
     """
     head, *rows = table
     label = f'{metric} (test) minus that of {baseline}'

@@ -68,7 +68,7 @@ def test_what_is_missing_is_said_and_the_rest_written(trained, street, tmp_path)
     path, notes = run_report.write_run_report(trained.work_dir, trained)
     html = path.read_text()
     assert [note.split(':')[0] for note in notes] == ['Curves', 'Predictions']
-    assert 'is no line of scalars' in notes[0]
+    assert 'holds no scalars' in notes[0]
     assert str(tmp_path / 'moved') in notes[1]
     assert 'Not in this report' in html
     assert '<figure ' not in html

@@ -169,9 +169,9 @@ CASES = [
     (f'{DARKNET} {{EXPANDED}} {{KEPT}}/net.pth', 'not a darknet weight file'),
     # logs
     (f'{PLOT} {{NONE}} --out {{KEPT}}/curves.png', 'none'),
-    (f'{PLOT} {{BAD}} --out {{KEPT}}/curves.png', 'was it trained'),
+    (f'{PLOT} {{BAD}} --out {{KEPT}}/curves.png', 'name the work dir of a training'),
     (f'{PLOT} {{BAD}}/scalars.json --out {{KEPT}}/curves.png', r'scalars\.json, line 2'),
-    (f'{PLOT} {{IMAGE}} --out {{KEPT}}/curves.png', r'\.png, line 1, is no line of scalars'),
+    (f'{PLOT} {{IMAGE}} --out {{KEPT}}/curves.png', r'\.png, line 1, holds no scalars'),
     (f'{PLOT} {{LOG}} --out {{KEPT}}/curves.png --keys mAP', "no 'mAP'; it logged"),
     # command line, and places to write
     ('train.py', 'arguments are required: config'),

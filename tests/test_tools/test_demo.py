@@ -129,7 +129,7 @@ def test_curves(tmp_path):
     result = run_apart(plot, *args, '--keys', 'losses')
     assert "one has no 'losses'; it logged loss, lr, mIoU, step, time" in result.stderr
     result = run_apart(plot, tmp_path, '--out', tmp_path / 'no.png')
-    assert 'was it trained?' in result.stderr
+    assert 'name the work dir of a training' in result.stderr
     assert not (tmp_path / 'no.png').exists()
     assert run_demo.steps_a_second(tmp_path / 'one') == 2
 

@@ -253,5 +253,5 @@ def test_bad_input(trained, tmp_path, capsys, arguments, message):
 
 
 def test_a_landscape_that_is_nowhere_finite_is_not_drawn():
-    with pytest.raises(ValueError, match='nowhere finite'):
+    with pytest.raises(ValueError, match='no loss is finite'):
         draw([dict(name='net', steps=[-1, 0, 1], line=[None] * 3, plane=[[None] * 3] * 3)])
