@@ -1,4 +1,4 @@
-"""One run of a study, in a process of its own."""
+"""One run of a study, in a separate process."""
 
 from .run import main
 

@@ -1,4 +1,4 @@
-"""A study of one config and some blocks, for which nobody writes a study file."""
+"""A study of one config and some blocks, without a study file written by hand."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -59,7 +59,7 @@ class OneConfig:
 def study_of(asked: OneConfig) -> Study:
     """Write the study file of one config, and load it.
 
-    A study of that name goes on if its arms are the same; arms, rates and seeds may be added.
+    An existing study of this name continues if its arms are equal; arms, rates and seeds may differ.
 
     Raises:
         ConfigError: if the config cannot be read.
@@ -132,7 +132,7 @@ def best_checkpoint(study: Study) -> tuple[Run, Path] | None:
         study: a study of ``study_of``.
 
     Returns:
-        The run and the path; None where no run has ended or its checkpoint was removed.
+        The run and the path; None if no run has ended, or its checkpoint was removed.
     """
     finals = [run for arm in study.arms.values() for run in final_runs(study, arm)]
     scored = [(score(study, load_result(study, run), 'val'), run) for run in finals]

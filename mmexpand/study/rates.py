@@ -1,9 +1,9 @@
-"""Choice of each arm's learning rate: which rates to try, and the best of those tried.
+"""Choice of each arm's learning rate: the rates to try, and the best rate tried.
 
 With ``lrs='auto'`` the search starts at the rate of the arm's config, and goes up and down by
 factors of 2 until rates on both sides of the best one were tried and are worse, or diverged. Its
-state is in the result files alone: a study that was stopped goes on where it was, and results of
-an earlier grid are part of the search.
+state is in the result files alone: a stopped study continues, and results of an earlier grid are
+part of the search.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,33 +14,33 @@ from .run import config_rate
 from .spec import Arm, Run, Study
 
 FACTOR = 2.0
-"""Between neighbouring rates of a search."""
+"""Factor between neighbouring rates of a search."""
 
 REACH = FACTOR**10
-"""How far from the config's rate a search goes, as a factor."""
+"""Largest factor between the config's rate and a rate of a search."""
 
 ROUNDING = 1.001
-"""Rates closer than this are the same: a search may meet rates of an earlier grid."""
+"""Rates closer than this factor are equal: a search may meet rates of an earlier grid."""
 
 
 def tried_rates(study: Study, arm: Arm) -> tuple[float, ...]:
     """Return the rates that an arm is tuned on, in order.
 
-    Those of the study's grid; with ``lrs='auto'`` those that have a result file.
+    These are the study's grid; with ``lrs='auto'`` the rates that have a result file.
     """
     if study.lrs is not None:
         return study.lrs
     rates = set()
     for seed in study.tune_seeds:
         for path in (study.results_dir / arm.name).glob(f'lr*_seed{seed}.json'):
-            # The name has six digits of the rate only.
+            # The file name has only six digits of the rate.
             if result := read_result(path):
                 rates.add(result['lr'])
     return tuple(sorted(rates))
 
 
 def tuning_runs(study: Study, arm: Arm) -> list[Run]:
-    """Return the runs that an arm's rate is chosen by; none where it is fixed."""
+    """Return the runs that an arm's rate is chosen by; none if the rate is fixed."""
     if arm.lr is not None:
         return []
     return [Run(arm, lr, seed) for seed in study.tune_seeds for lr in tried_rates(study, arm)]
@@ -49,7 +49,7 @@ def tuning_runs(study: Study, arm: Arm) -> list[Run]:
 def tuned(study: Study, arm: Arm) -> dict[float, float | None]:
     """Return the mean metric on the validation split by rate, for rates that need no more runs.
 
-    None where a run diverged or gave no metric.
+    The mean is None if a run diverged or gave no metric.
     """
     means = {}
     for lr in tried_rates(study, arm):
@@ -61,9 +61,9 @@ def tuned(study: Study, arm: Arm) -> dict[float, float | None]:
 
 
 def best_lr(study: Study, arm: Arm) -> float | None:
-    """Return the rate with the best mean on the validation split; None as long as none has one.
+    """Return the rate with the best mean on the validation split; None before any result.
 
-    The middle one of several that are equal, so that a search ends on a plateau.
+    Of several equal rates it is the middle one, so that a search ends on a plateau.
     """
     if arm.lr is not None:
         return float(arm.lr)
@@ -79,9 +79,9 @@ def _best(means: dict[float, float | None]) -> float | None:
 
 
 def at_edge(study: Study, arm: Arm) -> bool:
-    """Return whether no rate above, or none below, the arm's best one was tried.
+    """Return whether the arm's best rate is the smallest or the largest rate tried.
 
-    False where the rate is fixed, and where no rate has been tried.
+    False if the rate is fixed or no rate has been tried.
     """
     means = {} if arm.lr is not None else tuned(study, arm)
     best = _best(means)
@@ -89,7 +89,7 @@ def at_edge(study: Study, arm: Arm) -> bool:
 
 
 def rates_to_try(study: Study, arm: Arm, start: float) -> list[float]:
-    """Return the next rates of a search, in order; none where it has come to its end.
+    """Return the next rates of a search, in order; none at its end.
 
     Args:
         study: the study.
@@ -109,15 +109,15 @@ def rates_to_try(study: Study, arm: Arm, start: float) -> list[float]:
 
 
 def _between(lr: float, best: float, other: float) -> bool:
-    """Whether another rate than the best is as close to it as ``lr``, on the same side."""
+    """Return whether another rate is as close to the best as ``lr``, on the same side."""
     low, high = sorted((lr, best))
     return other != best and low / ROUNDING < other < high * ROUNDING
 
 
 def tuning_rounds(study: Study, arms: Sequence[Arm]) -> Iterator[list[Run]]:
-    """Yield the tuning runs to do, as many at a time as do not depend on each other's results.
+    """Yield the tuning runs to do, in groups of runs that do not depend on each other's results.
 
-    A run that failed is tried once: its arm's search goes on with the next call of the tool.
+    A failed run is tried once: the search of its arm continues with the next call of the tool.
     """
     tried: set[str] = set()
     starts = {}
@@ -144,5 +144,5 @@ def final_runs(study: Study, arm: Arm, seeds: Sequence[int] | None = None) -> li
 
 
 def unfinished(study: Study, runs: Iterable[Run]) -> list[Run]:
-    """Return those that have no result yet, or failed."""
+    """Return the runs that have no result yet, or failed."""
     return [run for run in runs if not is_final(load_result(study, run))]

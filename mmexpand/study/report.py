@@ -31,11 +31,11 @@ HEAD = (
 def write_report(study: Study, out_dir: str | os.PathLike) -> str:
     """Write ``study.json``, ``study.md``, two pictures, and ``study.html``.
 
-    The latter is left out where ``missing_for_page``.
+    ``study.html`` is skipped if ``missing_for_page`` returns a reason.
 
     Args:
-        study: the study; what has no result yet is said, the rest is reported.
-        out_dir: where they go.
+        study: the study; runs without a result are named, all others are reported.
+        out_dir: the folder of these files.
 
     Returns:
         The Markdown: table and sentences.
@@ -57,7 +57,7 @@ def write_report(study: Study, out_dir: str | os.PathLike) -> str:
 
 
 def missing_for_page() -> str:
-    """Why ``study.html`` cannot be written; '' if it can."""
+    """Return the reason why ``study.html`` cannot be written, or ''."""
     try:
         check_report()
     except ImportError as error:
@@ -67,7 +67,7 @@ def missing_for_page() -> str:
 
 @dataclass(frozen=True)
 class _Findings:
-    """What the Markdown and the page both say."""
+    """Content of both the Markdown and the page."""
 
     metric: str
     rows: list[tuple[str, ...]]
@@ -149,7 +149,7 @@ def _number(value: float, places: int) -> str:
 
 
 def _as_json(study: Study, arms: list[ArmSummary], found: dict[str, Difference | None]) -> dict:
-    # Arms on a level of their own: one may be called 'study'.
+    # Arms have their own level: an arm may be called 'study'.
     content = {arm.arm.name: _arm_as_json(arm, found.get(arm.arm.name)) for arm in arms}
     return dict(study=study.name, metric=study.metric, baseline=study.baseline, arms=content)
 
@@ -195,7 +195,7 @@ def _plot_curves(study: Study, arms: list[ArmSummary], path: Path) -> None:
 
 
 def _curve(result: dict) -> list[tuple[int, float]]:
-    # An evaluator may give nothing, as mmdet's does where nothing is detected yet.
+    # mmdet's evaluators give nothing before the first detection.
     return [(step, value) for step, value in result['curve'] if value is not None]
 
 
@@ -223,7 +223,7 @@ def _write_page(
     findings: _Findings,
     path: Path,
 ) -> None:
-    # Optional packages draw it.
+    # These modules import optional packages.
     from ..report.page import write_page
     from ..report.study import render_study
 

@@ -1,4 +1,4 @@
-"""One run of a study: an ordinary Runner in a process of its own, and a result file."""
+"""One run of a study: an ordinary Runner in a separate process, and a result file."""
 
 import argparse
 import json
@@ -24,38 +24,38 @@ from ..version import __version__
 from .spec import Arm, Run, Study, StudyError, load_study
 
 CONFIG_NAME = 'config.json'
-"""In a run's folder: what it was trained with."""
+"""File in a run's folder with the config of the training."""
 
 VALIDATIONS_NAME = 'validations.json'
-"""In a run's folder: its validations so far."""
+"""File in a run's folder with its validations so far."""
 
 LOSS_POINTS = 50
-"""Points of a loss curve in a result file."""
+"""Number of points of a loss curve in a result file."""
 
 
 class Diverged(RuntimeError):
-    """The loss is not finite."""
+    """A loss that is not finite."""
 
 
 def clock() -> float:
-    """Seconds: of the processor, which other processes cannot take from; of the wall with a GPU."""
+    """Return processor seconds, which exclude other processes; wall seconds with a GPU."""
     return time.perf_counter() if torch.cuda.is_available() else time.process_time()
 
 
 class RecordHook(Hook):
-    """Keeps what a result file tells of the training, and takes it up again when that resumes."""
+    """Hook that records loss, time and validations, and restores the record on resuming."""
 
-    # Before CheckpointHook, whose checkpoint at a step then holds the record of that step.
+    # Before CheckpointHook, so that a checkpoint holds the record of its step.
     priority = 'LOW'
 
     def __init__(self):
         self.record = dict(loss=[], val=[], seconds=0.0, sum=0.0)
 
     def before_train(self, runner: Runner) -> None:
-        """Go on with the record of a checkpoint that is resumed."""
+        """Restore the record of a resumed checkpoint."""
         if runner.iter:
             self.record.update(runner.message_hub.runtime_info.get('study', {}))
-        # A checkpoint is written before the validation at its step, so this has its own file.
+        # A checkpoint is written before the validation at its step, so validations have a file.
         self._path = Path(runner.work_dir) / VALIDATIONS_NAME
         if self._path.is_file():
             points = json.loads(self._path.read_text())
@@ -63,7 +63,7 @@ class RecordHook(Hook):
         self._every = max(1, runner.max_iters // LOSS_POINTS)
 
     def before_train_iter(self, *_: object, **__: object) -> None:
-        """Look at the clock."""
+        """Read the clock."""
         self._start = clock()
 
     def after_train_iter(
@@ -72,7 +72,7 @@ class RecordHook(Hook):
         """Add up time and loss.
 
         Raises:
-            Diverged: where the loss is not finite.
+            Diverged: if the loss is not finite.
         """
         record, step = self.record, runner.iter + 1
         loss = outputs['loss'].item()  # Waits for the GPU.
@@ -86,13 +86,13 @@ class RecordHook(Hook):
         runner.message_hub.update_info('study', record)
 
     def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
-        """Note a validation at its own step."""
+        """Record a validation at its step."""
         self.record['val'].append([runner.iter, numbers(metrics)])
         write_json(self.record['val'], self._path)
 
 
 def numbers(metrics: dict) -> dict[str, float]:
-    """What an evaluator gives, as numbers that JSON holds: finite ones."""
+    """Return the finite numbers among metrics, rounded for JSON."""
     return {key: round(float(value), 5) for key, value in metrics.items() if _is_number(value)}
 
 
@@ -104,18 +104,18 @@ def _is_number(value: object) -> bool:
 
 
 def arm_config(arm: Arm) -> Config:
-    """Return an arm's config, as it is before a run sets its learning rate.
+    """Return an arm's config before a run sets its learning rate.
 
     Raises:
-        ConfigError: if there is no such config, or the arm's ``cfg_options`` do not fit it.
-        StudyError: if it has no learning rate to set.
+        ConfigError: if no such config exists, or the arm's ``cfg_options`` do not fit it.
+        StudyError: if the config has no learning rate.
     """
     cfg = open_config(arm.config, arm.cfg_options)
-    # Those of the file are imported while it is read; the arm's own come later.
+    # Reading the file has imported its modules, but not those of the arm's cfg_options.
     if cfg.get('custom_imports'):
         import_modules_from_strings(**cfg.custom_imports)
     if 'lr' not in (cfg.get('optim_wrapper') or {}).get('optimizer', {}):
-        raise StudyError(f'{arm.config} has no optim_wrapper.optimizer.lr')
+        raise StudyError(f'{arm.config} has no optim_wrapper.optimizer.lr; add it')
     return cfg
 
 
@@ -125,7 +125,7 @@ def config_rate(arm: Arm) -> float:
 
 
 def run_config(study: Study, run: Run) -> Config:
-    """The config of a run: the arm's, with its learning rate, seed and work dir."""
+    """Return the config of a run: the arm's, with its learning rate, seed and work dir."""
     cfg = arm_config(run.arm)
     cfg.optim_wrapper.optimizer.lr = run.lr
     cfg.randomness = dict(seed=run.seed)
@@ -135,15 +135,15 @@ def run_config(study: Study, run: Run) -> Config:
 
 
 def go_on(cfg: Config) -> None:
-    """Let a run resume what it has left itself, and nothing else: it starts anew if it changed."""
+    """Resume a run from its own checkpoint if its config is unchanged, else start again."""
     folder = Path(cfg.work_dir)
     latest, kept = folder / 'last_checkpoint', folder / CONFIG_NAME
     content = json.dumps(cfg.to_dict(), default=str)
     same = kept.is_file() and kept.read_text() == content
-    # CheckpointHook removes the old checkpoint before it writes the next one: a kill in between
-    # leaves the name of a file that is gone.
+    # CheckpointHook removes the old checkpoint before it writes the next one: after a kill in
+    # between, last_checkpoint names a file that no longer exists.
     if same and latest.is_file() and is_whole(latest.read_text().strip()):
-        # mmengine would resume load_from in the place of the latest checkpoint.
+        # mmengine would resume load_from instead of the latest checkpoint.
         cfg.resume, cfg.load_from = True, None
         return
     cfg.resume = False
@@ -155,40 +155,40 @@ def go_on(cfg: Config) -> None:
 
 
 def result_head(study: Study, run: Run) -> dict:
-    """What every result says of its run."""
+    """Return the entries of all results that identify their run."""
     return dict(study=study.name, arm=run.arm.name, lr=run.lr, seed=run.seed)
 
 
 def versions() -> dict[str, str]:
-    """What a result was made with."""
+    """Return the versions of the packages in use."""
     return dict(torch=torch.__version__, mmengine=mmengine.__version__, mmexpand=__version__)
 
 
 def arm_problem(arm: Arm) -> str | None:
-    """Why no run of an arm can start, in a sentence; None where it can."""
+    """Return the reason why no run of an arm can start; None if runs can start."""
     try:
         cfg = arm_config(arm)
         check_datasets(cfg, ('train', 'val', 'test'))
         warn_of_lost_hooks(cfg)
-    # A config is a program: anything can be wrong with it, and the other arms go on.
+    # A config is a program and can raise anything; the other arms continue.
     except Exception as error:
         return f'{arm.name} cannot run: {error}'
     return None
 
 
 def shares_images(cfg: Config) -> bool:
-    """Whether what is reported is measured on the images that learning rates are chosen by."""
+    """Return whether results are reported on the images that learning rates are chosen by."""
     return cfg.val_dataloader.get('dataset') == cfg.test_dataloader.get('dataset')
 
 
 def train(study: Study, run: Run) -> dict:
-    """Train, and evaluate the last weights (EMAHook's, where it is on) on both splits.
+    """Train, and evaluate the last weights (EMAHook's if present) on both splits.
 
     Returns:
-        The result, as it is written.
+        The content of the result file.
     """
     torch.set_num_threads(study.threads)
-    # Numbers below the normal range are ten times slower to compute with, and nothing to learn.
+    # Denormal numbers are ten times slower, and irrelevant for training.
     torch.set_flush_denormal(True)
     cfg = run_config(study, run)
     go_on(cfg)
@@ -210,7 +210,7 @@ def train(study: Study, run: Run) -> dict:
         result,
         status='ok',
         val=curve[-1][1],
-        # Not runner.test(): it starts hooks anew, and with them EMAHook's averages.
+        # Not runner.test(): its hooks would start EMAHook's averages again.
         test=numbers(runner.test_loop.run()),
         curve=[[step, metrics.get(study.metric)] for step, metrics in curve],
         loss=hook.record['loss'],
@@ -224,7 +224,7 @@ def train(study: Study, run: Run) -> dict:
 
 
 def write_json(content: object, path: Path) -> None:
-    """Write JSON whole or not at all; lists of numbers stay on one line."""
+    """Write JSON, whole or not at all; lists of numbers stay on one line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(content, dict):
         lines = [f'  {json.dumps(key)}: {json.dumps(value)}' for key, value in content.items()]
@@ -236,7 +236,7 @@ def write_json(content: object, path: Path) -> None:
 
 
 def main() -> None:
-    """``python -m mmexpand.study STUDY.py ARM LR SEED``."""
+    """Run ``python -m mmexpand.study STUDY.py ARM LR SEED``."""
     parser = argparse.ArgumentParser(description='One run of a study')
     parser.add_argument('study')
     parser.add_argument('arm')

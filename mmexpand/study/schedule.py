@@ -1,4 +1,4 @@
-"""Running what a study needs and has no result of yet."""
+"""Schedule of the runs of a study that have no result yet."""
 
 import logging
 import math
@@ -26,19 +26,19 @@ def run_study(
     seeds: Sequence[int] | None = None,
     minutes: float = math.inf,
 ) -> None:
-    """Run what has no result: first all learning rates, then all seeds at the best ones.
+    """Run all runs without a result: first the learning rates, then all seeds at the best ones.
 
-    An arm that cannot run is said and left out. A run that diverged stays so; one that failed
-    is tried again.
+    An arm that cannot run is logged and skipped. A diverged run is final; a failed one is tried
+    again.
 
     Args:
         study: the study.
         arms: names of the arms to run; None: all.
-        seeds: those of the final runs to run; None: all.
-        minutes: no run is started later than this; the next call goes on from there.
+        seeds: seeds of the final runs to run; None: all.
+        minutes: no run starts later than this; the next call continues.
 
     Raises:
-        StudyError: for an arm or a seed that there is not.
+        StudyError: for an unknown arm or seed.
     """
     chosen = [study.arm(name) for name in arms or study.arms]
     known = {seed for arm in chosen for seed in (study.seeds if arm.seeds is None else arm.seeds)}
@@ -53,7 +53,7 @@ def run_study(
     for runs in tuning_rounds(study, chosen):
         _run_all(study, runs, 'learning rates', deadline, _finals_to_come(study, chosen, seeds))
     finals = [final_runs(study, arm, seeds) for arm in chosen]
-    # Seed by seed, so that all arms can be compared before the last one has all of its own.
+    # Seed by seed, so that all arms can be compared before all seeds have finished.
     by_seed = sorted((run for runs in finals for run in runs), key=lambda run: run.seed)
     _run_all(study, by_seed, 'seeds', deadline)
 
@@ -99,9 +99,9 @@ def _run_all(
                 f'{of_seeds}'
             )
         if done < len(wanted):
-            _log(f'{len(wanted) - done} runs not started, the time is up: call the tool again')
+            _log(f'{len(wanted) - done} runs not started, the time is over; call the tool again')
     except BaseException:
-        # Ctrl-C: what runs is ended, what waits never begins; the next call goes on from there.
+        # Ctrl-C ends running processes and starts no other; the next call continues.
         children.end()
         raise
     finally:
@@ -109,7 +109,7 @@ def _run_all(
 
 
 class _Children:
-    """The processes of runs, to be ended with the study."""
+    """The processes of runs, which end with the study."""
 
     def __init__(self):
         self.ended = False
@@ -117,7 +117,7 @@ class _Children:
         self._running: set[subprocess.Popen] = set()
 
     def run(self, command: list[str], **options: object) -> int | None:
-        """Run a command; its status, None where the study is ended."""
+        """Run a command and return its status; None if the study has ended."""
         with self._lock:
             if self.ended:
                 return None
@@ -129,7 +129,7 @@ class _Children:
             return None if self.ended else status
 
     def end(self) -> None:
-        """End all, and start no more."""
+        """End all processes, and start no more."""
         with self._lock:
             self.ended = True
             for process in self._running:
@@ -137,7 +137,7 @@ class _Children:
 
 
 def _devices(jobs: int) -> SimpleQueue[dict[str, str]]:
-    """Variables for so many processes at a time, which share the GPUs there are."""
+    """Return environment variables for each of several processes that share the GPUs."""
     visible = os.environ.get('CUDA_VISIBLE_DEVICES', '').split(',')
     gpus = visible if visible != [''] else [str(i) for i in range(torch.cuda.device_count())]
     queue: SimpleQueue[dict[str, str]] = SimpleQueue()
@@ -160,7 +160,7 @@ def _run(
         with open(folder / 'output.txt', 'w') as output:
             status = children.run(command, stdout=output, stderr=subprocess.STDOUT, env=env)
     finally:
-        devices.put(device)  # Else the next job of this thread waits for one for ever.
+        devices.put(device)  # Else the next job of this thread would wait for a device for ever.
     if status:
         reason = f'its process ended with status {status}; see {folder / "output.txt"}'
         result = dict(result_head(study, run), status='failed', reason=reason)

@@ -1,4 +1,4 @@
-"""What a study is: arms, seeds, learning rates, and the metric, read from a config and checked."""
+"""The content of a study: arms, seeds, learning rates and metric, read and checked."""
 
 import os
 from collections.abc import Sequence
@@ -20,16 +20,16 @@ KEYS = {
     'tune_seeds': (list, tuple),
     'results_dir': str,
 }
-"""What every STUDY.py holds."""
+"""Required keys of a study file, with their types."""
 
 OPTIONS = dict(lrs='auto', jobs=1, threads=1, channels_last=False)
-"""What it may hold besides, and its values otherwise."""
+"""Optional keys of a study file, with their defaults."""
 
 ARM_KEYS = {'config', 'cfg_options', 'lr', 'seeds'}
 
 
 class StudyError(UserError, ValueError):
-    """A study that cannot be run; the message names the key or arm, and the way out."""
+    """A study that cannot run; the message names the key or arm, and the fix."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class Arm:
     Attributes:
         name: its key in ``arms``.
         config: path of its config, or a name like ``mmdet::yolox/yolox_tiny_8xb8-300e_coco.py``.
-        cfg_options: what is overridden in it, as ``--cfg-options`` would.
+        cfg_options: overrides of the config, as in ``--cfg-options``.
         lr: a fixed learning rate; None: the best of the grid.
-        seeds: None: the study's.
+        seeds: seeds of its reported runs; None: the study's.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Of its folder and its result file."""
+        """Return the name of its folder and its result file."""
         return f'lr{self.lr:g}_seed{self.seed}'
 
     def __str__(self) -> str:
@@ -70,21 +70,21 @@ class Run:
 
 @dataclass(frozen=True)
 class Study:
-    """What a STUDY.py says.
+    """The content of a study file.
 
     Attributes:
         path: the file.
-        arms: by name.
+        arms: the arms by name.
         baseline: the arm that the others are compared with.
-        metric: a name that the evaluators give; larger is better.
-        lrs: the grid of learning rates that every arm is tuned on, at the validation split; None
-            (``'auto'`` in the file): each arm's rates are searched, from its config's on.
-        seeds: that every arm is trained with at its best rate, reported at the test split.
-        tune_seeds: that the rates are tuned with.
-        results_dir: where one JSON a run is written.
-        jobs: how many runs at a time.
-        threads: of every run.
-        channels_last: whether networks are laid out with the channels last.
+        metric: a metric of the evaluators; larger is better.
+        lrs: the grid of learning rates that every arm is tuned on, on the validation split; None
+            (``'auto'`` in the file): each arm's rates are searched from its config's rate on.
+        seeds: seeds of the runs at the best rate, which are reported on the test split.
+        tune_seeds: seeds of the runs that tune the rates.
+        results_dir: the folder of the result files, one JSON per run.
+        jobs: number of runs at a time.
+        threads: number of threads of each run.
+        channels_last: whether networks have the channels last in memory.
     """
 
     path: Path
@@ -101,23 +101,23 @@ class Study:
 
     @property
     def name(self) -> str:
-        """The file's."""
+        """Return the name of the file."""
         return self.path.stem
 
     @property
     def work_dir(self) -> Path:
-        """Where runs keep logs and checkpoints."""
+        """Return the folder of logs and checkpoints."""
         return Path('work_dirs') / self.name
 
     def result_path(self, run: Run) -> Path:
-        """The result file of a run."""
+        """Return the result file of a run."""
         return self.results_dir / run.arm.name / f'{run.name}.json'
 
     def arm(self, name: str) -> Arm:
-        """The arm of this name.
+        """Return the arm of this name.
 
         Raises:
-            StudyError: naming near matches, if there is none.
+            StudyError: if no arm has this name; the message gives near matches.
         """
         if name not in self.arms:
             raise StudyError(f'{self.path} has no arm {name!r}; {near_matches(name, self.arms)}')
@@ -128,11 +128,11 @@ def load_study(path: str | os.PathLike) -> Study:
     """Read and check a study.
 
     Args:
-        path: a config with the keys ``KEYS`` and, if need be, ``OPTIONS``.
+        path: a config with the keys ``KEYS`` and optionally ``OPTIONS``.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        StudyError: naming the key or the arm.
+        FileNotFoundError: if the file does not exist.
+        StudyError: if a key or an arm is wrong; the message names it.
     """
     path = Path(path)
     cfg = Config.fromfile(path)

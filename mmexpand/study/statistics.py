@@ -1,4 +1,4 @@
-"""What the results of a study say: means, and paired differences with their intervals."""
+"""Statistics of the results of a study: means, and paired differences with intervals."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -14,20 +14,20 @@ from .spec import Arm, Run, Study
 CONFIDENCE = 0.95
 
 SAME_TIME = 1.5
-"""How many times the shortest training the longest may take for their mean to say anything."""
+"""Largest ratio of the longest to the shortest training for which a mean time is given."""
 
 Results = list[tuple[Run, dict | None]]
-"""Runs, each with its result if there is one."""
+"""Runs with their results; None for a run without a result."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """An arm against the baseline, seed by seed.
+    """Differences of an arm from the baseline, seed by seed.
 
     Attributes:
         values: the differences, by seed.
         low: lower end of the 95 % t-interval of their mean; NaN with fewer than two.
-        high: upper end.
+        high: upper end of the interval.
     """
 
     values: dict[int, float]
@@ -36,31 +36,30 @@ class Difference:
 
     @property
     def mean(self) -> float:
-        """The mean difference."""
+        """Return the mean difference."""
         return fmean(self.values.values())
 
     @property
     def wins(self) -> int:
-        """Seeds at which the arm is above the baseline."""
+        """Return the number of seeds at which the arm is above the baseline."""
         return sum(value > 0 for value in self.values.values())
 
 
 @dataclass(frozen=True)
 class ArmSummary:
-    """What is known of an arm.
+    """The results of an arm.
 
     Attributes:
         arm: the arm.
-        lr: its best, or fixed, learning rate; None as long as it is not tuned.
-        edge: whether that is the smallest or the largest rate tried.
+        lr: its best or fixed learning rate; None before tuning.
+        edge: whether this rate is the smallest or the largest rate tried.
         tuning: the mean metric on the validation split by learning rate.
         scores: the metric on the test split by seed.
         seconds: mean time of a training's iterations, without loading their data (see
-            ``run.clock``); NaN where none has finished, or the machine was not equally free.
-        period: when the first of its trainings began and the last ended, in seconds; None where
-            that is not known.
-        results: of its final runs, by seed.
-        problems: a sentence each: runs that diverged, failed or are missing.
+            ``run.clock``); NaN if no training has finished, or the load of the machine changed.
+        period: start of its first training and end of its last one, in seconds; None if unknown.
+        results: results of its final runs, by seed.
+        problems: a sentence for each run that diverged, failed or is missing.
     """
 
     arm: Arm
@@ -75,23 +74,23 @@ class ArmSummary:
 
     @property
     def mean(self) -> float:
-        """The mean over seeds; NaN where there is none."""
+        """Return the mean over seeds; NaN without a seed."""
         return fmean(self.scores.values()) if self.scores else math.nan
 
     @property
     def deviation(self) -> float:
-        """The standard deviation over seeds; NaN with fewer than two."""
+        """Return the standard deviation over seeds; NaN with fewer than two."""
         return stdev(self.scores.values()) if len(self.scores) > 1 else math.nan
 
 
 def summarise(study: Study, arm: Arm) -> ArmSummary:
-    """Read an arm's results."""
+    """Return a summary of an arm's result files."""
     lr, edge = best_lr(study, arm), at_edge(study, arm)
     tuning = [(run, load_result(study, run)) for run in tuning_runs(study, arm)]
     finals = [(run, load_result(study, run)) for run in final_runs(study, arm)]
     results = {run.seed: r for run, r in finals if score(study, r, 'test') is not None}
     scores = {seed: score(study, result, 'test') for seed, result in results.items()}
-    # None where runs shared a GPU step by step.
+    # None if runs shared a GPU step by step.
     times = [result['seconds'] for result in results.values() if result['seconds'] is not None]
     problems = [
         *_tuning_problems(study, arm, tuning),
@@ -114,7 +113,7 @@ def summarise(study: Study, arm: Arm) -> ArmSummary:
     missing = ', '.join(str(run.seed) for run, result in finals if result is None)
     if missing and scores:
         problems.append(f'{arm.name}: seeds {missing} have not been run')
-    # A run that tunes and is reported too is named once.
+    # A run that both tunes and is reported is named once.
     problems = tuple(dict.fromkeys(problems))
     seconds = fmean(times) if _comparable(times) else math.nan
     period = _period(results.values())
@@ -130,9 +129,9 @@ def _period(results: Iterable[dict]) -> tuple[float, float] | None:
 
 
 def time_ratio(arm: ArmSummary, baseline: ArmSummary) -> float:
-    """An arm's training time as a multiple of the baseline's; NaN if not of one time.
+    """Return an arm's training time as a multiple of the baseline's; NaN if not simultaneous.
 
-    A machine is not the same one at another time: others use it, or it is slowed down.
+    The speed of a machine changes with its load.
     """
     if arm.period is None or baseline.period is None:
         return math.nan
@@ -158,7 +157,7 @@ def _tuning_problems(study: Study, arm: Arm, tuning: Results) -> Iterator[str]:
 
 
 def difference(arm: ArmSummary, baseline: ArmSummary) -> Difference | None:
-    """An arm against another over the seeds that both have; None where there is no such seed."""
+    """Return the difference of two arms over their common seeds; None without such a seed."""
     common = sorted(arm.scores.keys() & baseline.scores.keys())
     if not common:
         return None
@@ -170,20 +169,20 @@ def difference(arm: ArmSummary, baseline: ArmSummary) -> Difference | None:
 
 
 def decimals(scores: Iterable[float]) -> int:
-    """How many decimals tell scores apart: 2 for percentages, 4 for shares."""
+    """Return the number of decimals of scores: 2 for percentages, 4 for shares."""
     return 2 if max(map(abs, scores), default=0) > 1 else 4
 
 
 def in_words(
     arm: ArmSummary, found: Difference | None, baseline: ArmSummary, places: int = 2
 ) -> str:
-    """Return what can be said of an arm against the baseline, in a sentence.
+    """Return the finding on an arm against the baseline, in a sentence.
 
     Args:
         arm: the arm.
-        found: its difference; None where there is none.
-        baseline: the baseline. With its best learning rate at the edge of those tried, nothing is
-            called a gain: the next rate may be better.
+        found: its difference; None without a common seed.
+        baseline: the baseline. If its best learning rate is at the edge of the rates tried, no
+            difference is called a gain, since the next rate may be better.
         places: decimals of the numbers.
     """
     name, other = arm.arm.name, baseline.arm.name
