@@ -30,14 +30,14 @@ from mmexpand.surgery.checkpoint import (
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file the checkpoint was trained with')
+    parser.add_argument('config', help='config that the checkpoint was trained with')
     parser.add_argument('checkpoint', help='expanded checkpoint file')
     parser.add_argument(
         '--shape',
         type=count,
         nargs=2,
         metavar=('H', 'W'),
-        help='verify on random images of this size: no data set is read, nothing is evaluated',
+        help='verify on random images of this size, without reading a data set or evaluating',
     )
     add_common_arguments(parser)
     return parser.parse_args()
@@ -46,11 +46,11 @@ def parse_args() -> argparse.Namespace:
 def load_expanded(path: str) -> dict:
     checkpoint = load_checkpoint(path)
     if not is_expanded_state_dict(get_state_dict(checkpoint)):
-        raise CheckpointError(f'{path} is compact already: there is nothing to contract')
+        raise CheckpointError(f'{path} is compact already; name an expanded checkpoint')
     weights = get_state_dict(checkpoint).values()
     if not all(value.isfinite().all() for value in weights if isinstance(value, Tensor)):
         raise CheckpointError(
-            f'{path}: its weights are not finite, training has diverged; use an older one'
+            f'{path}: its weights are not finite, since training has diverged; use an older one'
         )
     return checkpoint
 

@@ -1,7 +1,7 @@
 """Export the compact network to ONNX, checked against PyTorch on an image.
 
-An expanded checkpoint is contracted first. The file holds the decoding too: of a detector boxes,
-scores and labels after suppression, of a segmentor the class of every pixel, or its logits.
+An expanded checkpoint is contracted first. The file includes the decoding: boxes, scores and labels
+after suppression for a detector, the class of every pixel or its logits for a segmentor.
 """
 
 import argparse
@@ -44,7 +44,7 @@ DROP = 0.5
 """Points of the metric that int8 may lose."""
 AUTO = 'auto'
 SHOWN = 5
-"""Layers whose errors are printed."""
+"""Number of layers whose errors are printed."""
 
 
 def parse_args() -> argparse.Namespace:
@@ -60,13 +60,13 @@ def parse_args() -> argparse.Namespace:
         help='largest error allowed, relative to the largest output (default %(default)s)',
     )
     parser.add_argument(
-        '--raw', action='store_true', help='leave the decoding out: what the heads compute'
+        '--raw', action='store_true', help='leave out the decoding: export the outputs of the heads'
     )
     parser.add_argument(
         '--logits',
         action='store_true',
-        help='of a segmentor: give the logits at the size of the input, not the classes. Resized '
-        'to the original image before the arg-max, they give exactly what PyTorch does',
+        help='for a segmentor: give the logits at the size of the input instead of the classes. '
+        "Resized to the original image before the arg-max, they give exactly PyTorch's classes",
     )
     parser.add_argument(
         '--preprocess',
@@ -78,20 +78,20 @@ def parse_args() -> argparse.Namespace:
         '--uint8', action='store_true', help='with --preprocess: pixels are bytes, not float32'
     )
     parser.add_argument(
-        '--dynamic-size', action='store_true', help='leave height and width open, too'
+        '--dynamic-size', action='store_true', help='accept images of any height and width'
     )
     parser.add_argument(
         '--int8',
         type=count,
         metavar='N',
-        help='write OUT_int8.onnx as well, calibrated on N images of the training split',
+        help='also write OUT_int8.onnx, calibrated on N images of the training split',
     )
     parser.add_argument(
         '--int8-keep',
         nargs='+',
         metavar='LAYER',
-        help='layers that stay float32: names, modules around them, globs, re:EXPRESSION. With '
-        "'auto', as many more as it takes to stay within --int8-drop on the validation split",
+        help='layers that stay float32: names, modules around them, globs, re:EXPRESSION; '
+        "'auto': as many as required to stay within --int8-drop on the validation split",
     )
     parser.add_argument(
         '--int8-drop',
@@ -102,23 +102,23 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--int8-target',
         choices=[*TARGETS],
-        help='processor that will run the int8 file: x86 (the default) has weights of 7 bits, '
-        'which every processor adds up without overflow; x86-vnni and arm have 8',
+        help='processor of the int8 file: x86 (the default) has weights of 7 bits, '
+        'which all processors add up without overflow; x86-vnni and arm have 8 bits',
     )
     parser.add_argument(
         '--int8-method',
         choices=[*METHODS],
-        help='how the ranges of activations are found (default minmax)',
+        help='method that finds the ranges of activations (default: minmax)',
     )
     parser.add_argument(
         '--pt2',
         action='store_true',
-        help='write OUT.pt2 as well: the raw outputs, for torch.export.load',
+        help='also write OUT.pt2: the raw outputs, for torch.export.load',
     )
     parser.add_argument(
         '--ncnn',
         action='store_true',
-        help='write OUT.param and OUT.bin as well: the raw outputs, for ncnn',
+        help='also write OUT.param and OUT.bin: the raw outputs, for ncnn',
     )
     parser.add_argument(
         '--evaluate',
@@ -128,20 +128,20 @@ def parse_args() -> argparse.Namespace:
     add_config_arguments(parser)
     args = parser.parse_args()
     if args.uint8 and not args.preprocess:
-        parser.error('--uint8 says what --preprocess takes: add --preprocess bgr or rgb')
+        parser.error('--uint8 is an option of --preprocess; add --preprocess bgr or rgb')
     if args.uint8 and args.ncnn:
-        parser.error('--ncnn takes float32 pixels: leave --uint8 out')
+        parser.error('--ncnn takes float32 pixels; leave out --uint8')
     if args.raw and args.logits:
-        parser.error('--raw leaves the resizing out, which --logits includes: use one of them')
+        parser.error('--raw leaves out the resizing, which --logits includes; use one of them')
     for name in ('keep', 'drop', 'target', 'method'):
         if getattr(args, f'int8_{name}') is not None and not args.int8:
-            parser.error(f'--int8-{name} needs a number of calibration images: add --int8 N')
+            parser.error(f'--int8-{name} requires calibration images; add --int8 N')
     if args.int8_drop is not None and args.int8_drop < 0:
-        parser.error(f'--int8-drop is {args.int8_drop}: points lost are 0 or more')
+        parser.error(f'--int8-drop is {args.int8_drop}must be at least 0')
     if args.raw and AUTO in (args.int8_keep or []):
-        parser.error('--int8-keep auto evaluates predictions, which --raw leaves out of the file')
+        parser.error('--int8-keep auto evaluates predictions; leave out --raw')
     if args.raw and args.evaluate:
-        parser.error('--evaluate needs predictions, which --raw leaves out of the file')
+        parser.error('--evaluate requires predictions; leave out --raw')
     return args
 
 
@@ -168,7 +168,7 @@ def print_int8(report: Int8Report) -> None:
 
 
 def check_openvino(out: Path, model: nn.Module, inputs: Tensor, raw: bool, pixels: Pixels) -> None:
-    """Run the file in OpenVINO as well; it is as it should be whatever comes out of that."""
+    """Run the file in OpenVINO as well, and print the result; a failure is no error."""
     try:
         found = compare_file(openvino_run(out), model, inputs, raw=raw, pixels=pixels)
     except RuntimeError as error:
@@ -185,7 +185,7 @@ def print_scores(
     pixels: Pixels | None,
     reports: dict[str, OnnxReport],
 ) -> None:
-    """Evaluate PyTorch and every file in ONNX Runtime; warn of an int8 file that loses much."""
+    """Evaluate PyTorch and every file in ONNX Runtime, and warn of a large loss by int8."""
     models, sizes = {'PyTorch': model}, {'PyTorch': Path(args.checkpoint).stat().st_size}
     for kind, report in reports.items():
         size = None if args.dynamic_size else report.input_shape[-2:]
@@ -219,7 +219,7 @@ def int8_options(
     pixels: Pixels | None,
     report: OnnxReport,
 ) -> Iterator[Int8]:
-    """Options of the int8 file, given the float32 one."""
+    """Return the options of the int8 file, given the float32 file."""
     options = dict(images=images, keep=[name for name in args.int8_keep or [] if name != AUTO])
     for name in ('target', 'method'):
         if getattr(args, f'int8_{name}'):

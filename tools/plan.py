@@ -1,4 +1,4 @@
-"""Show which layers of a config's model are expanded, into what, and at what cost."""
+"""Show the expanded layers of a config's model, their blocks and their cost."""
 
 import argparse
 from dataclasses import replace
@@ -37,13 +37,15 @@ def parse_args() -> argparse.Namespace:
         type=count,
         nargs=2,
         default=[512, 512],
-        help='input height and width for the MACs',
+        help='input height and width for the MACs (default: 512 512)',
     )
-    parser.add_argument('--batch-size', type=count, default=1, help='images for the MACs')
+    parser.add_argument(
+        '--batch-size', type=count, default=1, help='images for the MACs (default: 1)'
+    )
     parser.add_argument(
         '--dry-run',
         action='store_true',
-        help="train one iteration on the config's data, and do a dry run of the contraction",
+        help="train one iteration on the config's data, then contract, verify and evaluate",
     )
     add_expansion_arguments(parser)
     add_config_arguments(parser)
@@ -55,7 +57,7 @@ def expansions(args: argparse.Namespace, cfg: Config) -> list:
     if found:
         return [(name, replace(expansion, **given)) for name, expansion in found]
     if not given:
-        raise ConfigError(f'{args.config} expands nothing; say what to plan for, e.g. --method cl')
+        raise ConfigError(f'{args.config} expands nothing; name a block, e.g. --method cl')
     return [('', mmexpand.ExpandConfig(**given))]
 
 
@@ -85,7 +87,7 @@ def main(args: argparse.Namespace) -> None:
         costs = layer_costs(model, lambda m: tensor_outputs(m, dict(inputs=images)))
     print(describe(plans, costs))
     after = sum(parameter.numel() for parameter in model.parameters())
-    print(f'Parameters of the model: {before:,} compact, {after:,} while it is trained')
+    print(f'Parameters of the model: {before:,} compact, {after:,} expanded')
     print(
         f'MACs of the expanded layers at {"x".join(map(str, images.shape))}: '
         + ', '.join(

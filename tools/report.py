@@ -1,4 +1,4 @@
-"""Write the report of a work dir: one HTML page, which opens without a server."""
+"""Write the report of a work dir: one HTML page that opens without a server."""
 
 import argparse
 import os
@@ -21,21 +21,21 @@ def parse_args() -> argparse.Namespace:
 
 
 def trained_config(args: argparse.Namespace) -> Config:
-    """The config of the latest run in a work dir, which mmengine keeps there.
+    """Return the config of the latest run in a work dir, where mmengine keeps it.
 
     Raises:
-        ConfigError: if there is none, or nothing was contracted.
+        ConfigError: if the work dir holds no config or no compact checkpoint.
     """
     work_dir = Path(args.work_dir)
     if not any(work_dir.glob('compact_*.pth')):
         raise ConfigError(
-            f'{work_dir} holds no compact_*.pth: give the work dir of a training with '
+            f'{work_dir} holds no compact_*.pth; name the work dir of a training with '
             'ContractHook, or contract a checkpoint into it with tools/contract.py'
         )
     configs = [path for path in work_dir.glob('*.py') if path.name != CONFIG_NAME]
     if not configs:
         raise ConfigError(
-            f'{work_dir} holds compact networks, but not the config that was trained: copy it there'
+            f'{work_dir} holds compact networks, but not the config of the training; copy it there'
         )
     args.config = str(max(configs, key=os.path.getmtime))
     return read_config(args)

@@ -1,4 +1,4 @@
-"""Test a detector or a segmentor: an expanded or a compact checkpoint, whatever the config."""
+"""Test the compact network of an expanded or compact checkpoint, with either config."""
 
 import argparse
 import os
@@ -16,13 +16,15 @@ from mmexpand.mm.launch import build_runner
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='test config file path')
-    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('config', help='config file path, expanded or compact')
+    parser.add_argument('checkpoint', help='checkpoint file, expanded or compact')
     add_common_arguments(parser)
     parser.add_argument('--out', help='dump predictions to this pickle file')
     parser.add_argument('--show', action='store_true', help='show prediction results')
-    parser.add_argument('--show-dir', help='directory where painted images are saved')
-    parser.add_argument('--wait-time', type=float, default=2, help='the interval of show (s)')
+    parser.add_argument('--show-dir', help='folder for images with predictions')
+    parser.add_argument(
+        '--wait-time', type=float, default=2, help='seconds between shown images (default: 2)'
+    )
     parser.add_argument('--tta', action='store_true', help="test with the config's tta_model")
     args = parser.parse_args()
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
@@ -33,10 +35,10 @@ def parse_args() -> argparse.Namespace:
 def draw_predictions(cfg, args: argparse.Namespace) -> None:  # noqa: ANN001
     hook = cfg.get('default_hooks', {}).get('visualization')
     if hook is None:
-        raise ConfigError(f'{args.config} has no default_hooks.visualization to draw with')
+        raise ConfigError(f'{args.config} has no default_hooks.visualization, which draws; add it')
     check_keys(cfg, 'visualizer')
     if args.show_dir:
-        # mmdet's hook takes another for a folder in the work dir.
+        # mmdet's hook takes a relative path for a folder in the work dir.
         args.show_dir = os.path.abspath(args.show_dir)
         check_writable(args.show_dir, '--show-dir')
     if type_name(hook) == 'VisualizationHook':  # mmpretrain's
@@ -51,7 +53,7 @@ def draw_predictions(cfg, args: argparse.Namespace) -> None:  # noqa: ANN001
 
 
 def set_pipeline(dataset: ConfigDict, pipeline: list) -> None:
-    """Give a data set, or those inside a wrapper, another pipeline."""
+    """Set the pipeline of a data set, or of all data sets inside a wrapper."""
     inside = dataset.get('datasets') or [dataset.get('dataset')]
     if inside == [None]:
         dataset.pipeline = pipeline
@@ -79,7 +81,7 @@ def main(args: argparse.Namespace) -> None:
         runner.test_evaluator.metrics.append(dump)
     runner.test()
     if dump and hasattr(runner.test_evaluator, 'dataset_prefixes'):
-        # Of several data sets, each with its metric: it has seen all, and was not asked.
+        # With one metric per data set, the loop does not call DumpResults, which has all results.
         dump.evaluate(len(runner.test_dataloader.dataset))
 
 

@@ -17,19 +17,17 @@ from mmexpand.mm.models import set_expansion
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='train config file path')
+    parser.add_argument('config', help='config file path')
     add_common_arguments(parser)
+    parser.add_argument('--amp', action='store_true', help='train in automatic mixed precision')
     parser.add_argument(
-        '--amp', action='store_true', help='enable automatic-mixed-precision training'
-    )
-    parser.add_argument(
-        '--auto-scale-lr', action='store_true', help='enable automatically scaling LR'
+        '--auto-scale-lr', action='store_true', help='scale the learning rate by the batch size'
     )
     parser.add_argument(
         '--resume',
         nargs='?',
         const='auto',
-        help='resume from this checkpoint, or, without a path, from the latest one in the work dir',
+        help='resume from this checkpoint, or without a path from the latest in the work dir',
     )
     add_expansion_arguments(parser)
     return parser.parse_args()
@@ -46,7 +44,8 @@ def main(args: argparse.Namespace) -> None:
     if args.auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             raise UserValueError(
-                f'{args.config} has no auto_scale_lr.base_batch_size to scale from'
+                f'{args.config} has no auto_scale_lr.base_batch_size; add it, or leave out '
+                '--auto-scale-lr'
             )
         cfg.auto_scale_lr.enable = True
     if args.resume:

@@ -17,19 +17,19 @@ from torch.nn import functional as F
 from ..errors import UserValueError
 
 VAL_IMAGES = 500
-"""Images of every class that are held out of CIFAR-10's training set: the last ones by name."""
+"""Images of each class held out of CIFAR-10's training set: the last ones by name."""
 
 
 @MODELS.register_module()
 class CIFARDataPreprocessor(BaseDataPreprocessor):
-    """Normalises a batch; in training crops every image anew, padded by 4, and mirrors half.
+    """Preprocessor that normalises a batch; in training it also crops and mirrors at random.
 
-    Done on whole batches: image by image it would take longer than the training step.
+    It works on whole batches: image by image it would take longer than the training step.
 
     Args:
-        mean: by channel, of images in [0, 255].
-        std: by channel.
-        padding: zeros (after normalisation) around an image before it is cropped.
+        mean: mean by channel, of images in [0, 255].
+        std: standard deviation by channel.
+        padding: width of the border of zeros around a normalised image before it is cropped.
     """
 
     def __init__(self, mean: list[float], std: list[float], padding: int = 4):
@@ -39,8 +39,8 @@ class CIFARDataPreprocessor(BaseDataPreprocessor):
         self.register_buffer('std', torch.tensor(std).view(-1, 1, 1), persistent=False)
 
     def forward(self, data: dict, training: bool = False) -> dict:
-        """``inputs``: images ``(N, 3, H, W)`` of uint8, or a list of them; ``labels``: ``(N,)``."""
-        # Stacked before it is moved: image by image the copies to a GPU take longer than the step.
+        """Preprocess ``inputs``, uint8 ``(N, 3, H, W)`` or a list, and ``labels``, ``(N,)``."""
+        # Stacked before the copy: copying single images to a GPU takes longer than the step.
         stacked = {key: _stacked(data[key]) for key in ('inputs', 'labels')}
         inputs, labels = self.cast_data(stacked).values()
         inputs = (inputs.float() - self.mean) / self.std
@@ -57,7 +57,7 @@ class CIFARDataPreprocessor(BaseDataPreprocessor):
         columns = torch.where(mirrored, columns.flip(1), columns)
         index = torch.arange(count, device=device)[:, None, None]
         cropped = padded.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None, :]]
-        # Channels last in memory: convolutions of few channels are twice as fast so on a CPU.
+        # Channels last: convolutions of few channels are twice as fast on a CPU.
         return cropped.permute(0, 3, 1, 2)
 
 
@@ -67,16 +67,16 @@ def _stacked(tensors: Tensor | Sequence[Tensor]) -> Tensor:
 
 @DATASETS.register_module()
 class ZippedImages(BaseDataset):
-    """Images in a zip, ``SPLIT/CLASS/NAME.jpg``, decoded once and kept in memory.
+    """Data set of a zip with ``SPLIT/CLASS/NAME.jpg``, decoded once and kept in memory.
 
     Args:
         ann_file: the zip, relative to ``data_root``.
         split: 'train', 'val' (the last images of every class of train), 'trainval' or 'test'.
-        val_images: images of every class that are 'val'.
-        **kwargs: as for ``BaseDataset``.
+        val_images: number of images of each class in 'val'.
+        **kwargs: arguments of ``BaseDataset``.
 
     Raises:
-        ValueError: for another split, one without images, or classes that are smaller than
+        ValueError: for another split, a split without images, or classes smaller than
             ``val_images``.
     """
 
@@ -123,7 +123,7 @@ class ZippedImages(BaseDataset):
         return [name for names in by_class.values() for name in names[part]]
 
     def full_init(self) -> None:
-        """Load the images; they are tensors already."""
+        """Load the images, which are tensors already."""
         if not self._fully_initialized:
             self.data_list = self.load_data_list()
             if self._indices is not None:
@@ -144,12 +144,12 @@ def _decode(content: bytes) -> np.ndarray:
 
 @METRICS.register_module()
 class TopAccuracy(BaseMetric):
-    """Images of which the highest score is at the right class, in percent, as 'accuracy'."""
+    """Metric 'accuracy': percentage of images whose highest score is at the right class."""
 
     def process(self, data_batch: dict, data_samples: list[dict]) -> None:
         """Collect whether each prediction is right."""
         self.results += [int(s['pred_label'] == s['gt_label']) for s in data_samples]
 
     def compute_metrics(self, results: list[int]) -> dict[str, float]:
-        """The share of right ones."""
+        """Return the percentage of right predictions."""
         return dict(accuracy=100 * sum(results) / len(results))

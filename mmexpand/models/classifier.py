@@ -1,4 +1,4 @@
-"""What the classifiers share: the three modes of an OpenMMLab model."""
+"""Base class of the classifiers: the three modes of an OpenMMLab model."""
 
 from mmengine.model import BaseModel
 from torch import Tensor
@@ -6,16 +6,16 @@ from torch.nn import functional as F
 
 
 class Classifier(BaseModel):
-    """A model that gives every image a score a class."""
+    """A model that gives each image one score per class."""
 
     def logits(self, inputs: Tensor) -> Tensor:
-        """Scores ``(N, num_classes)``."""
+        """Return scores ``(N, num_classes)``."""
         raise NotImplementedError
 
     def forward(
         self, inputs: Tensor, labels: Tensor | None = None, mode: str = 'tensor'
     ) -> Tensor | dict[str, Tensor] | list[dict[str, Tensor]]:
-        """Logits ``(N, num_classes)``, the cross-entropy, or a label and scores an image."""
+        """Return logits ``(N, num_classes)``, the loss, or a label and scores per image."""
         logits = self.logits(inputs)
         if mode == 'tensor':
             return logits

@@ -29,9 +29,9 @@ def load_darknet_weights(path: str | Path, model: nn.Module) -> dict[str, Tensor
         Weights and biases under the model's keys, float32.
 
     Raises:
-        ValueError: The file's size is not what the model's convolutions need, its header is not
-            darknet's, or it holds values that are not finite; or the model has parameters that
-            such a file does not store.
+        ValueError: The size of the file does not fit the model's convolutions, its header is not
+            darknet's, or its values are not finite; or the model has parameters that such a file
+            does not store.
     """
     convs = {name: m for name, m in model.named_modules() if isinstance(m, nn.Conv2d)}
     keys = {f'{name}.{kind}' for name in convs for kind in ('weight', 'bias')}
@@ -53,7 +53,7 @@ def load_darknet_weights(path: str | Path, model: nn.Module) -> dict[str, Tensor
 
 
 def _read_floats(path: str | Path, num_floats: int, layers: str) -> np.ndarray:
-    """Everything after the header, once header and size are seen to be right."""
+    """Return all floats after the header, once header and size are checked."""
     data = Path(path).read_bytes()
     if len(data) < 12:
         raise UserValueError(f'{path}: {len(data)} bytes, too short for a darknet weight file.')

@@ -11,12 +11,12 @@ from .classifier import Classifier
 class ResNet18(Classifier):
     """ResNet18 for images of 32x32: torchvision's, but for a 3x3 stem and no pooling behind it.
 
-    Source: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, with the stem that
-    is usual on CIFAR.
+    Source: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, with CIFAR's usual
+    stem.
 
     Args:
-        num_classes: of the output.
-        data_preprocessor: as for any model.
+        num_classes: number of classes.
+        data_preprocessor: config of the data preprocessor.
     """
 
     def __init__(self, num_classes: int = 10, data_preprocessor: dict | None = None):
@@ -26,5 +26,5 @@ class ResNet18(Classifier):
         self.net.maxpool = nn.Identity()
 
     def logits(self, inputs: Tensor) -> Tensor:
-        """Scores ``(N, num_classes)``."""
+        """Return scores ``(N, num_classes)``."""
         return self.net(inputs)

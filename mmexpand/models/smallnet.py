@@ -14,12 +14,12 @@ class SmallNet(Classifier):
     ``hidden=64`` on 32x32 images Table 6's network. PyTorch's initialisation.
 
     Args:
-        kernel_size: of all convolutions; odd.
-        channels: of the convolutions' outputs.
+        kernel_size: kernel size of all convolutions; odd.
+        channels: output channels of each convolution.
         hidden: features between the linear layers.
-        num_classes: of the output.
+        num_classes: number of classes.
         image_size: height and width of the images.
-        data_preprocessor: as for any model.
+        data_preprocessor: config of the data preprocessor.
     """
 
     def __init__(
@@ -44,5 +44,5 @@ class SmallNet(Classifier):
         )
 
     def logits(self, inputs: Tensor) -> Tensor:
-        """Scores ``(N, num_classes)``."""
+        """Return scores ``(N, num_classes)``."""
         return self.classifier(self.features(inputs).flatten(1))

@@ -1,7 +1,7 @@
-"""mmdet's SSD head, mended: mmdet 3.3.0 cannot predict with it (its issue 11063)."""
+"""mmdet's SSD head with a fix: mmdet 3.3.0 cannot predict with it (its issue 11063)."""
 
 from mmdet.models.dense_heads import SSDHead
 
 if not hasattr(SSDHead, 'loss_cls'):
-    # Its loss is a function; the base class asks this for the activation of the scores.
+    # The base class asks the loss for the activation of scores, and SSD's loss is a function.
     SSDHead.loss_cls = None

@@ -1,7 +1,7 @@
-"""What a student is to have in common with its teacher (Sec. 4.1): KD, hint and PKT.
+"""Losses between a student and its teacher (Sec. 4.1): KD, hint and PKT.
 
-Each is a module that takes the student's tensor and the teacher's, and returns a number; so is any
-other registered loss, and may stand in its place in ``DistillHook``.
+Each loss is a module that takes the student's tensor and the teacher's, and returns a number.
+``DistillHook`` takes any registered loss of this form.
 """
 
 import math
@@ -19,20 +19,19 @@ EPS = 1e-7
 
 @MODELS.register_module()
 class KDLoss(nn.Module):
-    """Knowledge distillation: both networks' softened probabilities are to agree.
+    """Knowledge distillation: distance of both networks' softened probabilities.
 
     ``tau ** 2`` times the Kullback-Leibler divergence of the student's softmax at temperature
     ``tau`` from the teacher's, the mean over images, pixels and anchors. A teacher's map of another
-    size is brought to the student's.
+    size is resized to the student's.
 
     Source: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015, Sec. 2.
 
     Args:
         tau: the temperature.
-        loss_weight: of the loss.
-        num_anchors: of a detector's map, the anchors whose channels lie one after another.
-        num_classes: of these channels, how many are class scores: the last ones of each anchor;
-            None: all.
+        loss_weight: the weight of the loss.
+        num_anchors: number of anchors, whose channels follow each other in a detector's map.
+        num_classes: number of class scores, the last channels of each anchor; None: all channels.
     """
 
     def __init__(
@@ -47,10 +46,10 @@ class KDLoss(nn.Module):
         self.num_anchors, self.num_classes = num_anchors, num_classes
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Logits ``(N, C)``, or maps of them ``(N, C, H, W)``.
+        """Return the loss of logits ``(N, C)``, or of maps ``(N, C, H, W)``.
 
         Raises:
-            ValueError: if the networks have other classes.
+            ValueError: if the networks have different numbers of classes.
         """
         if student.shape[1] != teacher.shape[1]:
             raise UserValueError(
@@ -64,7 +63,7 @@ class KDLoss(nn.Module):
         return self.loss_weight * self.tau**2 * divergence.mean()
 
     def _scores(self, logits: Tensor) -> Tensor:
-        """By image and anchor: ``(N, num_anchors, num_classes, ...)``."""
+        """Return scores by image and anchor: ``(N, num_anchors, num_classes, ...)``."""
         if logits.shape[1] % self.num_anchors:
             raise UserValueError(
                 f'{logits.shape[1]} channels are not of {self.num_anchors} anchors'
@@ -75,18 +74,18 @@ class KDLoss(nn.Module):
 
 @MODELS.register_module()
 class HintLoss(nn.Module):
-    """Hint-based transfer: features are to be the teacher's, seen through a linear regressor.
+    """Hint-based transfer: distance of features, the student's mapped by a linear regressor.
 
-    Half the mean squared difference. With ``in_channels`` and ``out_channels`` there is a
-    regressor, a 1x1 convolution (of vectors, a linear layer) that is trained with the student;
-    FitNets train it in a stage before. A teacher's map of another size is brought to the student's.
+    Half the mean squared difference. With ``in_channels`` and ``out_channels`` a regressor, a 1x1
+    convolution (a linear layer for vectors), is trained with the student; FitNets train it in a
+    stage before. A teacher's map of another size is resized to the student's.
 
     Source: Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, Eq. 3.
 
     Args:
-        in_channels: of the student's features; None: no regressor.
-        out_channels: of the teacher's.
-        loss_weight: of the loss.
+        in_channels: channels of the student's features; None: no regressor.
+        out_channels: channels of the teacher's features.
+        loss_weight: the weight of the loss.
     """
 
     def __init__(
@@ -97,15 +96,15 @@ class HintLoss(nn.Module):
     ):
         super().__init__()
         if (in_channels is None) != (out_channels is None):
-            raise UserValueError('a regressor needs in_channels and out_channels, both or none')
+            raise UserValueError('a regressor requires both in_channels and out_channels, or none')
         self.loss_weight = loss_weight
         self.regressor = None if in_channels is None else Regressor(in_channels, out_channels)
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Features ``(N, C)`` or ``(N, C, H, W)``.
+        """Return the loss of features ``(N, C)`` or ``(N, C, H, W)``.
 
         Raises:
-            ValueError: if channels are not what the regressor is for, or not the same without one.
+            ValueError: if channels do not fit the regressor, or differ without one.
         """
         found = student.shape[1], teacher.shape[1]
         made_for = found[:1] * 2 if self.regressor is None else self.regressor.channels
@@ -123,29 +122,29 @@ class HintLoss(nn.Module):
 class Regressor(nn.Module):
     """A linear map over channels.
 
-    No convolution by class, so that nothing takes it for a layer of the network: not an expansion,
-    and not an ``init_cfg``.
+    It is not a subclass of a convolution, so that neither an expansion nor an ``init_cfg`` takes it
+    for a layer of the network.
 
     Args:
-        in_channels: of the input.
-        out_channels: of the output.
+        in_channels: channels of the input.
+        out_channels: channels of the output.
     """
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
         self.channels = in_channels, out_channels
-        bound = 1 / math.sqrt(in_channels)  # As nn.Linear starts.
+        bound = 1 / math.sqrt(in_channels)  # nn.Linear's initialisation.
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.zeros(out_channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features ``(N, in_channels, ...)``."""
+        """Map features ``(N, in_channels, ...)``."""
         return F.linear(x.movedim(1, -1), self.weight, self.bias).movedim(-1, 1)
 
 
 @MODELS.register_module()
 class PKTLoss(nn.Module):
-    """Probabilistic knowledge transfer: images are to be as near to each other as for the teacher.
+    """Probabilistic knowledge transfer: distance of the similarities within a batch.
 
     The cosine similarities of a batch's images, scaled to [0, 1], are made probabilities by row;
     the Kullback-Leibler divergence of the student's from the teacher's is averaged over rows.
@@ -156,7 +155,7 @@ class PKTLoss(nn.Module):
     Transfer", ECCV 2018, Sec. 3.
 
     Args:
-        loss_weight: of the loss.
+        loss_weight: the weight of the loss.
     """
 
     def __init__(self, loss_weight: float = 1.0):
@@ -164,27 +163,29 @@ class PKTLoss(nn.Module):
         self.loss_weight = loss_weight
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Features ``(N, ...)`` of at least two images.
+        """Return the loss of features ``(N, ...)`` of at least two images.
 
         Raises:
-            ValueError: of a single image, which has no neighbours.
+            ValueError: for a single image, which has no neighbours.
         """
         if len(student) < 2:
-            raise UserValueError('PKT compares the images of a batch, and this one has one image')
+            raise UserValueError(
+                'PKT compares the images of a batch, and this batch has one; use at least 2'
+            )
         p, q = _neighbours(teacher), _neighbours(student)
         divergence = (p * ((p + EPS) / (q + EPS)).log()).sum(1)
         return self.loss_weight * divergence.mean()
 
 
 def _neighbours(features: Tensor) -> Tensor:
-    """By image, the probability that each of the batch is its neighbour."""
+    """Return for each image the probability that each image of the batch is its neighbour."""
     unit = F.normalize(features.flatten(1), eps=EPS)
     similarity = (unit @ unit.T + 1) / 2
     return similarity / similarity.sum(1, keepdim=True)
 
 
 def _resized(teacher: Tensor, student: Tensor) -> Tensor:
-    """A teacher's map at the size of the student's."""
+    """Return a teacher's map at the size of the student's."""
     if teacher.dim() != student.dim():
         raise UserValueError(
             f'the student gives {tuple(student.shape)} and the teacher {tuple(teacher.shape)}: '

@@ -198,7 +198,7 @@ class YOLOV2Head(BaseDenseHead):
                 img_meta=img_meta,
             )
             height, width = img_meta['ori_shape' if rescale else 'img_shape'][:2]
-            # Out of place, and of tensors: so ONNX can express it, for any size of image.
+            # Out of place and on tensors, so that ONNX can express it for any image size.
             sides = [torch.as_tensor(side) for side in (width, height, width, height)]
             limit = torch.stack(sides).to(results.bboxes)
             results.bboxes = torch.minimum(results.bboxes.clamp(min=0), limit)
@@ -253,7 +253,7 @@ class YOLOV2Head(BaseDenseHead):
     def _get_targets_single(
         self, pred: Tensor, priors: Tensor, gt_instances: InstanceData, featmap_size: torch.Size
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Targets of one image's P predictions.
+        """Return the targets of one image's P predictions.
 
         Returns:
             responsible (P,), noobj (P,), labels (P,), box targets (P, 4), box weights (P,).
@@ -289,7 +289,7 @@ class YOLOV2Head(BaseDenseHead):
     def _valid_gts(
         self, gt_instances: InstanceData, featmap_size: torch.Size, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
-        """Boxes clipped to the input, and their labels, without those that have no area."""
+        """Return boxes clipped to the input, and their labels, without boxes of no area."""
         boxes = get_box_tensor(gt_instances.bboxes).to(dtype)
         height, width = (size * self.stride for size in featmap_size)
         limit = boxes.new_tensor([width, height, width, height])
@@ -298,7 +298,7 @@ class YOLOV2Head(BaseDenseHead):
         return boxes[valid], gt_instances.labels[valid].long()
 
     def _responsible_index(self, gt_boxes: Tensor, featmap_size: torch.Size) -> Tensor:
-        """Index, among the flattened predictions, of the one responsible for each box."""
+        """Return the index of the flattened prediction that is responsible for each box."""
         height, width = featmap_size
         centres = (gt_boxes[:, :2] + gt_boxes[:, 2:]) / 2
         column, row = (centres / self.stride).long().unbind(1)
@@ -311,7 +311,7 @@ class YOLOV2Head(BaseDenseHead):
         return cell * self.num_anchors + anchor
 
     def _flatten(self, pred_map: Tensor) -> Tensor:
-        """(N, A * (5 + C), H, W) to (N, H * W * A, 5 + C), the priors' order, float32 at least."""
+        """Reshape (N, A * (5 + C), H, W) to (N, H * W * A, 5 + C), in the priors' order."""
         pred = pred_map.permute(0, 2, 3, 1).reshape(pred_map.shape[0], -1, 5 + self.num_classes)
         return pred.to(torch.promote_types(pred.dtype, torch.float32))
 

@@ -59,7 +59,7 @@ class OneConfig:
 def study_of(asked: OneConfig) -> Study:
     """Write the study file of one config, and load it.
 
-    An existing study of this name continues if its arms are equal; arms, rates and seeds may differ.
+    A study of this name continues if its arms are equal; arms, rates and seeds may be added.
 
     Raises:
         ConfigError: if the config cannot be read.

@@ -196,7 +196,7 @@ def test_options_without_int8_are_refused(capsys):
     for options, words in (
         (['--int8-keep', 'auto'], 'add --int8 N'),
         (['--int8-target', 'arm'], 'add --int8 N'),
-        (['--int8', '2', '--int8-drop', '-1'], 'points lost are 0 or more'),
+        (['--int8', '2', '--int8-drop', '-1'], 'must be at least 0'),
         (['--int8', '2', '--int8-keep', 'auto', '--raw'], '--raw leaves out'),
         (['--raw', '--logits'], 'use one of them'),
     ):

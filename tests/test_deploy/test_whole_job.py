@@ -389,7 +389,7 @@ def test_options_that_do_not_fit_together(capsys):
     base = ['c.py', 'x.pth', '--out', 'x.onnx', '--image', 'x.png']
     for options, words in (
         (['--uint8'], 'add --preprocess'),
-        (['--preprocess', 'bgr', '--uint8', '--ncnn'], 'leave --uint8 out'),
+        (['--preprocess', 'bgr', '--uint8', '--ncnn'], 'leave out --uint8'),
         (['--raw', '--evaluate'], '--raw leaves out'),
     ):
         assert run('export_onnx.py', *base, *options)[0] == 2

@@ -271,6 +271,6 @@ def test_plot_of_several_runs(seg_cfg, tmp_path, capsys):
     assert out.stat().st_size > 10_000
     status, words = run(tool, tmp_path, '--out', out)
     assert status
-    assert 'holds no gradient_confusion.json: was it trained with' in words
+    assert 'holds no gradient_confusion.json; name the work dir' in words
     assert run(tool, *runs, '--legend', 'net', '--out', out)[0]
     assert '--legend has 1 names for 3 runs' in capsys.readouterr().err

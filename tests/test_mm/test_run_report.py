@@ -173,7 +173,7 @@ def test_the_tool_finds_data_that_was_moved(trained, street, capsys):
 def test_the_tool_refuses_what_it_cannot_report(tmp_path, monkeypatch):
     code, said = run('report.py', tmp_path)
     assert (code, said.split(': ')[0]) == (1, 'report.py')
-    assert 'holds no compact_*.pth: give the work dir of a training with ContractHook' in said
+    assert 'holds no compact_*.pth; name the work dir of a training with ContractHook' in said
     (tmp_path / 'compact_last.pth').touch()
     code, said = run('report.py', tmp_path)
     assert (code, 'but not the config that was trained: copy it there' in said) == (1, True)

@@ -131,7 +131,7 @@ def test_a_teachers_map_is_brought_to_the_students_size():
         ),
         (HintLoss(3, 4), (2, 3), (2, 5), r'the teacher 5; set in_channels=3, out_channels=5'),
         (HintLoss(), (2, 3), (2, 3, 4, 4), 'name modules that both give vectors, or both maps'),
-        (PKTLoss(), (1, 3), (1, 3), 'this one has one image'),
+        (PKTLoss(), (1, 3), (1, 3), 'this batch has one'),
     ],
 )
 def test_what_cannot_be_compared_is_refused(loss, student, teacher, message):

@@ -93,7 +93,7 @@ def test_what_would_be_late_is_left_out_and_what_diverges_is_said(write_study, c
     write_study(EPOCHS)
     assert run_tool(TOOL, 'small.py', '--device', 'cpu', '--minutes', 0) == (0, '')
     assert not list(study.results_dir.rglob('*.json'))
-    assert 'left out, there is no time for it' in capsys.readouterr().out
+    assert 'skipped, the time is over' in capsys.readouterr().out
 
 
 def test_another_hook_is_refused(graphs, write_study):
@@ -101,7 +101,7 @@ def test_another_hook_is_refused(graphs, write_study):
         EPOCHS + "arms['cl']['cfg_options']['custom_hooks'] = [dict(type='EMAHook')]"
     )
     cfg = run_config(study, Run(study.arm('cl'), 0.1, 0))
-    with pytest.raises(ValueError, match='EMAHook is no ExpandHook'):
+    with pytest.raises(ValueError, match='EMAHook is not ExpandHook'):
         graphs.build_model(cfg)
 
 

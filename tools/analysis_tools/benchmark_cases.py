@@ -22,39 +22,39 @@ from mmexpand.mm.models import (
     tensor_outputs,
 )
 
-# All 3x3 depthwise convolutions. The paper expands "the non-residual 3x3 convolutional layers",
-# which it does not list.
+# All 3x3 depthwise convolutions. The paper expands "the non-residual 3x3 convolutional layers"
+# without listing them.
 DEPTHWISE = r're:^features\.(1\.conv\.0\.0|([2-9]|1[0-7])\.conv\.1\.0)$'
 
 
 def yolo_lite() -> nn.Module:
-    """Backbone and the two convolutions of the head, as configs/_base_/models/yolo_lite.py."""
+    """Return YOLO-LITE's backbone and the two convolutions of its head."""
     backbone = DETECTORS.build(dict(type='YOLOLite'))
     head = DETECTORS.build(dict(type='YOLOV2Head', num_classes=20, in_channels=128))
     return nn.Sequential(OrderedDict(backbone=backbone, bbox_head=head))
 
 
 def unet(base_channels: int) -> nn.Module:
-    """Encoder and decoder of mmseg's U-Net, without a decode head."""
+    """Return the encoder and decoder of mmseg's U-Net, without a decode head."""
     with DefaultScope.overwrite_default_scope('mmseg'):
         return SEGMENTORS.build(dict(type='UNet', base_channels=base_channels))
 
 
 def config_model(cfg: Config) -> nn.Module:
-    """The compact model of a config; synchronised batch normalisation needs processes."""
+    """Return the compact model of a config, with SyncBN as BN: it requires processes."""
     return revert_sync_batchnorm(build_compact_model(cfg))
 
 
 def config_outputs(model: nn.Module, images: Tensor) -> Any:
-    """The raw outputs of an OpenMMLab model."""
+    """Return the raw outputs of an OpenMMLab model."""
     return tensor_outputs(model, dict(inputs=images))
 
 
 def config_case(filename: str, cfg: Config, batch_size: int, shape: tuple[int, int]) -> Case:
-    """The model of a config on random images.
+    """Return the case of a config's model on random images.
 
     Args:
-        filename: of the config, for its name.
+        filename: the path of the config, for the name of the case.
         cfg: a config that expands something.
         batch_size: number of images.
         shape: their height and width.
@@ -99,7 +99,7 @@ BUILT_IN = {
         ),
         _unet_case(16, (4, 3, 240, 320), peers=tuple(PEERS)),
         _unet_case(32, (2, 3, 256, 512)),
-        # The paper trains it on 4 images of 512x1024 a GPU.
+        # The paper trains on 4 images of 512x1024 per GPU.
         _unet_case(64, (1, 3, 256, 512), counted_shape=(4, 3, 512, 1024)),
     )
 }

@@ -1,7 +1,7 @@
 """Latency of a compact network: contracted against plain, PyTorch against ONNX Runtime.
 
-One image at a time, raw outputs, on the CPU. All variants take turns in one process, so that
-whatever else the machine does meets all of them; weights are random, which changes no latency.
+One image at a time, raw outputs, on the CPU. All variants take turns in one process, so that other
+load affects all of them; weights are random, which changes no latency.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def build_networks(cfg: Config) -> dict[str, nn.Module]:
 def variants(
     networks: dict[str, nn.Module], images: Tensor, folder: Path, threads: int
 ) -> dict[tuple[str, str], Callable[[], object]]:
-    """Each network in each runtime, as a function that runs it once."""
+    """Return functions that run a network once, by network and runtime."""
     found = {}
     for name, network in networks.items():
         path = folder / f'{name}.onnx'
@@ -63,7 +63,7 @@ def variants(
 def measure(
     functions: dict[tuple[str, str], Callable[[], object]], runs: int
 ) -> dict[tuple[str, str], float]:
-    """Median milliseconds of each, after a tenth as many runs that do not count."""
+    """Return median milliseconds of each, after a tenth as many warm-up runs."""
     times = {name: [] for name in functions}
     for index in range(-max(1, runs // 10), runs):
         for name, function in functions.items():
@@ -75,7 +75,7 @@ def measure(
 
 
 def table(medians: dict[int, dict[tuple[str, str], float]]) -> str:
-    """A Markdown table of milliseconds."""
+    """Return a Markdown table of milliseconds."""
     lines = [
         f'| threads | runtime | {PLAIN}, ms | {CONTRACTED}, ms | ratio |',
         '| --- | --- | --- | --- | --- |',

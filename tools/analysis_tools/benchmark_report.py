@@ -47,7 +47,7 @@ place of their factors'."""
 
 
 def machine(device: str = 'cpu') -> dict:
-    """What the times depend on."""
+    """Return the properties of the machine that times depend on."""
     return dict(
         device='CPU' if device == 'cpu' else torch.cuda.get_device_name(device),
         processor=_processor(),
@@ -67,7 +67,7 @@ def _processor() -> str:
 
 
 def group_table(group: GroupResult) -> Table:
-    """The variants of one case and rate, for the terminal."""
+    """Return the table of one case and rate, for the terminal."""
     table = Table(
         title=f'{_title(group)}, input {_shape(group.input_shape)}', caption=_bound(group)
     )
@@ -137,12 +137,12 @@ def _bound(group: GroupResult) -> str:
 def write_report(
     out_dir: Path, machine: dict, settings: Settings, groups: Sequence[GroupResult]
 ) -> None:
-    """Write benchmark.json, benchmark.md and benchmark.png; each whole or not at all.
+    """Write benchmark.json, benchmark.md and benchmark.png, each whole or not at all.
 
     Args:
         out_dir: an existing directory.
-        machine: what the times depend on.
-        settings: how it was measured.
+        machine: the properties of the machine.
+        settings: the settings of the measurement.
         groups: the results.
     """
     record = dict(machine=machine, settings=asdict(settings), groups=[_record(g) for g in groups])
@@ -160,7 +160,7 @@ def _replace(path: Path, content: bytes) -> None:
 
 
 def _record(group: GroupResult) -> dict:
-    """As JSON holds it: times in seconds, sizes in bytes, ratios of minima and medians."""
+    """Return the content of the JSON: seconds, bytes, ratios of minima and medians."""
     record = asdict(group)
     if group.bound:
         record['bound']['ratio'] = group.bound.ratio
@@ -173,7 +173,7 @@ def _record(group: GroupResult) -> dict:
 
 
 def markdown(machine: dict, settings: Settings, groups: Sequence[GroupResult]) -> str:
-    """The tables for the README."""
+    """Return the tables for docs/cost.md."""
     parts = [_step_table(groups), _counted_table(groups), _peer_table(groups)]
     parts += [_detail_table(groups), NOTES.format(optimizer=settings.optimizer)]
     rates = [group.bound.rates for group in groups if group.bound]
@@ -255,7 +255,7 @@ def _as_markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def plot(groups: Sequence[GroupResult]) -> Figure:
-    """Bars of the step's ratio to compact: one panel a rate, one cluster a case."""
+    """Plot the step relative to compact: one panel per rate, one cluster per case."""
     rates = sorted({group.rate for group in groups}, key=lambda rate: rate or 0)
     most = max(sum(len(g.variants) for g in groups if g.rate == rate) for rate in rates)
     figure, panels = plt.subplots(

@@ -1,7 +1,7 @@
 """Time one training step: compact, the paper's chain, folded, auto, and peers, in turns.
 
-The loss is the mean of squares of the raw outputs (of a config's model: mode='tensor') on random
-images, the optimizer SGD with momentum and weight decay; both are the same for all.
+The loss is the mean square of the raw outputs (mode='tensor' of a config's model) on random images.
+The optimizer is SGD with momentum and weight decay. Both are the same for all variants.
 """
 
 import argparse
@@ -32,7 +32,9 @@ def parse_args() -> argparse.Namespace:
     )
     what.add_argument('--config', help='instead, a config file that expands something')
     add_config_arguments(parser)
-    parser.add_argument('--batch-size', type=count, default=2, help='with --config: images a step')
+    parser.add_argument(
+        '--batch-size', type=count, default=2, help='with --config: images per step'
+    )
     parser.add_argument(
         '--shape',
         type=count,
@@ -46,20 +48,22 @@ def parse_args() -> argparse.Namespace:
         nargs='+',
         help='expansion rates (default: 2 4 8; with --config: the rate that it says)',
     )
-    parser.add_argument('--steps', type=count, default=defaults.steps, help='timed steps of each')
+    parser.add_argument(
+        '--steps', type=count, default=defaults.steps, help='timed steps of each variant'
+    )
     parser.add_argument('--warmup', type=int, default=defaults.warmup, help='steps before those')
     parser.add_argument(
         '--budget',
         type=float,
         default=defaults.budget,
-        help='seconds that each may take for its steps: slow ones do fewer',
+        help='seconds for the steps of a variant; slow ones do fewer steps',
     )
     parser.add_argument('--threads', type=count, default=defaults.threads, help="torch's threads")
     parser.add_argument(
         '--optimizer', choices=OPTIMIZERS, default=defaults.optimizer, help="SGD's implementation"
     )
     parser.add_argument('--device', type=device, default=defaults.device)
-    parser.add_argument('--amp', action='store_true', help='forwards in mixed precision')
+    parser.add_argument('--amp', action='store_true', help='run forwards in mixed precision')
     parser.add_argument(
         '--out-dir', type=Path, help='write benchmark.json, benchmark.md and benchmark.png here'
     )

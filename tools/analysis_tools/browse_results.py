@@ -23,7 +23,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help='config file path')
     parser.add_argument('checkpoint', help='checkpoint file, expanded or compact')
     parser.add_argument('--out-dir', required=True, help='directory for the pictures')
-    parser.add_argument('--num', type=count, default=10, help='how many images of the test set')
+    parser.add_argument('--num', type=count, default=10, help='number of images of the test set')
     parser.add_argument('--device', type=device, default='cpu')
     add_config_arguments(parser)
     return parser.parse_args()
@@ -37,7 +37,7 @@ def main(args: argparse.Namespace) -> None:
     model = load_compact_model(cfg, args.checkpoint).to(args.device)
     dataset = DATASETS.build(cfg.test_dataloader.dataset)
     guard_pipelines(dataset)
-    # Only add_datasample's out_file is written: no backends, which would want a work dir.
+    # No backends, which would require a work dir: add_datasample writes out_file alone.
     visualizer = VISUALIZERS.build({'name': 'browse', **cfg.visualizer, 'vis_backends': None})
     visualizer.dataset_meta = dataset.metainfo
     for index in track_iter_progress(range(min(args.num, len(dataset)))):
@@ -45,7 +45,7 @@ def main(args: argparse.Namespace) -> None:
             (sample,) = model.test_step(pseudo_collate([dataset[index]]))
         path = Path(sample.img_path)
         image = mmcv.imread(str(path), channel_order='rgb')
-        # Numbered: images in several folders may share their names.
+        # Numbered, since images in several folders may have equal names.
         out_file = Path(args.out_dir) / f'{index:05}_{path.stem}.png'
         visualizer.add_datasample(path.stem, image, sample, out_file=str(out_file))
     print(f'\nground truth (left) and prediction (right) are in {args.out_dir}')

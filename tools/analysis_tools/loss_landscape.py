@@ -1,7 +1,7 @@
-"""The loss around a network's weights, along random directions: a line and a plane (Fig. 4).
+"""Draw the loss around a network's weights, along random directions: a line and a plane (Fig. 4).
 
-Filter-normalised as by Li et al., 2018, around the contracted network, with norms as in a test, on
-images as they are tested: the same images and directions for every network of the config's shapes.
+Directions are filter-normalised (Li et al., 2018). The network is contracted, its norms are in eval
+mode, and images have the test pipeline. Networks of the same shapes share images and directions.
 """
 
 import argparse
@@ -63,11 +63,11 @@ def parse_args() -> argparse.Namespace:
 
 
 def read_batches(cfg: Config, args: argparse.Namespace, model: nn.Module) -> list[dict]:
-    """Random batches of a split, preprocessed as in a test, with what the loss needs."""
+    """Return random batches of a split, preprocessed as in a test, with annotations."""
     loader = copy.deepcopy(cfg[f'{args.split}_dataloader'])
     steps = innermost(cfg.test_dataloader.dataset).get('pipeline', [])
     loader.dataset = innermost(loader.dataset)
-    # Annotations are to be resized with the images, which those of a test are not.
+    # The loss requires annotations that are resized with the images, unlike those of a test.
     loader.dataset.pipeline = sorted(steps, key=lambda s: not type_name(s).startswith('Load'))
     loader.sampler = dict(type='DefaultSampler', shuffle=True)
     loader.update(num_workers=0, persistent_workers=False)
@@ -82,7 +82,7 @@ def read_batches(cfg: Config, args: argparse.Namespace, model: nn.Module) -> lis
 
 
 def of_one_size(batch: dict) -> list[dict]:
-    """A batch, or its images one by one where they have several sizes: in a test they are none."""
+    """Yield a batch, or its images one by one if their sizes differ, as a test does."""
     if len({image.shape for image in batch['inputs']}) == 1:
         return [batch]
     return [
@@ -92,7 +92,7 @@ def of_one_size(batch: dict) -> list[dict]:
 
 
 def preprocess(preprocessor: nn.Module, batch: dict) -> dict:
-    """As in a test; what is to be padded with the images is, as it is not in one."""
+    """Preprocess as in a test, but pad annotations with the images."""
     data = preprocessor(batch, False)
     samples = data.get('data_samples') or ()
     if getattr(preprocessor, 'pad_mask', False):
@@ -109,9 +109,9 @@ def preprocess(preprocessor: nn.Module, batch: dict) -> dict:
 
 
 def loss_mode(model: nn.Module) -> nn.Module:
-    """Heads as in training, whose outputs in a test are not those that a loss takes.
+    """Set heads to training mode, whose outputs the loss takes.
 
-    Norms and dropout stay as in a test: every image has the loss that it has alone.
+    Norms and dropout stay in eval mode, so that the loss of an image does not depend on its batch.
     """
     model.train()
     for module in model.modules():
@@ -123,7 +123,7 @@ def loss_mode(model: nn.Module) -> nn.Module:
 
 
 def make_loss(batches: list[dict], seed: int) -> Callable[[nn.Module], float]:
-    """The mean loss of an image; samples of proposals and the like are drawn alike everywhere."""
+    """Return a function for the mean loss, with the same random samples on each call."""
     counts = [len(data['inputs']) for data in batches]
 
     def loss(model: nn.Module) -> float:
@@ -168,7 +168,7 @@ def main(args: argparse.Namespace) -> None:
     others = [read(path) for path in args.beside]
     check_datasets(cfg, (args.split,))
     model = loss_mode(load_compact_model(cfg, args.checkpoint).to(args.device))
-    # Some losses have a part that ends with the first iterations.
+    # Some losses have a term in the first iterations only.
     done = load_checkpoint(args.checkpoint).get('meta', {}).get('iter', 0)
     MessageHub.get_current_instance().update_info('iter', done)
     batches = read_batches(cfg, args, model)

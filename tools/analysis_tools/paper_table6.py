@@ -1,7 +1,7 @@
-"""Table 6 of the paper, counted on the expanded networks themselves, beside its figures.
+"""Print Table 6 of the paper, counted on the expanded networks, beside the paper's figures.
 
-SmallNet with four 7x7 convolutions, on one CIFAR image. MACs are those of the convolutions and
-linear layers that run, the paper's chain layer by layer; the paper counts batch norm too.
+SmallNet with four 7x7 convolutions, on one CIFAR image. MACs are those of convolutions and linear
+layers, the paper's chain layer by layer; the paper also counts batch norm.
 """
 
 import argparse
@@ -37,12 +37,12 @@ PAPER = {
     ('ExpandNet-CK', 4): ('653.25K', 42.64),
     ('ExpandNet-CK', 8): ('2.07M', 141.10),
 }
-"""By method and rate: parameters, and MACs in millions."""
+"""Parameters, and MACs in millions, by method and rate."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One cell of the table, as it is here and in the paper; MACs in millions."""
+    """One cell of the table, here and in the paper; MACs in millions."""
 
     method: str
     rate: int | None
@@ -53,7 +53,7 @@ class Row:
 
     @property
     def parameters_in_words(self) -> str:
-        """In the paper's units."""
+        """Return parameters in the paper's units."""
         if self.parameters >= 1e6:
             return f'{self.parameters / 1e6:.2f}M'
         return f'{self.parameters / 1e3:.2f}K'
@@ -76,14 +76,14 @@ def network(method: str, rate: int | None) -> nn.Module:
 
 
 def rows() -> list[Row]:
-    """The table, every network built and run."""
+    """Return the rows of the table: each network is built and run."""
     found = []
     for (method, rate), figures in PAPER.items():
         model = network(method, rate)
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             model(torch.zeros(1, 3, 32, 32))
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        # An operation there is a multiplication or an addition.
+        # The paper counts multiplications and additions as operations.
         found.append(Row(method, rate, parameters, counter.get_total_flops() / 2e6, *figures))
     return found
 

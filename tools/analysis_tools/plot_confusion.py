@@ -1,7 +1,7 @@
 """Draw the gradient confusion of one or more networks (Fig. 3, middle and right).
 
 Runs of the same name are seeds of one network: their minima are averaged, and the similarities of
-their last measurements are taken together.
+their last measurements are pooled.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from mmexpand.stack import check_installed
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('runs', nargs='+', help='work dirs of trainings with GradientConfusionHook')
-    parser.add_argument('--legend', nargs='+', help='names of the networks, one a run')
+    parser.add_argument('--legend', nargs='+', help='names of the networks, one per run')
     return parse_runs(parser)
 
 
@@ -30,12 +30,14 @@ def read(run: str) -> list[dict]:
     path = Path(run) / FILE
     if not path.is_file():
         raise UserFileNotFoundError(
-            f'{run} holds no {FILE}: was it trained with GradientConfusionHook?'
+            f'{run} holds no {FILE}; name the work dir of a training with GradientConfusionHook'
         )
     try:
         return json.loads(path.read_text())['measured']
     except (ValueError, KeyError):
-        raise UserValueError(f'{path} is no file of GradientConfusionHook; train anew') from None
+        raise UserValueError(
+            f'{path} is not a file of GradientConfusionHook; train again'
+        ) from None
 
 
 @tool(parse_args)

@@ -19,13 +19,13 @@ from mmexpand.report.curves import is_main, read_log
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('runs', nargs='+', help='work dirs, or scalars.json files')
-    parser.add_argument('--keys', nargs='+', help='scalars to draw, each in a plot of its own')
+    parser.add_argument('--keys', nargs='+', help='scalars to draw, one plot per scalar')
     parser.add_argument('--legend', nargs='+', help='names of the runs')
     return parse_runs(parser)
 
 
 def parse_runs(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Parse, with the picture, ``runs`` and a name for each in ``legend``."""
+    """Parse the arguments: ``runs``, a name for each in ``legend``, and the picture."""
     parser.add_argument('--out', required=True, help='the picture')
     add_debug_argument(parser)
     args = parser.parse_args()
@@ -41,11 +41,11 @@ def parse_runs(parser: argparse.ArgumentParser) -> argparse.Namespace:
 def plot_curves(
     runs: list[str], legend: list[str], out: str | os.PathLike, keys: list[str] | None = None
 ) -> None:
-    """Draw curves of runs into a picture, one plot a scalar.
+    """Draw curves of runs into a picture, one plot per scalar.
 
     Args:
         runs: see ``read_log``.
-        legend: a name for each.
+        legend: names of the runs.
         out: the picture.
         keys: the scalars; None: the losses and the main metric.
 

@@ -1,10 +1,10 @@
-"""Runs of a study of small classifiers, many at once on one GPU, each step a CUDA graph.
+"""Train small classifiers of a study side by side on one GPU, each step a CUDA graph.
 
-Python takes ten times as long to ask a GPU for a step of SmallNet as that takes: so one process has
-every step recorded and replayed, of many networks side by side. SGD, its schedule and ExpandHook
-are as `study.py` has them, and results are written where it writes them; other settings are
-refused. An epoch's last, smaller batch is left out, and there is no training time. First the arms
-of a fixed learning rate are trained, then the rates of the others, then their seeds.
+Launching a step of SmallNet from Python takes ten times as long as the step: so one process records
+the steps of many networks and replays them side by side. SGD, its schedule, ExpandHook and the
+result files are those of `study.py`; other settings are refused. An epoch's last, smaller batch is
+left out, and no training time is given. Arms of a fixed learning rate are trained first, then the
+rates of the others, then their seeds.
 """
 
 import argparse
@@ -36,12 +36,12 @@ from mmexpand.study.spec import Run, Study, load_study
 from mmexpand.surgery import ExpandConfig, contract, expand_
 
 WARM_UP = 3
-"""Steps before a capture, as PyTorch asks for."""
+"""Steps before a capture, which PyTorch requires."""
 
 SGD_OPTIONS = {'lr', 'momentum', 'weight_decay'}
 
 EVALUATED = 1000
-"""Images at a time that are evaluated."""
+"""Batch size of evaluations."""
 
 
 def parse_args() -> argparse.Namespace:
@@ -51,7 +51,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('study', help='study file path')
     parser.add_argument('--together', type=count, default=15, help='runs at a time')
     parser.add_argument(
-        '--minutes', type=float, default=math.inf, help='leave out the last runs that take longer'
+        '--minutes', type=float, default=math.inf, help='skip the last runs that take longer'
     )
     parser.add_argument('--device', type=device, default='cuda')
     add_debug_argument(parser)
@@ -59,10 +59,10 @@ def parse_args() -> argparse.Namespace:
 
 
 def load_images(study: Study, device: str) -> dict[str, tuple[Tensor, Tensor]]:
-    """Images ``(N, 3, H, W)`` of uint8 and labels ``(N,)``, by split.
+    """Return images ``(N, 3, H, W)`` of uint8 and labels ``(N,)``, by split.
 
     Raises:
-        ValueError: if arms have other images.
+        ValueError: if arms have different images.
     """
     configs = [arm_config(arm) for arm in study.arms.values()]
     images = {}
@@ -77,7 +77,7 @@ def load_images(study: Study, device: str) -> dict[str, tuple[Tensor, Tensor]]:
 
 
 def learning_rates(cfg: Config, epochs: int, steps: int) -> list[float]:
-    """The learning rate of every step, as a Runner's schedulers set it."""
+    """Return the learning rate of every step, as a Runner's schedulers set it."""
     schedulers = json.dumps(list(cfg.get('param_scheduler') or []))
     return _learning_rates(schedulers, cfg.optim_wrapper.optimizer.lr, epochs, steps)
 
@@ -104,10 +104,10 @@ def _learning_rates(param_scheduler: str, lr: float, epochs: int, steps: int) ->
 
 
 def optimizer_options(cfg: Config) -> dict[str, float]:
-    """Learning rate, momentum and decay.
+    """Return learning rate, momentum and decay.
 
     Raises:
-        ValueError: for what this does not do as a Runner does.
+        ValueError: for settings that this tool does not support.
     """
     wrapper = dict(cfg.optim_wrapper)
     options = dict(wrapper.pop('optimizer'))
@@ -125,13 +125,13 @@ def optimizer_options(cfg: Config) -> dict[str, float]:
 
 
 def build_model(cfg: Config) -> nn.Module:
-    """The network, expanded as its hook says."""
+    """Return the network, expanded as its hook says."""
     model = MODELS.build(cfg.model)
     model.init_weights()
     for hook in cfg.get('custom_hooks') or []:
         fields = dict(hook)
         if fields.pop('type') != 'ExpandHook':
-            raise UserValueError(f'{hook.type} is no ExpandHook: study.py runs it, this does not')
+            raise UserValueError(f'{hook.type} is not ExpandHook; use study.py')
         expand_(model, ExpandConfig(**fields))
     return model
 
@@ -142,7 +142,7 @@ class Trainer:
     Args:
         study: the study.
         run: one of its runs.
-        images: as of ``load_images``.
+        images: result of ``load_images``.
     """
 
     def __init__(self, study: Study, run: Run, images: dict[str, tuple[Tensor, Tensor]]):
@@ -160,7 +160,7 @@ class Trainer:
         self.model = build_model(cfg).to(device).train()
         self._parameters = list(self.model.parameters())
         self._buffers = [torch.zeros_like(p) for p in self._parameters]
-        # What the graph reads and writes: it has no other arguments.
+        # A graph has no arguments: it reads and writes these tensors.
         self._inputs = torch.zeros(self.steps, batch, *inputs.shape[1:], device=device)
         self._labels = labels.new_zeros(self.steps, batch)
         self._rates = torch.tensor(rates, device=device)
@@ -173,7 +173,7 @@ class Trainer:
         self.stream = torch.cuda.Stream(device) if device.type == 'cuda' else None
 
     def capture(self) -> None:
-        """Record the step, and leave everything as it was before."""
+        """Record the step, and restore the state before it."""
         state = {key: value.clone() for key, value in self.model.state_dict().items()}
         torch.cuda.synchronize()
         with torch.cuda.stream(self.stream):
@@ -190,8 +190,8 @@ class Trainer:
             tensor.zero_()
 
     def begin_epoch(self) -> None:
-        """Shuffle the images, and move each; not on the stream of the steps."""
-        # Whatever is trained beside it: every arm sees a seed's images in the same order.
+        """Shuffle and augment the images, on another stream than the steps."""
+        # Every arm sees a seed's images in the same order, independent of other runs.
         torch.manual_seed(self.run.seed * self.epochs + self.epoch)
         images, labels = self._images['train']
         order = torch.randperm(len(images), device=images.device)[: self._labels.numel()]
@@ -202,10 +202,10 @@ class Trainer:
         self._in_epoch.zero_()
 
     def end_epoch(self) -> None:
-        """Note the loss, and now and then the accuracy.
+        """Record the loss, and at some epochs the accuracy.
 
         Raises:
-            FloatingPointError: where the loss is not finite.
+            FloatingPointError: if the loss is not finite.
         """
         self.epoch += 1
         self.synchronize()
@@ -224,7 +224,7 @@ class Trainer:
             torch.cuda.synchronize(self.stream.device)
 
     def step(self) -> None:
-        """Do one training step; on a GPU do not wait for it."""
+        """Run one training step; on a GPU do not wait for it."""
         with torch.cuda.stream(self.stream):
             if self._graph:
                 self._graph.replay()
@@ -232,7 +232,7 @@ class Trainer:
                 self._step()
 
     def _step(self) -> None:
-        """``torch.optim.SGD``'s, with a rate that a graph can read."""
+        """Run a step of ``torch.optim.SGD`` whose learning rate a graph can read."""
         self._clear_gradients()
         inputs, labels = (
             tensor.index_select(0, self._in_epoch)[0] for tensor in (self._inputs, self._labels)
@@ -257,7 +257,7 @@ class Trainer:
 
     @torch.no_grad()
     def accuracy(self, split: str) -> float:
-        """Of the contracted network, in percent."""
+        """Return the accuracy of the contracted network, in percent."""
         compact, right = contract(self.model).eval(), 0
         images, labels = self._images[split]
         for inputs, truth in zip(images.split(EVALUATED), labels.split(EVALUATED), strict=True):
@@ -266,7 +266,7 @@ class Trainer:
         return round(100 * right / len(labels), 5)
 
     def result(self) -> dict:
-        """As ``study.py`` writes it."""
+        """Return the result in the form of ``study.py``."""
         name = self.study.metric
         return dict(
             result_head(self.study, self.run),
@@ -284,7 +284,7 @@ class Trainer:
 
 
 def train(trainers: list[Trainer], deadline: float, bar: Progress) -> None:
-    """Train all side by side and write their results; leave out the last that would be late."""
+    """Train all side by side and write their results; skip the last that would be late."""
     epochs = max(trainer.epochs for trainer in trainers)
     task = bar.add_task(f'{len(trainers)} runs', total=epochs)
     study = trainers[0].study
@@ -306,11 +306,11 @@ def train(trainers: list[Trainer], deadline: float, bar: Progress) -> None:
                 result = dict(head, status='diverged', reason=str(error), loss=trainer.losses)
                 write_json(result, study.result_path(trainer.run))
                 trainers.remove(trainer)
-        if 0 < epoch < epochs - 1:  # The first has what comes once.
+        if 0 < epoch < epochs - 1:  # The first epoch includes one-time work.
             needed = (time.monotonic() - started) * (epochs - 1 - epoch)
             share = min(1, (deadline - time.monotonic()) / needed)
             for late in trainers[max(0, int(share * len(trainers))) :]:
-                bar.console.print(f'{late.run}: left out, there is no time for it')
+                bar.console.print(f'{late.run}: skipped, the time is over')
                 trainers.remove(late)
         if not trainers:
             break
@@ -322,7 +322,7 @@ def train(trainers: list[Trainer], deadline: float, bar: Progress) -> None:
 
 
 def stages(study: Study) -> Iterator[list[Run]]:
-    """The runs to do: those of a fixed rate, those that rates are chosen by, those at the best."""
+    """Yield groups of runs: of fixed rates, of tuning, and at the best rates."""
     arms = list(study.arms.values())
     fixed = [run for arm in arms if arm.lr is not None for run in final_runs(study, arm)]
     yield sorted(fixed, key=lambda run: run.seed)
@@ -331,7 +331,7 @@ def stages(study: Study) -> Iterator[list[Run]]:
 
 
 def start(study: Study, runs: Sequence[Run], images: dict) -> list[Trainer]:
-    """Trainers, captured where there is a GPU."""
+    """Return trainers, captured if a GPU is present."""
     trainers = [Trainer(study, run, images) for run in runs]
     for trainer in trainers:
         if trainer.stream:
