@@ -137,7 +137,7 @@ def parse_args() -> argparse.Namespace:
         if getattr(args, f'int8_{name}') is not None and not args.int8:
             parser.error(f'--int8-{name} requires calibration images; add --int8 N')
     if args.int8_drop is not None and args.int8_drop < 0:
-        parser.error(f'--int8-drop is {args.int8_drop}must be at least 0')
+        parser.error(f'--int8-drop is {args.int8_drop}; it must be at least 0')
     if args.raw and AUTO in (args.int8_keep or []):
         parser.error('--int8-keep auto evaluates predictions; leave out --raw')
     if args.raw and args.evaluate:
