@@ -48,7 +48,7 @@ def network() -> nn.Sequential:
     )
 
 
-def train(model: nn.Module, steps: int, lr: float = 0.05) -> list[float]:
+def train(model: nn.Module, steps: int, lr: float = 0.02) -> list[float]:
     """Train on new images in each step, and return the losses."""
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)

@@ -176,7 +176,7 @@ def test_the_tool_refuses_what_it_cannot_report(tmp_path, monkeypatch):
     assert 'holds no compact_*.pth; name the work dir of a training with ContractHook' in said
     (tmp_path / 'compact_last.pth').touch()
     code, said = run('report.py', tmp_path)
-    assert (code, 'but not the config that was trained: copy it there' in said) == (1, True)
+    assert (code, 'but not the config of the training; copy it there' in said) == (1, True)
     monkeypatch.setattr(stack, 'find_spec', lambda name: None)
     code, said = run('report.py', tmp_path)
     assert (code, 'a report needs jinja2 and plotly' in said) == (1, True)
