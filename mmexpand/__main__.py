@@ -1,4 +1,4 @@
-"""``python -m mmexpand TOOL ...``: the tools, for those without a checkout."""
+"""``python -m mmexpand TOOL ...``: the tools, without a checkout."""
 
 import runpy
 import sys
@@ -14,11 +14,11 @@ TOOLS = {
     'report': 'report.py',
     'draw': 'analysis_tools/draw_blocks.py',
 }
-"""Files in tools/, by the command they are."""
+"""Files in tools/ by command."""
 
 
 def main() -> None:
-    """Run the tool that the first argument names, with the others."""
+    """Run the tool that the first argument names, with the other arguments."""
     usage = f'usage: python -m mmexpand {{{",".join(TOOLS)}}} ...'
     if len(sys.argv) < 2 or sys.argv[1] in ('-h', '--help'):
         raise SystemExit(usage if len(sys.argv) < 2 else print(usage))

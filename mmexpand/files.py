@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Files that are written whole or not at all."""
 
 import os
 from collections.abc import Iterator
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 @contextmanager
 def written_whole(path: str | os.PathLike) -> Iterator[Path]:
-    """A temporary name, with the same suffix, to write to; renamed to ``path`` at the end.
+    """Yield a temporary path with the same suffix, which is renamed to ``path`` at the end.
 
-    After an error nothing is left of it, and what was at ``path`` before is still there.
+    After an error the temporary file is removed, and the file at ``path`` is unchanged.
     """
     path = Path(path)
     temporary = path.with_name(f'.{os.getpid()}.{path.name}')
@@ -26,6 +26,6 @@ def written_whole(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def save_figure(figure: 'Figure', path: Path) -> None:
-    """Write a picture whole or not at all."""
+    """Write a picture, whole or not at all."""
     with written_whole(path) as temporary:
         figure.savefig(temporary, dpi=120)

@@ -1,4 +1,4 @@
-"""The packages that mmexpand is used beside: which, and from which version."""
+"""Packages that mmexpand works with, and their versions."""
 
 import re
 from importlib.metadata import PackageNotFoundError, version
@@ -14,17 +14,17 @@ OLDEST = {
     ('mmsegmentation', 'onedl-mmsegmentation'): '1.2.2',
     ('mmpretrain',): '1.2.0',
 }
-"""The oldest version that is supported, by the packages that provide one and the same module."""
+"""The oldest supported version, by the packages that provide a module."""
 
 TOO_NEW = {'mmcv': ('2.2.0', ('mmdet', 'mmsegmentation'))}
-"""The version that others refuse, and all after it; with those others."""
+"""The first version that other packages refuse, and these packages."""
 
 
 def check_stack() -> None:
-    """Refuse what cannot work, in a sentence; nothing is pinned, nothing is replaced.
+    """Check the versions of the installed packages, without changing any.
 
     Raises:
-        ImportError: naming the package, and what to do.
+        ImportError: if a version cannot work; the message names the package and the fix.
     """
     for names, oldest in OLDEST.items():
         found = {name: installed for name in names if (installed := installed_version(name))}
@@ -50,14 +50,14 @@ def check_stack() -> None:
 
 
 def check_installed(what: str, *modules: str) -> None:
-    """Refuse to promise what a package is missing for.
+    """Check that packages are installed.
 
     Args:
-        what: needs them.
-        *modules: by the name that they are imported and installed by.
+        what: the feature that requires them.
+        *modules: names under which they are imported and installed.
 
     Raises:
-        ImportError: naming those that are missing.
+        ImportError: if a package is missing; the message names it.
     """
     missing = [name for name in modules if find_spec(name) is None]
     if missing:
@@ -71,7 +71,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def installed_version(name: str) -> str | None:
-    """The version of a package; None where it is not installed."""
+    """Return the version of a package; None if it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:

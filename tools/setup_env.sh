@@ -3,8 +3,8 @@
 #
 #   tools/setup_env.sh [DIR]        DIR: the virtual environment (default .venv)
 #
-# STACK=onedl takes OneDL's forks, of requirements-onedl.txt, in the place of OpenMMLab's packages.
-# Does nothing when DIR is already made from the present requirements.
+# STACK=onedl installs OneDL's forks of requirements-onedl.txt instead of OpenMMLab's packages.
+# It does nothing if DIR was made from the present requirements.
 # PYTHON chooses the interpreter (default python3); MMEXPAND_CACHE the folder
 # that keeps the built mmcv wheel (default ~/.cache/mmexpand).
 set -euo pipefail
@@ -42,7 +42,7 @@ command -v c++ >/dev/null || command -v g++ >/dev/null ||
   die 'no C++ compiler (c++ or g++) found; mmcv is built from source and needs one'
 
 say "making $venv (log of every step follows; the first time about 20 minutes on 2 cores)"
-# A half-made environment is made anew: it must never pass for a finished one.
+# An incomplete environment is made again: it must never pass for a complete one.
 if [ -e "$venv" ] && [ ! -e "$venv/pyvenv.cfg" ]; then die "$venv exists and is no virtual environment; name another folder"; fi
 rm -rf "$venv"
 "$python" -m venv "$venv"

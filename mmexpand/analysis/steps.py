@@ -35,7 +35,7 @@ class Settings:
     Attributes:
         steps: training steps of every model.
         warmup: untimed steps of every model before.
-        budget: seconds that one model may take for its steps; a slow one takes fewer, but at
+        budget: seconds for the steps of a model; a slow model does fewer steps, but at
             least ``MIN_STEPS``.
         threads: as in ``torch.set_num_threads``.
         optimizer: a key of ``OPTIMIZERS``, the same for all models.

@@ -154,7 +154,7 @@ def test_demo_clears_its_own_folder_only(tmp_path):
     assert [p.name for p in out.iterdir()] == [run_demo.MARKER]
     (tmp_path / 'mine').mkdir()
     (tmp_path / 'mine/file').write_text('mine')
-    with pytest.raises(FileExistsError, match='something else than a demo'):
+    with pytest.raises(FileExistsError, match='is not the folder of a demo'):
         run_demo.prepare(tmp_path / 'mine')
     assert (tmp_path / 'mine/file').read_text() == 'mine'
 

@@ -1,6 +1,6 @@
 """Expand and contract a network of every family of mmdet's and mmseg's configs; write the page.
 
-Each in a process of its own, one JSON a family: what is there is not run again.
+Each family runs in a separate process and gives one JSON; existing ones are not run again.
 """
 
 import argparse
@@ -44,9 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser, out_dir: Path, page: Path) ->
 def run_family(
     family: str, path: Path, limit: int, work: Callable[[str, Path], None] | None = None
 ) -> None:
-    """Let a process write the JSON of a family; where it cannot, say how it ended."""
+    """Let a process write the JSON of a family; if it is killed, write how it ended."""
     start = time.perf_counter()
-    # Forked, with everything imported already, which takes longer than many a network.
+    # Forked after imports, which take longer than many networks.
     process = get_context('fork').Process(
         target=work or zoo_network.main, args=(family, path.absolute())
     )
@@ -76,7 +76,7 @@ def run_families(
     work: Callable[[str, Path], None],
     page: Callable[[list[dict], list[str]], str],
 ) -> None:
-    """Run the families that are missing, and write the page of what is there."""
+    """Run the missing families, and write the page of all results."""
     known = zoo_network.families()
     chosen = args.families or known
     unknown = [family for family in chosen if family not in known]
@@ -84,7 +84,7 @@ def run_families(
         raise UserValueError(f'there is no family {unknown[0]}; there are {", ".join(known)}')
     check_writable(args.out_dir, '--out-dir')
     paths = {family: args.out_dir / f'{family.replace("/", "_")}.json' for family in known}
-    torch.set_num_threads(1)  # More wait for each other where cores are busy.
+    torch.set_num_threads(1)  # More processes would wait for each other.
     if not args.page_only:
         for family in track(chosen, description='families'):
             if not paths[family].exists():

@@ -1,6 +1,6 @@
 """Export a network of every family of mmdet's and mmseg's configs to ONNX; write the page.
 
-Each in a process of its own, one JSON a family: what is there is not run again.
+Each family runs in a separate process and gives one JSON; existing ones are not run again.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def outcome(family: str) -> dict[str, Any]:
-    """How far the export of a family's network gets: a key of ``SECTIONS``, and why no further."""
+    """Return the stage that a family's export reaches, a key of ``SECTIONS``, and the reason."""
     try:
         name, model, side, batch = zoo_network.stock_network(family)
     except zoo_network.StockError as error:
@@ -65,7 +65,7 @@ def outcome(family: str) -> dict[str, Any]:
     try:
         check_exportable(model)
         inputs = model.data_preprocessor(batch, False)['inputs'][:1]
-    except Exception as error:  # Of a data preprocessor: of any kind.
+    except Exception as error:  # A data preprocessor can raise any error.
         return dict(**found, status='refused', error=in_words(error))
     if getattr(model, 'test_cfg', None) and model.test_cfg.get('mode') == 'slide':
         model.test_cfg['mode'] = 'whole'
@@ -81,26 +81,26 @@ def outcome(family: str) -> dict[str, Any]:
 
 
 def export(model: nn.Module, inputs: Tensor, raw: bool) -> dict[str, Any]:
-    """Export a network; returns how far the file is from PyTorch."""
+    """Export a network, and return the error of the file."""
     with TemporaryDirectory() as folder:
         report = export_onnx(model, inputs, Path(folder) / 'network.onnx', TOLERANCE, raw=raw)
     return dict(error_raw=report.max_error, agreement=report.agreement)
 
 
 def in_words(error: Exception) -> str:
-    """The first sentence of an error."""
+    """Return the first sentence of an error."""
     words = ' '.join(str(error).split()).split('; /tmp')[0]
     return words if len(words) <= 240 else words[:237] + '...'
 
 
 def page(results: list[dict], missing: list[str]) -> str:
-    """The page, as Markdown.
+    """Return the page as Markdown.
 
     Args:
-        results: of ``outcome``, a family each.
+        results: results of ``outcome`` by family.
         missing: families that were not run yet.
     """
-    # What ends with its process has no status of ours.
+    # A killed process leaves no status.
     status = {r['family']: 'refused' if r['status'] == 'failed' else r['status'] for r in results}
     number = {key: list(status.values()).count(key) for key in SECTIONS}
     counts = (

@@ -1,6 +1,6 @@
-"""The smallest network of one family of mmdet's or mmseg's configs: expanded, contracted, compared.
+"""Expand, contract and compare the smallest network of one family of mmdet's or mmseg's configs.
 
-What zoo.py does in a process of its own.
+zoo.py runs it in a separate process.
 """
 
 import copy
@@ -54,17 +54,17 @@ SMALL_FIRST = [
     'r50',
     'vit-s',
 ]
-"""What small networks have in their names, the smallest first."""
+"""Parts of the names of small networks, the smallest first."""
 
 TYPICAL = {
     'mmdet/dcn': 'faster-rcnn_r50-dconv-c3-c5_fpn_1x_coco.py',
     'mmdet/dcnv2': 'faster-rcnn_r50-mdconv-c3-c5_fpn_1x_coco.py',
     'mmdet/gcnet': 'mask-rcnn_r50-gcb-r4-c3-c5_fpn_1x_coco.py',
 }
-"""Where no config has the family's name in its own."""
+"""Names of configs for families whose name is in no config's name."""
 
 BUILDING = 'building and running stock'
-"""The stage in which whatever goes wrong is the stock network's doing."""
+"""The stage whose failures are the stock network's."""
 
 SIDES = 64, 128, 256, 512, 640
 """Heights and widths to try a stock network on; some need large ones."""
@@ -75,7 +75,7 @@ class StockError(Exception):
 
 
 def families() -> list[str]:
-    """All folders of configs of both packages: 'mmdet/atss', ..."""
+    """Return all folders of configs of both packages: 'mmdet/atss', ..."""
     return [
         f'{package}/{folder.name}'
         for package in ('mmdet', 'mmseg')
@@ -85,12 +85,12 @@ def families() -> list[str]:
 
 
 def configs_of(package: str) -> Path:
-    """The folder of configs that an installed package carries."""
+    """Return the folder of configs in an installed package."""
     return Path(import_module(package).__file__).parent / '.mim' / 'configs'
 
 
 def candidates(family: str) -> list[str]:
-    """A family's configs: first those of its name, the smallest before others."""
+    """Return a family's configs: first the ones with its name, the smallest network first."""
     package, _, name = family.partition('/')
     found = [path.name for path in (configs_of(package) / name).glob('*.py')]
 
@@ -107,9 +107,9 @@ def _letters(name: str) -> str:
 
 
 def usable_config(family: str, name: str) -> Config | None:
-    """A config of a family, without downloads; None where it has no model."""
+    """Return a config without downloads; None if it has no model."""
     package, _, folder = family.partition('/')
-    cfg = Config.fromfile(configs_of(package) / folder / name)  # get_config knows no gn+ws.
+    cfg = Config.fromfile(configs_of(package) / folder / name)  # get_config does not find gn+ws.
     if 'model' not in cfg:
         return None
     _drop_downloads(cfg)
@@ -130,18 +130,20 @@ def _drop_downloads(cfg: Config) -> None:
 def _need_no_processes(cfg: Config) -> None:
     for node in dicts(cfg._cfg_dict):
         if node.get('type') == 'MMSyncBN':
-            node['type'] = 'BN'  # As torch's is turned into: mmcv's asks for a process group.
+            node['type'] = (
+                'BN'  # torch's SyncBN becomes BN too; mmcv's would require a process group.
+            )
 
 
 def _keep_few(cfg: Config) -> None:
-    # A thousand proposals of random weights take minutes, and show no more.
+    # A thousand proposals of random weights take minutes.
     for node in dicts(cfg.model):
         if 'max_per_img' in node:
             node['max_per_img'] = 20
 
 
 def build_stock(cfg: Config) -> nn.Module:
-    """The network with random weights none of which is zero, or leaves others without effect."""
+    """Return the network with random weights, none of them zero or without effect."""
     torch.manual_seed(0)
     np.random.seed(0)
     model = revert_sync_batchnorm(build_compact_model(cfg))
@@ -153,11 +155,11 @@ def build_stock(cfg: Config) -> nn.Module:
 
 
 def drawn_batch(model: nn.Module, cfg: Config, side: int) -> dict:
-    """Two drawn images with everything that a loss may ask for."""
+    """Return two drawn images with all annotations that a loss may require."""
     if cfg.default_scope == 'mmseg':
         return _segmentation_batch(input_channels(model), side)
     found = [node['num_classes'] for node in dicts(cfg.model) if 'num_classes' in node]
-    classes = min(max(min(found, default=2), 2), 80)  # They are drawn as bytes.
+    classes = min(max(min(found, default=2), 2), 80)  # Drawn as bytes.
     shapes = [(input_channels(model), side, side)] * 2
     if 'Track' in str(cfg.model.get('data_preprocessor')):
         return demo_track_inputs(1, image_shapes=shapes[:1], with_mask=True)
@@ -178,7 +180,7 @@ def _segmentation_batch(channels: int, side: int) -> dict:
 
 @torch.no_grad()
 def smallest_batch(stock: nn.Module, cfg: Config) -> tuple[int, dict]:
-    """The smallest batch that the stock network runs on: its tensor mode, or else its features."""
+    """Return the smallest batch that the stock network runs on, at least up to features."""
     errors = []
     for run in (tensor_outputs, features):
         for side in SIDES:
@@ -192,16 +194,16 @@ def smallest_batch(stock: nn.Module, cfg: Config) -> tuple[int, dict]:
             if not all(output.isfinite().all() for output in tensors_in(outputs)):
                 raise FloatingPointError('the outputs are not finite with random weights')
             return side, batch
-    raise errors[len(SIDES) - 1]  # Of the whole network on large images.
+    raise errors[len(SIDES) - 1]  # The whole network on large images.
 
 
 def stock_network(family: str) -> tuple[str, nn.Module, int, dict]:
-    """The config of a family, its network, and the side of a batch it runs on.
+    """Return the config of a family, its network, and the side of a batch it runs on.
 
-    Of three configs the first that works.
+    The first of three configs that works is taken.
 
     Raises:
-        StockError: in the words of whatever the first config raised.
+        StockError: with the message of the first config's error.
     """
     package, _, folder = family.partition('/')
     errors: list[str] = []
@@ -220,7 +222,7 @@ def stock_network(family: str) -> tuple[str, nn.Module, int, dict]:
 
 
 def first_words(error: Exception) -> str:
-    """The kind of an error and the beginning of what it says."""
+    """Return the type of an error and the beginning of its message."""
     words = f'{type(error).__name__}: {" ".join(str(error).split())}'
     return words if len(words) <= 160 else words[:157] + '...'
 
@@ -251,7 +253,7 @@ def try_network(stock: nn.Module, batch: dict) -> dict[str, Any]:
 
 
 def outcome(family: str) -> dict[str, Any]:
-    """What becomes of a family's network: 'exact', 'failed', or not even 'stock' runs."""
+    """Return the result of a family: 'exact', 'failed', or 'stock' if the stock network fails."""
     try:
         name, stock, side, batch = stock_network(family)
     except StockError as error:
@@ -260,33 +262,33 @@ def outcome(family: str) -> dict[str, Any]:
     say('expanding')
     try:
         return dict(**found, **try_network(stock, batch), status='exact')
-    except Exception as error:  # Of any kind: the page names it.
+    except Exception as error:  # Any error: the page names it.
         traceback.print_exc()
         return dict(**found, status='failed', error=first_words(error))
 
 
 def relative(reference: Tensor, value: Tensor) -> float:
-    """The largest difference of two tensors, relative to the largest magnitude."""
+    """Return the largest difference of two tensors, relative to the largest magnitude."""
     difference = (reference.double() - value.double()).abs().max()
     return float(difference / reference.double().abs().max().clamp_min(1e-12))
 
 
 def say(stage: str) -> None:
-    """Tell how far this has come, for whoever stops it."""
+    """Print the stage, which the caller reads if the process is killed."""
     print(f'stage: {stage}', flush=True)
 
 
 def log_of(path: Path) -> Path:
-    """Where the process that writes a JSON has its output."""
+    """Return the log of the process that writes a JSON."""
     return path.with_suffix('.log')
 
 
 def main(family: str, path: Path, outcome: Callable[[str], dict[str, Any]] = outcome) -> None:
-    """Write what becomes of a family's network."""
+    """Write the result of a family."""
     with log_of(path).open('w') as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
-    os.chdir(configs_of(family.partition('/')[0]).parent)  # Configs name others from there.
+    os.chdir(configs_of(family.partition('/')[0]).parent)  # Configs refer to others from there.
     start = time.perf_counter()
     say(BUILDING)
     result = dict(family=family, **outcome(family))

@@ -36,7 +36,7 @@ goes on with what is missing in `resources/zoo/`, and writes this page. On a CPU
 
 
 def page(results: list[dict], missing: list[str]) -> str:
-    """The page, as Markdown.
+    """Return the page as Markdown.
 
     Args:
         results: what zoo_network.py has written, a family each.
@@ -68,7 +68,7 @@ def page(results: list[dict], missing: list[str]) -> str:
 
 
 def versions() -> str:
-    """What is installed of the packages that matter."""
+    """Return the versions of the installed packages."""
     found = []
     for package in PACKAGES:
         try:
@@ -79,7 +79,7 @@ def versions() -> str:
 
 
 def table(header: Iterable[str], rows: Iterable[Iterable]) -> str:
-    """A table in Markdown."""
+    """Return a table in Markdown."""
     lines = [list(header)]
     lines += [['---'] * len(lines[0]), *([str(cell) for cell in row] for row in rows)]
     escaped = ([cell.replace('|', '\\|') for cell in line] for line in lines)

@@ -17,8 +17,8 @@ from mmexpand.files import written_whole
 from mmexpand.mm.contraction import check_writable
 
 PIXELS = 3 * 32 * 32
-# The folder in the archive: bytes of labels before an image, of which the last one counts; the
-# names of the classes; the files.
+# By folder in the archive: bytes of labels before an image, of which the last one counts; the file
+# with the names of the classes; the files with images.
 VERSIONS = {
     'cifar-10-batches-bin': (
         1,
@@ -41,7 +41,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def read(src: str) -> tuple[str, dict[str, bytes]]:
-    """The folder in the archive, and its files by name; nothing of it is written to the disk."""
+    """Return the folder in the archive, and its files by name, without writing them to disk."""
     with tarfile.open(src) as archive:
         for folder, (_, names, splits) in VERSIONS.items():
             wanted = [names, *splits['train'], *splits['test']]
@@ -54,7 +54,7 @@ def read(src: str) -> tuple[str, dict[str, bytes]]:
 
 
 def images(src: str) -> list[tuple[str, np.ndarray]]:
-    """Names ``SPLIT/CLASS/NUMBER.png`` and images, ``(32, 32, 3)`` of uint8, BGR."""
+    """Yield names ``SPLIT/CLASS/NUMBER.png`` and images, ``(32, 32, 3)`` of uint8, BGR."""
     folder, files = read(src)
     num_labels, names, splits = VERSIONS[folder]
     classes = files[names].decode().split()

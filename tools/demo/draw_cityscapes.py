@@ -68,11 +68,11 @@ class Street:
         self.canvas.fill(points, colour, **surface)
 
     def toward(self, x: float, nearness: float) -> tuple[float, float]:
-        """The point of the ground that is seen at x on the lower border, if it were farther away.
+        """Return a point of the ground on the line from x on the lower border to the horizon.
 
         Args:
-            x: on the lower border.
-            nearness: 1 there, 0 at the horizon.
+            x: position on the lower border.
+            nearness: 1 on the lower border, 0 at the horizon.
         """
         return (
             self.vanishing_x + (x - self.vanishing_x) * nearness,
@@ -212,15 +212,15 @@ def draw_cityscapes(
     """Draw the data set ``out``; the same arguments give the same files.
 
     Args:
-        out: what Cityscapes calls its root; it must not exist yet, and appears once it is complete.
+        out: Cityscapes' root folder; it must not exist, and appears once it is complete.
         num_train: images of the train split.
         num_val: images of the val split.
         size: width and height of the images.
-        seed: of everything random.
+        seed: the seed of all random choices.
 
     Raises:
         FileExistsError: if ``out`` exists.
-        ValueError: if there are too few or too small images to make a data set of.
+        ValueError: if images are too few or too small.
     """
     check_count('num_train', num_train, 1)
     check_count('num_val', num_val, 1)

@@ -236,15 +236,15 @@ def draw_voc(
     As in real annotations, two of the boxes for training have no area.
 
     Args:
-        out: VOC's ``VOCdevkit`` folder; it must not exist yet, and appears once it is complete.
+        out: VOC's ``VOCdevkit`` folder; it must not exist, and appears once it is complete.
         num_train: images of trainval, a quarter of which are val.
         num_test: images of test.
         size: width and height of the images.
-        seed: of everything random.
+        seed: the seed of all random choices.
 
     Raises:
         FileExistsError: if ``out`` exists.
-        ValueError: if there are too few or too small images to make a data set of.
+        ValueError: if images are too few or too small.
     """
     check_count('num_train', num_train, 4)
     check_count('num_test', num_test, 1)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 class Missing(MetaPathFinder):
-    """Makes a package impossible to import."""
+    """Finder that makes a package impossible to import."""
 
     def __init__(self, package: str):
         self.package = package
@@ -25,7 +25,7 @@ class Missing(MetaPathFinder):
 
 
 def block(package: str) -> None:
-    """Make a package impossible to import, and see that it is."""
+    """Make a package impossible to import, and check it."""
     sys.meta_path.insert(0, Missing(package))
     try:
         __import__(package)

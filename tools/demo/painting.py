@@ -66,7 +66,7 @@ class Canvas:
         return painted
 
     def photograph(self, blur: float = 0.6, noise: float = 4.0) -> np.ndarray:
-        """The canvas as a camera would see it: exposure, vignette, blur and sensor noise.
+        """Return the canvas with exposure, vignette, blur and sensor noise of a camera.
 
         Returns:
             uint8, shape (height, width, 3), BGR.
@@ -99,38 +99,38 @@ def clouds(shape: tuple[int, int], rng: np.random.Generator, octaves: int = 5) -
 
 
 def ellipse(cx: float, cy: float, rx: float, ry: float, corners: int = 24) -> Points:
-    """An ellipse as a polygon."""
+    """Return an ellipse as a polygon."""
     angles = np.linspace(0, 2 * np.pi, corners, endpoint=False)
     return np.stack([cx + rx * np.cos(angles), cy + ry * np.sin(angles)], 1)
 
 
 def rectangle(x0: float, y0: float, x1: float, y1: float) -> Points:
-    """A rectangle as a polygon."""
+    """Return a rectangle as a polygon."""
     return np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], float)
 
 
 def blob(
     cx: float, cy: float, rx: float, ry: float, rng: np.random.Generator, corners: int = 28
 ) -> Points:
-    """An uneven ellipse, like the outline of leaves."""
+    """Return an uneven ellipse, like the outline of leaves."""
     radius = rng.uniform(0.75, 1.1, (corners, 1))
     return (ellipse(0, 0, rx, ry, corners) * radius) + (cx, cy)
 
 
 def random_colour(rng: np.random.Generator, low: float = 30, high: float = 220) -> np.ndarray:
-    """A colour, BGR."""
+    """Return a random colour, BGR."""
     return rng.uniform(low, high, 3)
 
 
 @contextmanager
 def whole_folder(out: str | os.PathLike) -> Iterator[Path]:
-    """A folder that appears under its name once everything in it is written.
+    """Make a folder that appears under its name once all files in it are written.
 
     Args:
-        out: the folder; it must not exist yet.
+        out: the folder; it must not exist.
 
     Raises:
-        FileExistsError: if it does.
+        FileExistsError: if it exists.
     """
     out = Path(out)
     if out.exists():
@@ -149,7 +149,7 @@ def write_image(path: Path, image: np.ndarray) -> None:
     """Write an image file.
 
     Raises:
-        OSError: if that fails; OpenCV alone would say nothing.
+        OSError: if that fails; OpenCV alone would not raise an error.
     """
     if not cv2.imwrite(str(path), image):
         raise OSError(f'cannot write {path}')

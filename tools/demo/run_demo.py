@@ -29,17 +29,17 @@ STARTED = time.monotonic()
 
 @dataclass(frozen=True)
 class Task:
-    """One of the two tasks.
+    """A task of the demo.
 
     Attributes:
-        name: of its folder.
-        title: of its column in the table.
-        config: the expanded twin.
-        data: folder of its data set, below the demo's.
-        image: pattern of its test images in there.
-        metric: what counts.
-        tolerance: how far the compact metric may be from the expanded one, for rounding.
-        without: package that stock OpenMMLab shall do without.
+        name: the name of its folder.
+        title: the title of its column.
+        config: the config that expands.
+        data: the folder of its data set in the demo's folder.
+        image: the pattern of its test images.
+        metric: the main metric.
+        tolerance: allowed difference of the compact and the expanded metric, for rounding.
+        without: package that the evaluation with stock OpenMMLab cannot import.
     """
 
     name: str
@@ -86,7 +86,7 @@ def say(text: str) -> None:
 
 
 def run(command: Sequence[str | Path], log: Path) -> None:
-    """Run a step, its output into a log and what matters of it to the screen.
+    """Run a step, write its output into a log, and print the main lines.
 
     Raises:
         StepError: if it fails.
@@ -142,13 +142,13 @@ def shorten(line: str) -> str:
 
 
 def prepare(out: Path) -> None:
-    """An empty folder for the demo; what an earlier demo left there goes.
+    """Make an empty folder for the demo, and remove the results of an earlier demo.
 
     Raises:
         FileExistsError: if something else is there.
     """
     if out.exists() and any(out.iterdir()) and not (out / MARKER).exists():
-        raise FileExistsError(f'{out} holds something else than a demo; name another --out')
+        raise FileExistsError(f'{out} is not the folder of a demo; name another --out')
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     (out / MARKER).touch()
@@ -165,7 +165,7 @@ def draw_data(out: Path) -> None:
 
 
 def do_task(task: Task, out: Path) -> dict[str, str]:
-    """All steps of a task; returns its column of the table."""
+    """Run all steps of a task, and return its column of the table."""
     folder = out / task.name
     work_dir = folder / 'work_dir'
     folder.mkdir()
@@ -200,10 +200,10 @@ def do_task(task: Task, out: Path) -> dict[str, str]:
 
 
 def collect(task: Task, folder: Path, image: Path) -> dict[str, str]:
-    """The column of the table.
+    """Return the column of the table.
 
     Raises:
-        StepError: if the compact network evaluates to something else in stock OpenMMLab.
+        StepError: if the compact network has another metric in stock OpenMMLab.
     """
     from mmexpand.surgery.checkpoint import load_checkpoint
 
@@ -264,7 +264,7 @@ def steps_a_second(work_dir: Path) -> float:
 
 
 def table(columns: dict[str, dict[str, str]]) -> str:
-    """A Markdown table, one column a task."""
+    """Return a Markdown table with one column per task."""
     rows = next(iter(columns.values()))
     lines = [['', *columns], *([row, *(c[row] for c in columns.values())] for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]

@@ -27,13 +27,13 @@ def parse_args() -> argparse.Namespace:
 
 
 def convert(cfg: Config, src: str, dst: str) -> int:
-    """Write the checkpoint; returns its number of parameters."""
+    """Write the checkpoint, and return its number of parameters."""
     init_default_scope(cfg.get('default_scope') or 'mmdet')
     model = MODELS.build(cfg.model)
     state_dict = load_darknet_weights(src, model)
     model.load_state_dict(state_dict, strict=True)
 
-    # Not the data, only the names of its classes: nothing is read from the data root.
+    # Only the names of the classes: nothing is read from the data root.
     metainfo = DATASETS.build({**cfg.test_dataloader.dataset, 'lazy_init': True}).metainfo
     if len(metainfo['classes']) != model.bbox_head.num_classes:
         raise UserValueError(
