@@ -1,4 +1,4 @@
-"""The command line of a tool: its arguments, its config, and how it ends."""
+"""The command line of a tool: its arguments, its config, and its errors."""
 
 import gc
 import os
@@ -19,7 +19,7 @@ from .error_report import explain
 
 
 class ConfigOptions(DictAction):
-    """``--cfg-options``, with words for what is no KEY=VALUE."""
+    """``--cfg-options`` with an error message for arguments that are not KEY=VALUE."""
 
     def __call__(
         self, parser: ArgumentParser, namespace: Namespace, values: Sequence[str], *args: Any
@@ -27,7 +27,7 @@ class ConfigOptions(DictAction):
         """Parse the pairs."""
         try:
             super().__call__(parser, namespace, values, *args)
-        except (ValueError, AssertionError, RecursionError):  # It knows no dict(...).
+        except (ValueError, AssertionError, RecursionError):  # It cannot parse dict(...).
             parser.error(
                 '--cfg-options takes KEY=VALUE pairs, such as train_cfg.max_iters=100, got '
                 + ' '.join(values)
@@ -35,31 +35,31 @@ class ConfigOptions(DictAction):
 
 
 def count(text: str) -> int:
-    """An argument that is a number of at least 1."""
+    """Return an argument as a number of at least 1."""
     if not text.isdecimal() or int(text) < 1:
-        raise ArgumentTypeError(f'a whole number of at least 1 is wanted, got {text!r}')
+        raise ArgumentTypeError(f'expected a whole number of at least 1, got {text!r}')
     return int(text)
 
 
 def device(text: str) -> str:
-    """An argument that is a device torch can use."""
+    """Return an argument that names a device of torch."""
     try:
         kind = torch.device(text).type
     except RuntimeError:
-        raise ArgumentTypeError(f'cpu, cuda or cuda:N is wanted, got {text!r}') from None
+        raise ArgumentTypeError(f'expected cpu, cuda or cuda:N, got {text!r}') from None
     if kind == 'cuda' and not torch.cuda.is_available():
-        raise ArgumentTypeError('there is no GPU that torch can use; leave it out')
+        raise ArgumentTypeError('torch finds no GPU; leave out --device')
     return text
 
 
 def add_config_arguments(parser: ArgumentParser) -> None:
-    """Add the arguments of everything that reads a config."""
+    """Add the arguments of all tools that read a config."""
     parser.add_argument(
         '--cfg-options',
         nargs='+',
         action=ConfigOptions,
-        help='override some settings in the used config, the key-value pair in xxx=yyy format '
-        'will be merged into config file, e.g. key="[(a,b),(c,d)]"',
+        help='override settings of the config by KEY=VALUE pairs, e.g. '
+        'train_cfg.max_iters=100 key="[(a,b),(c,d)]"',
     )
     add_debug_argument(parser)
 
@@ -97,13 +97,13 @@ def expansion_of(args: Namespace) -> dict[str, Any]:
 
 def add_common_arguments(parser: ArgumentParser) -> None:
     """Add the arguments that OpenMMLab's train.py and test.py share."""
-    parser.add_argument('--work-dir', help='the dir to save logs and models')
+    parser.add_argument('--work-dir', help='folder for logs and checkpoints')
     add_config_arguments(parser)
     parser.add_argument(
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],
         default='none',
-        help='job launcher',
+        help='launcher of distributed jobs (default: none)',
     )
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
 
@@ -142,13 +142,13 @@ def load_config(args: Namespace) -> Config:
 
 
 def tool(parse_args: Callable[[], Namespace]) -> Callable[[Callable], Callable[[], None]]:
-    """Decorate a tool's ``main(args)``: an error that its user can fix is told in a sentence.
+    """Decorate a tool's ``main(args)``: print an error that its user can fix as one message.
 
-    See ``explain``; ``--debug`` shows the traceback. Any other error keeps it. No checkpoint that
-    is loaded meanwhile can run code, whoever loads it.
+    ``explain`` gives the message; ``--debug`` shows the traceback. Any other error keeps its
+    traceback. No checkpoint that is loaded while the tool runs can run code.
 
     Args:
-        parse_args: gives the arguments, ``debug`` among them.
+        parse_args: returns the arguments, ``debug`` among them.
     """
 
     def decorate(main: Callable[[Namespace], None]) -> Callable[[], None]:
@@ -171,8 +171,8 @@ def tool(parse_args: Callable[[], Namespace]) -> Callable[[Callable], Callable[[
 
 
 def _leave_process_group() -> None:
-    # Left to the interpreter's end, a thread of gloo that still frees a tensor aborts the process
-    # (pytorch/pytorch#179291); a DDP that outlives the group does as well.
+    # At the end of the interpreter a thread of gloo that still frees a tensor would abort the
+    # process (pytorch/pytorch#179291), and so would a DDP that outlives the group.
     if is_distributed():
         gc.collect()
         torch.distributed.destroy_process_group()
@@ -180,8 +180,7 @@ def _leave_process_group() -> None:
 
 @contextmanager
 def _weights_only() -> Iterator[None]:
-    # OneDL's mmengine asks torch for all that is in a file. This holds for it too, and for
-    # workers.
+    # OneDL's mmengine loads files without weights_only. The variable covers it and workers.
     kept = os.environ.get(WEIGHTS_ONLY)
     os.environ[WEIGHTS_ONLY] = '1'
     os.environ.pop('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', None)

@@ -187,7 +187,7 @@ CASES = [
     (f'{TEST} --tta', 'lacks tta_model, tta_pipeline'),
     (f'{TEST} --show-dir {{OUT}}', r'default_hooks\.visualization'),
     (f'{CONTRACT} --shape 32', 'expected 2 arguments'),
-    (f'{CONTRACT} --shape 0 48', "a whole number of at least 1 is wanted, got '0'"),
+    (f'{CONTRACT} --shape 0 48', "expected a whole number of at least 1, got '0'"),
     (f'{CONTRACT} --shape 1 1', 'cannot be run on images of 1x1.*--shape'),
     ('plan.py {CONFIG} --shape wide high', "got 'wide'"),
     ('plan.py {CONFIG} --shape 1 1', 'cannot be run on images of 1x1.*--shape'),
