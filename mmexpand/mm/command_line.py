@@ -85,7 +85,7 @@ def add_expansion_arguments(parser: ArgumentParser, *names: str) -> None:
         parser: of a tool.
         *names: keys of ``EXPANSION``; none: all.
     """
-    group = parser.add_argument_group('expansion, in the place of what the config says')
+    group = parser.add_argument_group('expansion (replaces the options of the config)')
     for name in names or EXPANSION:
         group.add_argument(f'--{name}', **EXPANSION[name])
 
