@@ -17,6 +17,7 @@ from mmseg.registry import MODELS
 from mmseg.utils import register_all_modules
 from torch import nn
 
+from mmexpand.__main__ import TOOLS
 from mmexpand.mm.compact_config import HOOKS as OURS
 from mmexpand.mm.compact_config import hook_configs, type_name
 from mmexpand.mm.optim import by_layer
@@ -102,6 +103,8 @@ def test_commands_that_take_long_have_the_options_that_they_name(page):
         for line in code.replace('\\\n', ' ').splitlines():
             words = shlex.split(line.removeprefix('$ '), comments=True)
             scripts = [word for word in words if word.startswith('tools/')]
+            if words[:3] == ['python', '-m', 'mmexpand']:
+                scripts = [f'tools/{TOOLS[words[3]]}']
             assert all((ROOT / script).exists() for script in scripts), line
             options = {word.partition('=')[0] for word in words if word.startswith('--')}
             if scripts and scripts[0].endswith('.py') and options:

@@ -1,5 +1,5 @@
-# Which blocks keep their gain in int8 on a network with norms? U-Net 8 on CamVid; the checkpoints of
-# these runs are what `tools/analysis_tools/study_int8.py` evaluates.
+# Which blocks keep their gain in int8 on a network with norms? U-Net 8 on CamVid;
+# `tools/analysis_tools/study_int8.py` evaluates the checkpoints of these runs.
 _base_ = 'camvid_unet.py'
 lrs = [0.1, 0.2]
 seeds = [0, 1, 2]
