@@ -1,7 +1,7 @@
 """ExpandNets (Guo, Alvarez, Salzmann, NeurIPS 2020) for OpenMMLab.
 
-Importing this registers the hooks, builders and networks with OpenMMLab's registries where
-mmengine is installed; the rest needs torch alone.
+With mmengine installed, importing mmexpand registers its hooks, builders and networks with
+OpenMMLab's registries. Everything else requires torch alone.
 """
 
 from importlib.util import find_spec

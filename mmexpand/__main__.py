@@ -24,7 +24,7 @@ def main() -> None:
         raise SystemExit(usage if len(sys.argv) < 2 else print(usage))
     name = sys.argv.pop(1)
     if name not in TOOLS:
-        raise SystemExit(f'mmexpand: no tool {name!r}; {usage}')
+        raise SystemExit(f'mmexpand: unknown tool {name!r}; {usage}')
     path = Path(__file__).parent / '.mim' / 'tools' / TOOLS[name]
     runpy.run_path(str(path), run_name='__main__')
 

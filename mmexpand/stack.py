@@ -30,13 +30,13 @@ def check_stack() -> None:
         found = {name: installed for name in names if (installed := installed_version(name))}
         if len(found) > 1:
             raise UserImportError(
-                f'{" and ".join(found)} are both installed, and overwrite each other: uninstall '
+                f'{" and ".join(found)} are both installed and overwrite each other: uninstall '
                 'both, then install one'
             )
         for name, installed in found.items():
             if _numbers(installed) < _numbers(oldest):
                 raise UserImportError(
-                    f'mmexpand works with {name} {oldest} or newer, and {installed} is installed: '
+                    f'mmexpand requires {name} {oldest} or newer, but {installed} is installed: '
                     f"pip install -U '{name}>={oldest}'"
                 )
     for name, (refused, others) in TOO_NEW.items():
@@ -44,8 +44,8 @@ def check_stack() -> None:
         refusing = [other for other in others if installed_version(other)]
         if installed and refusing and _numbers(installed) >= _numbers(refused):
             raise UserImportError(
-                f'{" and ".join(refusing)} work with {name} before {refused}, and {installed} is '
-                f"installed: pip install --no-build-isolation '{name}<{refused}'"
+                f'{name} {installed} is unsupported by {" and ".join(refusing)}: '
+                f"pip install --no-build-isolation '{name}<{refused}'"
             )
 
 
@@ -62,7 +62,7 @@ def check_installed(what: str, *modules: str) -> None:
     missing = [name for name in modules if find_spec(name) is None]
     if missing:
         raise UserImportError(
-            f'{what} needs {" and ".join(missing)}: pip install {" ".join(missing)}'
+            f'{what} requires {" and ".join(missing)}: pip install {" ".join(missing)}'
         )
 
 

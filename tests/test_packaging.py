@@ -95,7 +95,7 @@ def test_an_unknown_tool_is_named(newcomer, tmp_path):
         [python, '-m', 'mmexpand', 'trian'], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 1
-    assert "no tool 'trian'; usage: python -m mmexpand {train,test," in done.stderr
+    assert "unknown tool 'trian'; usage: python -m mmexpand {train,test," in done.stderr
 
 
 @pytest.mark.parametrize('version', [(3, 10), (3, 11), (3, 13), (3, 14)])

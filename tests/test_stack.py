@@ -10,10 +10,10 @@ from mmexpand import stack
 @pytest.mark.parametrize(
     ('installed', 'words'),
     [
-        (dict(mmdet='3.2.0'), r"mmdet 3.3.0 or newer, and 3.2.0 is installed: pip install -U 'mm"),
+        (dict(mmdet='3.2.0'), r"mmdet 3.3.0 or newer, but 3.2.0 is installed: pip install -U 'mm"),
         (dict(torch='2.4.1+cu121'), 'torch 2.5 or newer'),
         ({'onedl-mmcv': '2.3.6', 'mmcv': '2.1.0'}, 'mmcv and onedl-mmcv are both installed'),
-        (dict(mmcv='2.2.0', mmdet='3.3.0'), r"mmdet work with mmcv before 2.2.0, .*'mmcv<2.2.0'"),
+        (dict(mmcv='2.2.0', mmdet='3.3.0'), r"mmcv 2.2.0 is unsupported by mmdet: .*'mmcv<2.2.0'"),
     ],
 )
 def test_refusals(monkeypatch, installed, words):

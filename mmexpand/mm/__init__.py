@@ -1,4 +1,4 @@
-"""OpenMMLab: hooks and builders, registered at mmengine's root registries."""
+"""OpenMMLab: hooks and builders, registered with mmengine's root registries."""
 
 from importlib.util import find_spec
 
@@ -23,14 +23,13 @@ if find_spec('mmcv'):
 
     from ..core.eligibility import PLAIN_LAYERS
 
-    # What conv_cfg=None, 'deconv' and mmcv.cnn.Linear build: nn's own forward but for empty batches
-    # on old torch versions.
+    # mmcv's layers differ from nn's only for empty batches on old torch versions.
     PLAIN_LAYERS.update((Conv2d, ConvTranspose2d, Linear))
 
-# Where mmengine finds ``_base_ = 'mmexpand::...'``.
+# mmengine looks up ``_base_ = 'mmexpand::...'`` here.
 MODULE2PACKAGE.setdefault('mmexpand', 'mmexpand')
 if installed_version('onedl-mmsegmentation'):
-    # OneDL's mmengine looks for 'mmseg::...' in a package of the upstream name.
+    # OneDL's mmengine looks for 'mmseg::...' in the package with the upstream name.
     MODULE2PACKAGE['mmseg'] = 'onedl-mmsegmentation'
 CACHES[BaseAveragedModel] = refresh_average
 MODELS.register_module(name='ExpandBackbone', module=ExpandBackbone)

@@ -1,4 +1,4 @@
-"""What mmengine's Runner saves and loads, marked and checked: never half loaded."""
+"""Checks that a checkpoint fits a model before mmengine's Runner loads it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,33 +21,33 @@ from ..surgery.checkpoint import (
 from .compat import has_train_loop, set_hooks
 
 DISTILL_LOSSES = 'distill_losses'
-"""Where a model holds what is trained with it and is no part of it: a teacher's losses."""
+"""Name of the submodule that holds a teacher's losses, which the compact network omits."""
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside a distributed or test-time-augmentation wrapper."""
+    """Return the model inside a distributed or test-time-augmentation wrapper."""
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module
     return model
 
 
 def is_training(runner: Runner) -> bool:
-    """Whether ``runner.train()`` is what runs: only it builds the train loop."""
+    """Return whether the Runner is training: only ``train()`` builds the train loop."""
     return has_train_loop(runner)
 
 
 def put_in_front(runner: Runner, hook: Hook) -> None:
-    """Call a hook before all others.
+    """Put a hook before all others.
 
     Args:
-        runner: its list of hooks is replaced, since hooks may be being called from the present one.
-        hook: it is in the list from the next call on.
+        runner: its list of hooks is replaced, since mmengine may be iterating over the old one.
+        hook: the hook, which is first called at the next event.
     """
     set_hooks(runner, [hook, *runner.hooks])
 
 
 def describe_units(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """What is expanded in a model: plain values for a checkpoint's meta."""
+    """Return a plain description of a model's units for a checkpoint's meta."""
     return {
         name: dict(method=unit.method, rate=unit.rate, factor_shapes=unit.factor_shapes)
         for name, unit in named_units(model).items()
@@ -57,20 +57,20 @@ def describe_units(model: nn.Module) -> dict[str, dict[str, Any]]:
 def match_checkpoint(
     model: nn.Module, checkpoint: dict, training: bool = False, resume: bool = False
 ) -> None:
-    """Make a model and a checkpoint fit each other, or refuse.
+    """Convert a checkpoint or a model such that they fit, or raise CheckpointError.
 
-    An expanded checkpoint for a compact model is contracted in memory. A compact checkpoint for
-    an expanded model is factorised by the units while it is loaded; where the rate makes that
-    impossible, the model is contracted to test it, and training is refused.
+    An expanded checkpoint for a compact model is contracted in memory. The units of an expanded
+    model factorise a compact checkpoint while they load it. If the rate makes that impossible,
+    the model is contracted for a test, and training is refused.
 
     Args:
-        model: the model that is about to load it.
+        model: the model that is about to load the checkpoint.
         checkpoint: changed in place.
-        training: whether the model is to be trained further.
-        resume: whether optimizer states are loaded too; then both must be of one kind.
+        training: whether the model will be trained further.
+        resume: whether optimizer states are loaded too, which must be of the model's kind.
 
     Raises:
-        CheckpointError: naming the first layer that does not fit, and what to do.
+        CheckpointError: naming the first layer that does not fit, and the fix.
     """
     state_dict = get_state_dict(checkpoint)
     if state_dict and all(key.startswith('module.') for key in state_dict):
@@ -81,7 +81,7 @@ def match_checkpoint(
     _check_nonlinear(model, checkpoint, starts=training and not resume)
     expanded = is_expanded_state_dict(state_dict)
     if expanded and training and not resume and _other_units(model, state_dict):
-        # Of another rate or block: it starts this model as the compact network would.
+        # Factors of another rate or block cannot be loaded, but their compact network can.
         state_dict = contract_state_dict(state_dict)
         _replace_state_dict(checkpoint, state_dict)
         expanded = False
@@ -95,7 +95,7 @@ def match_checkpoint(
         refusal = _factorise_refusal(model, state_dict)
         if refusal and training:
             raise CheckpointError(
-                f'a compact checkpoint cannot start this expanded model: {refusal}; or do without '
+                f'a compact checkpoint cannot start this expanded model: {refusal}; or remove '
                 'load_from'
             )
         if refusal:
@@ -108,25 +108,25 @@ def match_checkpoint(
 def _cannot_resume(expanded: bool) -> str:
     if expanded:
         return (
-            'the checkpoint is of an expanded model, the config expands nothing: resume with the '
-            'config it was trained with (ExpandHook or ExpandModel), or contract it with '
+            'the checkpoint is of an expanded model, but the config expands nothing: resume with '
+            'the config that it was trained with (ExpandHook or ExpandModel), or contract it with '
             'tools/contract.py and set load_from'
         )
     return (
-        'the checkpoint is of a compact model, the config expands: optimizer states do not fit, '
-        'so it cannot be resumed; start from its weights with load_from, or go on from there with '
-        'ExpandHook(warm_start=True)'
+        'the checkpoint is of a compact model, but the config expands: its optimizer states do '
+        'not fit, so that it cannot be resumed; start from its weights with load_from, or continue '
+        'with ExpandHook(warm_start=True)'
     )
 
 
 def nonlinear_layers(checkpoint: Mapping) -> set[str]:
-    """The layers of a checkpoint that have ReLU between their factors."""
+    """Return the names of a checkpoint's layers that have ReLU between their factors."""
     layers = checkpoint.get('meta', {}).get(META_KEY, {}).get('layers', {})
     return {name for name, layer in layers.items() if layer['method'].endswith('_relu')}
 
 
 def _check_nonlinear(model: nn.Module, checkpoint: Mapping, starts: bool) -> None:
-    """What was trained with ReLU between factors may start a linear chain, and is no other."""
+    """Raise CheckpointError if layers with ReLU between factors would be loaded as linear ones."""
     theirs = nonlinear_layers(checkpoint)
     ours = {name for name, unit in named_units(model).items() if not unit.has_kernel}
     if starts and theirs:
@@ -136,7 +136,7 @@ def _check_nonlinear(model: nn.Module, checkpoint: Mapping, starts: bool) -> Non
     if wrong:
         raise CheckpointError(
             f"{min(wrong)} has ReLU between its factors (nonlinear='relu') in the "
-            f'{"checkpoint" if theirs else "model"}, which is no convolution and no linear chain: '
+            f'{"checkpoint" if theirs else "model"}, which no convolution or linear chain equals: '
             'use the config that the checkpoint was trained with, or, to start a linear training '
             'from it, the same method, rate and include with load_from'
         )
@@ -146,9 +146,9 @@ def _drop_distill_losses(state_dict: dict, resume: bool) -> None:
     losses = [key for key in state_dict if key.startswith(f'{DISTILL_LOSSES}.')]
     if losses and resume:
         raise CheckpointError(
-            f"the checkpoint holds {losses[0]}, which was trained with a teacher's loss, and the "
-            'config has none: resume with the DistillHook that it was trained with, or start from '
-            'its weights with load_from'
+            f"the checkpoint holds {losses[0]}, a parameter of a teacher's loss, but the config "
+            'has no such loss: resume with the DistillHook that it was trained with, or start '
+            'from its weights with load_from'
         )
     for key in losses:
         del state_dict[key]
@@ -171,7 +171,7 @@ def _other_units(model: nn.Module, state_dict: Mapping) -> bool:
 
 
 def _check_same_units(model: nn.Module, state_dict: Mapping) -> None:
-    # A state dict has every name of a layer that is shared.
+    # A state dict holds a shared layer under each of its names.
     ours = {
         name: {key: tuple(value.shape) for key, value in unit.state_dict().items()}
         for unit, names in names_of_units(model).items()
@@ -203,10 +203,10 @@ def _factorise_refusal(model: nn.Module, state_dict: Mapping) -> str:
 
 
 def check_shapes(model: nn.Module, checkpoint: Mapping) -> None:
-    """Refuse a checkpoint that lacks parameters of a model, or has others.
+    """Raise CheckpointError if parameters of a model are missing or have other shapes.
 
     Raises:
-        CheckpointError: naming the first one.
+        CheckpointError: naming the first such parameter.
     """
     state_dict = get_state_dict(checkpoint)
     found = {key.removeprefix('module.') for key in state_dict}
@@ -227,7 +227,7 @@ def check_shapes(model: nn.Module, checkpoint: Mapping) -> None:
 
 
 def _parameter_names(model: nn.Module, state_dict: Mapping) -> list[str]:
-    """What a checkpoint must hold for this model; of a unit, factors or the compact weight."""
+    """Return the keys that a checkpoint must have: factors, or the units' compact weights."""
     names = [name for name, _ in model.named_parameters()]
     if is_expanded_state_dict(state_dict):
         return names

@@ -1,4 +1,4 @@
-"""Gradient clipping that sees the gradients of the compact network."""
+"""Gradient clipping by the gradients of the compact network."""
 
 from types import MethodType
 
@@ -15,14 +15,14 @@ EPS = 1e-6
 
 
 def clip_by_layer(wrapper: OptimWrapper, model: nn.Module) -> None:
-    """Make an optimizer wrapper clip the gradients of folded kernels in place of the factors'.
+    """Make an optimizer wrapper clip the gradients of folded kernels instead of the factors'.
 
-    The norm of the factors' gradients is not the compact network's: clipped by it, compact and
-    expanded networks take different steps. Units without a folded kernel in a step (with norms, or
-    'layerwise') count with their factors' gradients.
+    The norm of the factors' gradients differs from the compact network's, so that clipping by it
+    gives other steps. Units without a folded kernel in a step (with norms, or 'layerwise') are
+    clipped by their factors' gradients.
 
     Args:
-        wrapper: changed in place, unless its class clips in a way of its own.
+        wrapper: changed in place, unless its class overrides clipping.
         model: the expanded model.
     """
     own = type(wrapper)._clip_grad is not OptimWrapper._clip_grad
@@ -38,7 +38,7 @@ def _clip(wrapper: OptimWrapper, units: list[ExpandedLayer]) -> None:
     scaled = isinstance(wrapper, AmpOptimWrapper)
     scale = wrapper.loss_scaler.get_scale() if scaled else 1.0
     held = dict.fromkeys(p for group in wrapper.optimizer.param_groups for p in group['params'])
-    # Other optimizers clip the gradients of their own units.
+    # Each of several optimizers clips the gradients of its own units.
     mine = [unit for unit in units if any(p in held for p in unit.expression.parameters())]
     folded = {unit: _kernel_parameters(unit, scale) for unit in mine}
     folded = {unit: parameters for unit, parameters in folded.items() if parameters}
@@ -62,7 +62,7 @@ def _clip(wrapper: OptimWrapper, units: list[ExpandedLayer]) -> None:
 
 
 def _kernel_parameters(unit: ExpandedLayer, scale: float) -> list[nn.Parameter]:
-    """Return parameters that hold the gradients of a unit's kernel and bias; none without."""
+    """Return parameters whose gradients are those of a unit's kernel and bias, if it has any."""
     gradient = unit.kernel.gradient
     kept = [g for g in (gradient.weight, gradient.bias) if g is not None]
     gradient.clear()

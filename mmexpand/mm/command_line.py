@@ -65,7 +65,7 @@ def add_config_arguments(parser: ArgumentParser) -> None:
 
 
 def add_debug_argument(parser: ArgumentParser) -> None:
-    """Add ``--debug``, which every tool has; see ``tool``."""
+    """Add ``--debug``, an argument of every tool; see ``tool``."""
     parser.add_argument('--debug', action='store_true', help='show the traceback of any error')
 
 
@@ -113,10 +113,10 @@ def read_config(args: Namespace, *needed: str) -> Config:
 
     Args:
         args: with ``config`` and ``cfg_options``; see ``open_config``.
-        *needed: keys that it must have.
+        *needed: required keys of the config.
 
     Raises:
-        ConfigError: if the file is missing or wrong, or lacks one of the keys.
+        ConfigError: if the file is missing, cannot be read or lacks a required key.
     """
     cfg = open_config(args.config, args.cfg_options, option='--cfg-options')
     check_keys(cfg, *needed)
@@ -126,7 +126,8 @@ def read_config(args: Namespace, *needed: str) -> Config:
 def load_config(args: Namespace) -> Config:
     """Read the config and apply the common arguments.
 
-    The work dir is, in this order: ``--work-dir``, the config's, ``work_dirs/CONFIG_NAME``.
+    The work dir is the first that is given of ``--work-dir``, the config's ``work_dir`` and
+    ``work_dirs/CONFIG_NAME``.
 
     Raises:
         ConfigError: see ``read_config``.

@@ -1,4 +1,4 @@
-"""The config of the compact network: the user's, without anything of ours."""
+"""The config of the compact network: the user's config without mmexpand's parts."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -16,30 +16,30 @@ HOOKS = ('ExpandHook', 'ContractHook', 'DistillHook', 'GradientConfusionHook')
 CONSTRUCTOR = ExpandOptimWrapperConstructor.__name__
 OPTIONS = ('factor_decay', *MULTIPLIERS)
 CPU_WRAPPER = dict(type='MMDistributedDataParallel', device_ids=None)
-"""What ``prepare_cpu`` wraps models with."""
+"""The wrapper that ``prepare_cpu`` sets."""
 BUILDERS = {'ExpandBackbone': 'backbone', 'ExpandModel': 'model'}
 WRAPPERS = {**BUILDERS, 'CorruptLabels': 'dataset'}
-"""What gives way to what it is put around, by the key of that."""
+"""Wrapper types and the key that holds the wrapped config."""
 NETWORKS = ('YOLOLite', 'YOLOV2Head', 'SmallNet', 'ResNet18')
-"""What stock OpenMMLab lacks: a compact config that names one of these still imports mmexpand."""
+"""Types of mmexpand: a compact config that names one of these still imports mmexpand."""
 
 
 def make_compact_config(cfg: Config) -> Config:
-    """Strip a config of everything that expands or contracts.
+    """Return a config without hooks, builders and options of mmexpand.
 
-    Hooks of ours go, builders and ``CorruptLabels`` give way to what they are put around, and
-    ``custom_imports`` of mmexpand goes too unless the network itself is one of ours. It neither
-    resumes nor loads weights, and has no work dir: mmengine would write over it there.
-    Classes, of a pure-Python config, become strings as in mmengine's own dump.
+    Builders and ``CorruptLabels`` are replaced by the config they wrap. ``custom_imports`` of
+    mmexpand is removed unless the network itself is mmexpand's. The result neither resumes nor
+    loads weights, and has no work dir, in which mmengine would overwrite it. Classes of a
+    pure-Python config become strings, as in mmengine's own dump.
 
     Args:
         cfg: the config that was trained; it is not changed.
 
     Returns:
-        A config that stock mmdet or mmsegmentation builds the compact network from.
+        A config from which stock mmdet, mmsegmentation or mmpretrain builds the compact network.
 
     Raises:
-        TypeError: if it holds an object that cannot be written into a file; names the key.
+        TypeError: if a value cannot be written to a file, naming its key.
     """
     compact = _unwrap(ConfigDict(_written(cfg.to_dict(), '')))
     _drop_hooks(compact)
@@ -50,7 +50,7 @@ def make_compact_config(cfg: Config) -> Config:
     if {k: v for k, v in wrapper.items() if k != 'find_unused_parameters'} == CPU_WRAPPER:
         del compact['model_wrapper_cfg']
     if compact.get('default_scope', '') is None:
-        del compact['default_scope']  # mmseg's init_model asks it for a string.
+        del compact['default_scope']  # mmseg's init_model requires a string.
     compact.update(resume=False, load_from=None)
     compact.pop('work_dir', None)
     if 'launcher' in compact:
@@ -59,7 +59,7 @@ def make_compact_config(cfg: Config) -> Config:
 
 
 def type_name(node: Any) -> str | None:
-    """The ``type`` of a config node, without its scope; None where it has none."""
+    """Return the ``type`` of a config node without its scope, or None."""
     kind = node.get('type') if isinstance(node, Mapping) else None
     if isinstance(kind, str):
         return kind.rpartition('.')[2]
@@ -67,7 +67,7 @@ def type_name(node: Any) -> str | None:
 
 
 def hook_configs(cfg: Mapping) -> list[Any]:
-    """The hooks of a config: the default ones and the custom ones."""
+    """Return the default and custom hooks of a config."""
     return [*(cfg.get('default_hooks') or {}).values(), *(cfg.get('custom_hooks') or ())]
 
 
@@ -94,14 +94,14 @@ def _drop_constructor(optim_wrapper: dict) -> None:
 
 
 class _NotFinite(float):
-    """Infinity, or no number, written as what a config file can hold."""
+    """An infinite or NaN float whose repr is valid in a config file."""
 
     def __repr__(self) -> str:
         return f"float('{float(self)}')"
 
 
 def _written(node: Any, key: str) -> Any:
-    """A config node in values that a config file can hold."""
+    """Return a config node in values that a config file can hold."""
     if isinstance(node, Mapping):
         return {name: _written(value, f'{key}.{name}') for name, value in node.items()}
     if isinstance(node, (list, tuple)):
@@ -117,8 +117,8 @@ def _written(node: Any, key: str) -> Any:
     name = getattr(node, '__qualname__', '<')
     if '<' in name:
         raise UserTypeError(
-            f'the config cannot be written: {key.lstrip(".")} is {node!r}, which no file can '
-            'hold; register it and name it by a string'
+            f'the config cannot be written: {key.lstrip(".")} is {node!r}, which a config file '
+            'cannot hold; register it and name it by a string'
         )
     return f'{node.__module__}.{name}'
 
@@ -139,7 +139,7 @@ def _unwrap(node: Any) -> Any:
 
 
 def dicts(node: Any) -> Iterator[Mapping]:
-    """All dicts in a part of a config, itself among them."""
+    """Yield all dicts in a config node, the node included."""
     if isinstance(node, Mapping):
         yield node
         node = node.values()

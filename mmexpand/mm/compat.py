@@ -1,4 +1,4 @@
-"""Private parts of mmengine, each with the version it was seen in; tests fail when one changes."""
+"""Access to private parts of mmengine, each with its version; tests fail when one changes."""
 
 import traceback
 from types import TracebackType
@@ -32,12 +32,12 @@ def has_train_loop(runner: Runner) -> bool:
 
 
 def has_val_loop(runner: Runner) -> bool:
-    """Return whether a Runner has a val loop, or the config of one (mmengine 0.10.7)."""
+    """Return whether a Runner has a val loop or its config (mmengine 0.10.7)."""
     return runner._val_loop is not None
 
 
 def set_hooks(runner: Runner, hooks: list[Hook]) -> None:
-    """Replace the list of a Runner's hooks (mmengine 0.10.7)."""
+    """Replace a Runner's list of hooks (mmengine 0.10.7)."""
     runner._hooks = hooks
 
 
@@ -47,7 +47,7 @@ def raw(cfg: Config) -> ConfigDict:
 
 
 def base_files(path: str) -> list[str]:
-    """Return the paths of the files that a config file has as ``_base_`` (mmengine 0.10.7)."""
+    """Return the paths of a config file's ``_base_`` files (mmengine 0.10.7)."""
     return [Config._get_cfg_path(base, path)[0] for base in Config._get_base_files(path)]
 
 
@@ -57,9 +57,9 @@ def run_forward(model: nn.Module, data: Any, mode: str) -> Any:
 
 
 def being_built(entry: TracebackType | None) -> tuple[Any, dict, Registry] | None:
-    """Return what a registry was building from which arguments; if nested, the innermost.
+    """Return the type, arguments and registry of the innermost object that was being built.
 
-    These are local variables of ``build_from_cfg`` (mmengine 0.10.7).
+    They are local variables of ``build_from_cfg`` (mmengine 0.10.7).
     """
     found = None
     for frame, _ in traceback.walk_tb(entry):

@@ -1,4 +1,4 @@
-"""Configs: read from a file or a package, changed as options say, and checked for missing keys."""
+"""Reading configs from files and packages, overriding options, and checking for missing keys."""
 
 import os
 
@@ -12,21 +12,21 @@ from .error_report import with_type
 
 
 class ConfigError(UserError, ValueError):
-    """A config that cannot be used; the message names it and what is wrong."""
+    """A config that cannot be used; the message names the file and the problem."""
 
 
 def open_config(
     config: str | os.PathLike, cfg_options: dict | None = None, option: str = 'cfg_options'
 ) -> Config:
-    """Read a config and override what is named.
+    """Read a config and override some of its values.
 
     Args:
         config: a path, or a name like ``mmdet::yolox/yolox_tiny_8xb8-300e_coco.py``.
-        cfg_options: what is overridden, by dotted key.
-        option: what the user knows them as.
+        cfg_options: new values by dotted key.
+        option: the user's name of ``cfg_options``, for messages.
 
     Raises:
-        ConfigError: if the file is missing or wrong, or the overrides do not fit it.
+        ConfigError: if the file is missing or cannot be read, or an override does not fit.
     """
     config = os.fspath(config)
     if not is_packaged(config) and not os.path.isfile(config):
@@ -43,35 +43,35 @@ def open_config(
     hooks = (cfg_options or {}).get('custom_hooks', ())
     if any(isinstance(hook, str) for hook in hooks):
         raise ConfigError(
-            f'{option}: custom_hooks is a list of text, not of hooks, which cannot be written '
-            'there; name the keys of one instead: default_hooks.expand.type=ExpandHook '
+            f'{option} cannot set custom_hooks, which is a list of dicts, got a list of text; set '
+            'keys of default_hooks instead: default_hooks.expand.type=ExpandHook '
             'default_hooks.expand.include=backbone default_hooks.contract.type=ContractHook'
         )
     return cfg
 
 
 def is_packaged(config: str) -> bool:
-    """Whether a config is named as one that a package carries: ``mmdet::...``."""
+    """Return whether a config is named as part of a package: ``mmdet::...``."""
     return '::' in config
 
 
 def _drop_scope(cfg: Config) -> None:
-    # Where `mmexpand::...` is a _base_, mmengine takes its types for mmexpand's; they are those of
-    # the default scope.
+    # mmengine gives types from a `mmexpand::...` _base_ the scope mmexpand, but they belong to the
+    # default scope.
     for node in dicts(raw(cfg)):
         if node.get('_scope_') == 'mmexpand':
             del node['_scope_']
 
 
 def check_keys(cfg: Config, *needed: str) -> None:
-    """Refuse a config that lacks something.
+    """Raise ConfigError if a config lacks required keys.
 
     Raises:
-        ConfigError: naming what it lacks.
+        ConfigError: naming the missing keys.
     """
     missing = [key for key in needed if cfg.get(key) is None]
     if missing:
         raise ConfigError(
-            f'{cfg.filename or "the config"} lacks {", ".join(missing)}; is it a complete config, '
-            'or one of those that others take as _base_?'
+            f'{cfg.filename or "the config"} lacks {", ".join(missing)}; use a complete config, '
+            'not a part of one that other configs name in _base_'
         )

@@ -1,4 +1,4 @@
-"""From an expanded model to files: contract, verify on a real batch, evaluate, write."""
+"""Contraction of an expanded model: contract, verify on a real batch, evaluate, write files."""
 
 import copy
 import logging
@@ -34,15 +34,15 @@ CONFIG_NAME = 'compact_config.py'
 
 @dataclass
 class Contraction:
-    """A contracted model with what was found out about it.
+    """A contracted model with its verification and metrics.
 
     Attributes:
-        compact: the compact model, on the device of the expanded one.
-        layers: what was expanded, by layer name.
+        compact: the compact model, on the device of the expanded model.
+        layers: descriptions of the units, by layer name.
         verification: errors by layer and end to end.
-        compared: what was compared end to end: 'outputs' or 'features'.
-        metrics_compact: of the val loop; empty without one.
-        metrics_expanded: of the val loop, before contraction; None if that was not asked for.
+        compared: the values that were compared end to end: 'outputs' or 'features'.
+        metrics_compact: metrics of the val loop; empty without a val loop.
+        metrics_expanded: metrics of the expanded model, or None if it was not evaluated.
     """
 
     compact: nn.Module
@@ -58,18 +58,18 @@ def contract_and_check(
 ) -> Contraction:
     """Contract a copy of a model, verify it on a real batch, evaluate it with the val loop.
 
-    To be called on all ranks: the val loop gathers its results from all of them. What fails on
-    one rank fails on all.
+    Call it on all ranks, since the val loop gathers results from all. A failure on one rank fails
+    on all.
 
     Args:
-        expanded: the model; it is left as it was.
-        runner: whose data and val loop are used.
+        expanded: the model, which is not changed.
+        runner: the Runner whose data and val loop are used.
         evaluate_expanded: whether to evaluate the expanded model too.
-        train_batch: of the train loop, for a Runner that does not validate; None: one is read.
+        train_batch: a batch of the train loop, for a Runner without a val loop; None reads one.
 
     Raises:
-        VerificationError: if the compact model computes something else.
-        RuntimeError: on ranks where nothing failed, naming the one where something did.
+        VerificationError: if the outputs of the compact and the expanded model differ.
+        RuntimeError: on the other ranks, naming the first rank that failed.
     """
     with together():
         expanded = copy_model(expanded)
@@ -85,17 +85,18 @@ def contract_and_verify(expanded: nn.Module, batch: Any, training: bool = False)
     """Contract a copy of a model and verify it on a batch, on all ranks.
 
     Args:
-        expanded: every rank's gets the state of the main process's.
-        batch: of a data loader.
-        training: whether of the train loop's.
+        expanded: the model, whose state on all ranks becomes the main process's.
+        batch: a batch of a data loader.
+        training: whether the batch is the train loop's.
 
     Raises:
         VerificationError, RuntimeError: see ``contract_and_check``.
         ValueError: if weights are not finite.
     """
-    # Every process keeps running statistics of its own; what is evaluated is what is written.
+    # Each process has running statistics of its own, but all must evaluate the weights that are
+    # written.
     broadcast_state(expanded)
-    # Losses may wait for those of other ranks: all take the step, and of the same batch.
+    # Losses may communicate: all ranks run the step, on the same batch.
     batch = from_main(batch)
     with together():
         _check_finite(expanded)
@@ -110,7 +111,7 @@ def _check_finite(model: nn.Module) -> None:
     bad = [name for name, value in model.named_parameters() if not value.isfinite().all()]
     if bad:
         raise UserValueError(
-            f'{len(bad)} weights are not finite, {bad[0]} first: training has diverged; lower '
+            f'training has diverged: {len(bad)} weights are not finite, {bad[0]} first; lower '
             'the learning rate, or clip gradients'
         )
 
@@ -118,19 +119,19 @@ def _check_finite(model: nn.Module) -> None:
 def verify_on_batch(
     expanded: nn.Module, compact: nn.Module, batch: Any, training: bool = False
 ) -> tuple[Verification, str]:
-    """Compare an expanded model with one that should compute the same, on a batch.
+    """Compare an expanded model with its compact model on a batch.
 
     Args:
         expanded: an OpenMMLab model with units.
-        compact: its contraction, or what it was expanded from with 'preserve'.
-        batch: of a data loader.
-        training: whether of the train loop's.
+        compact: its contraction, or the model that it was expanded from with 'preserve'.
+        batch: a batch of a data loader.
+        training: whether the batch is the train loop's.
 
     Returns:
-        The errors by layer and end to end, and what was compared: 'outputs' or 'features'.
+        The errors by layer and end to end, and the values compared: 'outputs' or 'features'.
 
     Raises:
-        VerificationError: if they compute something else.
+        VerificationError: if their outputs differ.
     """
     data = preprocess(expanded, batch, training)
     steps = [_attempt(mode, data) for mode in ('predict', 'loss')]
@@ -145,17 +146,16 @@ def verify_on_batch(
             raise
         except Exception as error:
             log(
-                "Verification compares the features that the heads get: mode='tensor' of this "
-                f'network does not run on a batch ({describe(error)}). Layers behind are '
-                'compared one by one'
+                'Verification compares the features that the heads get, and the layers behind '
+                f"them one by one: mode='tensor' failed on a batch ({describe(error)})"
             )
     return compare(features), 'features'
 
 
 def _attempt(mode: str, data: dict) -> Callable[[nn.Module], None]:
-    """A step of the model as in training or validation; layers that it may not reach have others.
+    """Return a step that runs the model in a mode and logs a failure.
 
-    It is no part of the comparison, so that it may fail: the data may hold no ground truth.
+    The step only gives layers an input. It may fail, since the data may hold no ground truth.
     """
 
     def step(model: nn.Module) -> None:
@@ -163,24 +163,24 @@ def _attempt(mode: str, data: dict) -> Callable[[nn.Module], None]:
             model(**copy.deepcopy(data), mode=mode)
         except Exception as error:
             log(
-                f'Verification goes on without mode={mode!r}, which does not run in eval mode '
-                f'({describe(error)}): layers that only it reaches get random inputs'
+                f'Verification skipped mode={mode!r}, which failed in eval mode '
+                f'({describe(error)}): layers that only this mode reaches get random inputs'
             )
 
     return step
 
 
 def contract_without_data(expanded: nn.Module, height: int, width: int) -> Contraction:
-    """Contract a copy of a model and verify it on random images, without any data set.
+    """Contract a copy of a model and verify it on random images, without a data set.
 
     Args:
-        expanded: the model; it is left as it was.
-        height: of the images.
-        width: of the images.
+        expanded: the model, which is not changed.
+        height: height of the images in pixels.
+        width: width of the images in pixels.
 
     Raises:
         ValueError: if a weight is not finite.
-        VerificationError: if the compact model computes something else.
+        VerificationError: if the outputs of the compact and the expanded model differ.
     """
     _check_finite(expanded)
     compact = contract_(copy_model(expanded))
@@ -192,17 +192,18 @@ def contract_without_data(expanded: nn.Module, height: int, width: int) -> Contr
 
 
 def compact_checkpoint(result: Contraction, cfg: Config, meta: dict) -> dict:
-    """The compact checkpoint: the state dict, and in plain values what was found out.
-
-    ``torch.load(weights_only=True)`` reads it.
+    """Return the compact checkpoint, which ``torch.load(weights_only=True)`` can read.
 
     Args:
-        result: of ``contract_and_check``.
+        result: the result of ``contract_and_check``.
         cfg: the config that was trained.
-        meta: what else its ``meta`` shall say, the data set's meta among it.
+        meta: further entries of the checkpoint's ``meta``, such as the data set's meta.
+
+    Returns:
+        ``state_dict`` and ``meta``, which holds verification and metrics as plain values.
 
     Raises:
-        TypeError: naming a key of ``meta`` that is no plain value.
+        TypeError: naming a key of ``meta`` whose value is not plain.
     """
     verification = result.verification
     report = dict(
@@ -232,8 +233,8 @@ def write_compact_checkpoint(
     """Write the compact checkpoint, whole or not at all; see ``compact_checkpoint``.
 
     Returns:
-        What was written: ``path`` and, where safetensors is installed, the same beside it, unless
-        that fails: then the log says why.
+        The written files: ``path`` and, with safetensors installed, a .safetensors file beside
+        it. If the latter fails, a warning is logged.
     """
     checkpoint = compact_checkpoint(result, cfg, meta)
     save_checkpoint(checkpoint, path)
@@ -249,12 +250,12 @@ def write_compact_checkpoint(
 
 
 def has_model(cfg: Config) -> bool:
-    """Whether a config says what the model is: that of a Runner built from parts does not."""
+    """Return whether a config has the model's config; a Runner built from objects has none."""
     return isinstance(cfg.get('model'), Mapping)
 
 
 def write_compact_config(cfg: Config, directory: Path) -> Path:
-    """Write the compact config beside the checkpoints; returns its path."""
+    """Write the compact config into a folder and return its path."""
     path = directory / CONFIG_NAME
     with written_whole(path) as temporary:
         make_compact_config(cfg).dump(temporary)
@@ -262,11 +263,11 @@ def write_compact_config(cfg: Config, directory: Path) -> Path:
 
 
 def check_writable(directory: str | os.PathLike, option: str = '--work-dir') -> None:
-    """Refuse a folder that cannot be written to, before any work is lost.
+    """Raise PermissionError if a folder cannot be written to, before work is lost.
 
     Args:
-        directory: it is made where it is missing.
-        option: what names another one.
+        directory: the folder, which is made if it is missing.
+        option: the option that names another folder, for the message.
 
     Raises:
         PermissionError: naming the folder.
@@ -282,20 +283,20 @@ def check_writable(directory: str | os.PathLike, option: str = '--work-dir') -> 
 
 
 def warn_of_outliers(title: str, result: Contraction) -> None:
-    """Warn of contracted layers whose kernels hold channels far above the others.
+    """Log a warning for each contracted layer with a channel far above the others.
 
-    Norms of branches can scale one channel far above the others.
+    Norms of branches can scale one channel that far.
     """
     for words in outlying_layers(result.compact, result.layers):
         log(
-            f'{title}: {words}. In int8 and float16 the small weights beside it are lost: compare '
-            'with tools/export_onnx.py --int8 N --evaluate before deploying it',
+            f'{title}: {words}. int8 and float16 lose the small weights beside it: compare with '
+            'tools/export_onnx.py --int8 N --evaluate before deploying it',
             logging.WARNING,
         )
 
 
 def report_lines(title: str, result: Contraction) -> list[str]:
-    """What to tell the user about a contraction, for the log."""
+    """Return the lines of the log that describe a contraction."""
     errors = result.verification
     lines = [
         f'{title}: {len(result.layers)} layers contracted; largest relative error '

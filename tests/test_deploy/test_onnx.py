@@ -196,7 +196,7 @@ def test_bad_input(trained, picture, tmp_path, monkeypatch):
         load_compact_model(cfg, tmp_path / 'part.pth')
     (tmp_path / 'part.pth').unlink()
     monkeypatch.setattr(stack, 'find_spec', lambda name: None)
-    with pytest.raises(ImportError, match='ONNX needs onnx and onnxruntime: pip install'):
+    with pytest.raises(ImportError, match='ONNX requires onnx and onnxruntime: pip install'):
         export_onnx(model, inputs, out)
     assert list(tmp_path.iterdir()) == []
 

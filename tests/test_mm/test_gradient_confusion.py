@@ -179,7 +179,9 @@ def test_what_is_missing_is_named_before_training(seg_cfg, monkeypatch):
         loader = SimpleNamespace(dataset=Stream())
         GradientConfusionHook().before_train(SimpleNamespace(train_dataloader=loader))
     monkeypatch.setattr('mmexpand.stack.find_spec', lambda name: None)
-    with pytest.raises(ImportError, match='GradientConfusionHook needs scipy: pip install scipy'):
+    with pytest.raises(
+        ImportError, match='GradientConfusionHook requires scipy: pip install scipy'
+    ):
         GradientConfusionHook()
 
 

@@ -140,7 +140,7 @@ def test_weights_that_could_not_be_contracted_are_named(seg_cfg, monkeypatch):
 def test_without_the_packages_it_is_refused_at_the_start(monkeypatch):
     monkeypatch.setattr(stack, 'find_spec', lambda name: None)
     ContractHook()
-    with pytest.raises(ImportError, match='a report needs jinja2 and plotly: pip install'):
+    with pytest.raises(ImportError, match='a report requires jinja2 and plotly: pip install'):
         ContractHook(report=True)
 
 
@@ -179,5 +179,5 @@ def test_the_tool_refuses_what_it_cannot_report(tmp_path, monkeypatch):
     assert (code, 'but not the config of the training; copy it there' in said) == (1, True)
     monkeypatch.setattr(stack, 'find_spec', lambda name: None)
     code, said = run('report.py', tmp_path)
-    assert (code, 'a report needs jinja2 and plotly' in said) == (1, True)
+    assert (code, 'a report requires jinja2 and plotly' in said) == (1, True)
     assert not (tmp_path / 'report.html').exists()

@@ -57,7 +57,7 @@ def test_without_what_draws_pages_the_rest_is_written(full, tmp_path, monkeypatc
     path = Path('small.py').absolute()
     assert run('study.py', path, '--report-only', '--out-dir', tmp_path / 'out') == (0, '')
     output = capsys.readouterr()
-    assert output.err.startswith('study: study.html will not be written: a report needs jinja2')
+    assert output.err.startswith('study: study.html will not be written: a report requires jinja2')
     names = {path.name for path in (tmp_path / 'out').iterdir()}
     assert names == {'curves.png', 'differences.png', 'study.json', 'study.md'}
 

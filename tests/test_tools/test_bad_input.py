@@ -72,7 +72,7 @@ CASES = [
     (f'{TRAIN} --cfg-options custom_hooks.0.type=ExpandHok', 'near matches: ExpandHook'),
     (
         f"{TRAIN} --cfg-options custom_hooks=[dict(type='ExpandHook')]",
-        'a list of text, not of hooks.*default_hooks.expand.type=ExpandHook',
+        'custom_hooks, which is a list of dicts.*default_hooks.expand.type=ExpandHook',
     ),
     (f'{TRAIN} --cfg-options model.backbone.depth=3', 'UNet cannot be built.*depth'),
     (f'{TRAIN} --cfg-options train_dataloader.dataset.type=Nowhere', 'no Nowhere.*custom_im'),
