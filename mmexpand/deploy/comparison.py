@@ -1,4 +1,4 @@
-"""What an exported file has to compute: what PyTorch does, and what the framework predicts."""
+"""Comparison of an exported file with PyTorch's outputs and the framework's predictions."""
 
 from pathlib import Path
 
@@ -13,15 +13,15 @@ from .network import Pixels, RawOutputs
 from .runtimes import Run
 
 CLOSE = 1e-3
-"""How far the score of a detection may be off, and its sides, relative to their size."""
+"""Tolerance of a detection's score, and of its sides relative to their length."""
 
 
 class Reference:
-    """The compact model in PyTorch, given the images that its file is given.
+    """The compact model in PyTorch on the images of its file.
 
     Args:
-        model: in eval mode.
-        pixels: what the file takes; None if it takes preprocessed images.
+        model: a compact model in eval mode.
+        pixels: the pixels that the file takes; None if it takes preprocessed images.
     """
 
     def __init__(self, model: nn.Module, pixels: Pixels | None):
@@ -30,7 +30,7 @@ class Reference:
         self.network = RawOutputs(model, pixels).eval()
 
     def preprocessed(self, images: Tensor) -> Tensor:
-        """These images by the model's own data preprocessor, not by ``pixels``."""
+        """Return images preprocessed by the model's data preprocessor instead of ``pixels``."""
         if self.pixels is None:
             return images
         samples = [BaseDataElement() for _ in images]
@@ -38,16 +38,16 @@ class Reference:
         return self.model.data_preprocessor(data, False)['inputs']
 
     def raw_outputs(self, images: Tensor) -> tuple[Tensor, ...]:
-        """What the heads compute for them."""
+        """Return the outputs of the heads."""
         return RawOutputs(self.model)(self.preprocessed(images))
 
     def raw_error(self, found: list[np.ndarray], images: Tensor) -> float:
-        """Largest difference of raw outputs, relative to the largest magnitude in each."""
+        """Return the largest difference of raw outputs, relative to each output's maximum."""
         expected = self.raw_outputs(images)
         return max(_error(e.numpy(), f) for e, f in zip(expected, found, strict=True))
 
     def agreement(self, found: list[np.ndarray], images: Tensor) -> float:
-        """Share of predictions that are the framework's own; 1 where neither predicts anything."""
+        """Return the share of predictions equal to the framework's; 1 without predictions."""
         expected = predict(self.model, self.preprocessed(images))
         if 'classes' in expected[0] and found[0].ndim == 4:
             found = [classes_of(self.model.decode_head, torch.from_numpy(found[0])).numpy()]
@@ -63,17 +63,17 @@ class Reference:
 def compare_file(
     run: Run, model: nn.Module, inputs: Tensor, *, raw: bool = False, pixels: Pixels | None = None
 ) -> float:
-    """How far a file in some runtime is from PyTorch, on one image and on two.
+    """Compare a file in a runtime with PyTorch, on one image and on two.
 
     Args:
-        run: the file.
-        model: what it was made of, in eval mode.
+        run: runs the file.
+        model: the model that was exported, in eval mode.
         inputs: a real image, preprocessed, shape (1, C, H, W).
         raw: whether the file gives raw outputs.
-        pixels: what it takes; None if it takes preprocessed images.
+        pixels: the pixels that the file takes; None if it takes preprocessed images.
 
     Returns:
-        The share of the framework's own predictions; of raw outputs, the largest relative error.
+        The share of predictions equal to the framework's, or the largest error of raw outputs.
     """
     reference = Reference(model, pixels)
     images = batches(inputs if pixels is None else pixels.invert(inputs), dynamic_size=False)
@@ -83,12 +83,12 @@ def compare_file(
 
 
 def check_error(names: str, error: float, tolerance: float, out: Path) -> None:
-    """Refuse a file whose raw outputs are not those of PyTorch.
+    """Check that the raw outputs of a file are PyTorch's.
 
     Args:
-        names: of the two that were compared.
-        error: the largest, relative to the largest output.
-        tolerance: the largest allowed.
+        names: names of both sides of the comparison.
+        error: the largest error, relative to the largest output.
+        tolerance: the largest error allowed.
         out: the file, for the message.
 
     Raises:
@@ -102,19 +102,19 @@ def check_error(names: str, error: float, tolerance: float, out: Path) -> None:
 
 
 def detections(predicted: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A file's detections in one image, without those that only fill it up."""
+    """Return a file's detections in one image, without padding."""
     real = predicted['labels'] >= 0
     return {name: value[real] for name, value in predicted.items()}
 
 
 def _agreeing(expected: dict, found: dict, size: int) -> tuple[int, int]:
-    """How many predictions of both have a partner, and how many there are."""
+    """Return the number of predictions with a partner on the other side, and the number of all."""
     if 'classes' in expected:
         same = expected['classes'] == found['classes']
         return int(same.sum()), same.size
     expected = {name: value[: len(found['labels'])] for name, value in expected.items()}
     found = detections(found)
-    # YOLOX clips no boxes: some are many times as large as the image.
+    # YOLOX does not clip boxes: some are many times as large as the image.
     sizes = np.maximum(np.abs(expected['boxes']).max(-1, initial=0), size)[:, None]
     distance = np.abs(expected['boxes'][:, None] - found['boxes'][None]).max(-1, initial=0) / sizes
     scores = np.abs(expected['scores'][:, None] - found['scores'][None])
@@ -132,9 +132,9 @@ def _error(expected: np.ndarray, found: np.ndarray) -> float:
 
 
 def batches(images: Tensor, dynamic_size: bool) -> list[Tensor]:
-    """One image; two different ones, so that a frozen batch size shows; of other sizes as well."""
+    """Return a batch of one image, of two different images, and optionally of other sizes."""
     found = [images, torch.cat([images, images.flip(-1)])]
     if dynamic_size:
-        # Doubled, so that a size which the network can divide stays one.
+        # Doubled, so that the network can still divide the size.
         found += [images.repeat(1, 1, 1, 2), images.repeat(1, 1, 2, 1)]
     return found

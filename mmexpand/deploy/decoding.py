@@ -1,4 +1,4 @@
-"""From the raw outputs of a model to predictions, by its own head, traceable."""
+"""Traceable decoding of a model's raw outputs by its own head."""
 
 import torch
 from torch import Tensor, nn
@@ -11,14 +11,14 @@ from .errors import ExportError
 from .tracing import open_decoding
 
 MAX_DETECTIONS = 300
-"""Boxes of an image where ``test_cfg`` names no ``max_per_img``."""
+"""Boxes per image if ``test_cfg`` has no ``max_per_img``."""
 
 
 class Boxes(nn.Module):
     """Decoding and suppression of a single-stage detector, for one image.
 
     Args:
-        model: the detector; its head's ``predict_by_feat`` does the work.
+        model: the detector, whose head's ``predict_by_feat`` decodes.
         inputs: a preprocessed image.
     """
 
@@ -36,12 +36,12 @@ class Boxes(nn.Module):
                 f'test_cfg.nms.type is {suppression["type"]!r}, for which ONNX has no operator; '
                 "use 'nms', or export the raw outputs (--raw)"
             )
-        # Many boxes would be suppressed class by class, in a loop over the classes of one image.
+        # With many boxes, suppression would loop over the classes.
         self.cfg.nms = dict(suppression, split_thr=float('inf'))
         self.count = self.cfg.get('max_per_img', MAX_DETECTIONS)
 
     def example(self, raw: list[Tensor]) -> list[Tensor]:
-        """Outputs to trace with: among random ones there are detections, whatever the weights."""
+        """Return random outputs to trace with, which contain detections for all weights."""
         generator = torch.Generator().manual_seed(0)
         return [3 * torch.randn(output[:1].shape, generator=generator) for output in raw]
 
@@ -54,7 +54,7 @@ class Boxes(nn.Module):
 
         Returns:
             Boxes (x1, y1, x2, y2) in pixels of the input, shape (K, 4), scores (K,) and labels
-            (K,), best first; what is left has score 0 and label -1.
+            (K,), best first; padding has score 0 and label -1.
         """
         outputs = tree_unflatten(list(raw), self.structure)
         meta = dict(img_shape=(size[0], size[1]))
@@ -74,7 +74,7 @@ class Boxes(nn.Module):
 
 
 class Classes(nn.Module):
-    """The class of every pixel of the input, by a segmentor's own head.
+    """Decoding of a segmentor by its own head: the class of every pixel of the input.
 
     Args:
         model: the segmentor.
@@ -99,35 +99,35 @@ class Classes(nn.Module):
             )
 
     def example(self, raw: list[Tensor]) -> list[Tensor]:
-        """Outputs to trace with."""
+        """Return outputs to trace with."""
         return raw
 
     def forward(self, size: Tensor, logits: Tensor) -> Tensor:
-        """The classes, shape (N, H, W)."""
+        """Return the classes, shape (N, H, W)."""
         return classes_of(self.head, self.resized(size, logits))
 
     def resized(self, size: Tensor, logits: Tensor) -> Tensor:
-        """The logits at the size of the input."""
+        """Return the logits at the size of the input."""
         meta = dict(img_shape=(size[0], size[1]))
         return self.head.predict_by_feat(logits, [meta])
 
 
 class Logits(Classes):
-    """The logits of every pixel of the input, shape (N, C, H, W)."""
+    """Decoding of a segmentor to the logits of every pixel, shape (N, C, H, W)."""
 
     names = ('logits',)
 
     def forward(self, size: Tensor, logits: Tensor) -> Tensor:
-        """Resize."""
+        """Resize the logits to the size of the input."""
         return self.resized(size, logits)
 
 
 def classes_of(head: nn.Module, logits: Tensor) -> Tensor:
-    """The class of every pixel; of one channel, whether it is above the head's threshold.
+    """Return the class of every pixel; a single channel is compared with the head's threshold.
 
     Args:
-        head: of a segmentor.
-        logits: shape (N, C, H, W).
+        head: the head of a segmentor.
+        logits: logits of shape (N, C, H, W).
     """
     if logits.shape[1] == 1:
         return (logits.sigmoid() > head.threshold).squeeze(1).long()
@@ -137,15 +137,15 @@ def classes_of(head: nn.Module, logits: Tensor) -> Tensor:
 def decoder_of(
     model: nn.Module, inputs: Tensor, logits: bool = False
 ) -> Boxes | Classes | Logits | None:
-    """What turns the raw outputs of a model into predictions; None for a classifier.
+    """Return the module that decodes the raw outputs of a model; None for a classifier.
 
     Args:
         model: a compact model in eval mode.
         inputs: a preprocessed image.
-        logits: whether a segmentor's are predictions enough.
+        logits: whether to give a segmentor's logits instead of classes.
 
     Raises:
-        ExportError: if the file cannot hold that.
+        ExportError: if a file cannot hold such predictions.
     """
     kinds = {kind.__name__ for kind in type(model).__mro__}
     if logits and 'EncoderDecoder' not in kinds:
@@ -167,7 +167,7 @@ def decoder_of(
 
 
 def check_exportable(model: nn.Module) -> None:
-    """Refuse what is expanded, or has a second stage.
+    """Check that a model is compact and has one stage.
 
     Raises:
         ValueError: if the model is expanded.
@@ -183,7 +183,7 @@ def check_exportable(model: nn.Module) -> None:
 
 
 def predict(model: nn.Module, inputs: Tensor) -> list[dict[str, Tensor]]:
-    """The framework's own predictions, by the names of the decoders, of each image.
+    """Return the framework's own predictions for each image, by the names of the decoders.
 
     Args:
         model: a single-stage detector or an EncoderDecoder.

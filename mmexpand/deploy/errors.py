@@ -1,7 +1,7 @@
-"""What cannot be exported."""
+"""Errors of an export."""
 
 from ..errors import UserError
 
 
 class ExportError(UserError, ValueError):
-    """A model that cannot be taken out of PyTorch; the message says why and what can be done."""
+    """A model that cannot be exported; the message gives the reason and the fix."""

@@ -1,4 +1,4 @@
-"""Graphs: tracing a module into one, and putting the decoding behind the network."""
+"""ONNX graphs: tracing a module, and joining the network with its decoding."""
 
 import tempfile
 import warnings
@@ -28,16 +28,16 @@ def trace(
     dynamic: dict[str, dict[int, str]],
     first_as_call: bool = False,
 ) -> 'ModelProto':
-    """A module as an ONNX graph.
+    """Trace a module into an ONNX graph.
 
     Args:
-        module: in eval mode.
-        inputs: to trace it with.
-        input_names: of the inputs.
-        output_names: of the outputs.
-        dynamic: names of the axes that are left open, by those of inputs and outputs.
-        first_as_call: trace it as a plain call first: mmdet's decoding has branches for ONNX
-            export that are of its version 2, and fail. (Types of the tensors are lost then.)
+        module: a module in eval mode.
+        inputs: the inputs of the trace.
+        input_names: names of the inputs.
+        output_names: names of the outputs.
+        dynamic: names of the dynamic axes, by names of inputs and outputs.
+        first_as_call: trace it as a plain call first, since branches of mmdet's decoding for ONNX
+            export are from its version 2 and fail. The types of the tensors are then lost.
 
     Raises:
         ExportError: if ONNX cannot express it.
@@ -48,16 +48,16 @@ def trace(
     with (
         tempfile.TemporaryDirectory() as folder,
         warnings.catch_warnings(),
-        # It prints the whole graph of what fails.
+        # The exporter prints the whole graph after a failure.
         mock.patch.object(torch._C, '_jit_onnx_log', lambda *_: None),
     ):
-        warnings.simplefilter('ignore')  # Tracing warns of every shape that it takes as given.
+        warnings.simplefilter('ignore')  # Tracing warns of every constant shape.
         path = Path(folder) / 'network.onnx'
         try:
             with open_sizes():
                 if first_as_call:
                     module = torch.jit.trace(module, tuple(inputs), check_trace=False)
-                # The TorchScript exporter: torch 2.9's other one cannot trace what depends on data.
+                # TorchScript's exporter: torch 2.9's newer one cannot trace data-dependent shapes.
                 torch.onnx.export(
                     module,
                     tuple(inputs),
@@ -70,7 +70,7 @@ def trace(
                 )
         except ExportError:
             raise
-        except Exception as error:  # Of torch, mmcv or mmdet: there are many kinds.
+        except Exception as error:  # torch, mmcv and mmdet raise many types.
             raise ExportError(f'{name} cannot be exported to ONNX: {first_line(error)}') from error
         return onnx.load(path)
 
@@ -79,9 +79,9 @@ def attach(network: 'ModelProto', decoding: 'ModelProto', per_image: bool) -> No
     """Put the decoding behind the network, in place.
 
     Args:
-        network: from an image to raw outputs, for batches.
-        decoding: from ``size`` and the raw outputs to predictions.
-        per_image: whether it takes one image at a time; then a loop over the batch does so.
+        network: graph from a batch of images to raw outputs.
+        decoding: graph from ``size`` and the raw outputs to predictions.
+        per_image: whether the decoding takes one image; it then runs in a loop over the batch.
     """
     import onnx
     from onnx.helper import make_node
@@ -110,7 +110,7 @@ def attach(network: 'ModelProto', decoding: 'ModelProto', per_image: bool) -> No
 def _loop(
     image: str, decode: 'GraphProto', raw: list[str], targets: list[str], outputs: list[str]
 ) -> 'list[NodeProto]':
-    """A loop over the images of a batch, whose body decodes one."""
+    """Return a loop over the images of a batch, whose body decodes one image."""
     from onnx import TensorProto
     from onnx.helper import make_graph, make_node, make_tensor, make_tensor_value_info
 
@@ -151,12 +151,12 @@ def _declared(value, per_image: bool):  # noqa: ANN001
 
 
 def open_axes(name: str, value: Tensor, axes: Sequence[int]) -> dict[int, str]:
-    """Names for those of these axes that a tensor has."""
+    """Return the names of the axes that a tensor has."""
     return {a: f'{name}_{a}' if a else 'batch' for a in axes if a < value.dim()}
 
 
 def first_line(error: Exception) -> str:
-    """What an error of somebody else's says, without the graph that it prints."""
+    """Return the message of a foreign error without the graph that it contains."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     words = (lines[0].strip() if lines else type(error).__name__).split(' [Caused by')[0]
     return words.split(' Status Message: ')[-1].split('. Please feel free')[0].rstrip('.')

@@ -14,24 +14,24 @@ if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto
 
 QUANTISED = ('Conv', 'MatMul', 'Gemm')
-"""Operators that become int8: what convolutions, linear layers and attention are exported as."""
+"""Operators that become int8: exported convolutions, linear layers and attention."""
 WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear, nn.MultiheadAttention)
 
 
 def weighted_layers(model: nn.Module) -> list[str]:
-    """The names of the layers with weights of a compact model."""
+    """Return the names of a compact model's layers with weights."""
     return [name for name, module in model.named_modules() if isinstance(module, WEIGHTED)]
 
 
 def chosen_layers(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
-    """The names that patterns match.
+    """Return the names that patterns match.
 
     Args:
-        names: of layers.
+        names: names of layers.
         patterns: names of layers or of modules around them, globs, or ``re:`` expressions.
 
     Raises:
-        ExportError: naming a pattern that matches no layer, and names that are near.
+        ExportError: if a pattern matches no layer; the message gives near matches.
     """
     for pattern in patterns:
         if not any(matches(name, pattern) for name in names):
@@ -44,7 +44,7 @@ def chosen_layers(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
 
 @torch.no_grad()
 def run_modules(network: nn.Module, images: Tensor) -> list[str]:
-    """The names of the modules inside ``network.model`` that run for these images."""
+    """Return the names of the modules inside ``network.model`` that run for these images."""
     found: dict[str, None] = {}
     names: dict[nn.Module, list[str]] = {}
     for name, module in network.model.named_modules(remove_duplicate=False):
@@ -63,14 +63,14 @@ def run_modules(network: nn.Module, images: Tensor) -> list[str]:
 
 
 def layer_nodes(graph: 'GraphProto', modules: Sequence[str]) -> dict[str, list[str]]:
-    """The nodes that become int8, by the layers that they are of, in the graph's order.
+    """Return the nodes that become int8 by layer, in the graph's order.
 
-    A layer that runs on several levels has several nodes. Nodes are named after the calls that
-    lead to them; mmdet and mmseg call some heads without a scope, whose names are completed.
+    A layer that runs on several levels has several nodes. Nodes have the names of the calls that
+    lead to them; mmdet and mmseg call some heads without a scope, so their names are completed.
 
     Args:
-        graph: of a model that was traced by TorchScript's exporter.
-        modules: names of the modules that have run.
+        graph: a graph of TorchScript's exporter.
+        modules: names of the modules that ran.
     """
     layers: dict[str, list[str]] = {}
     for node in graph.node:
@@ -80,7 +80,7 @@ def layer_nodes(graph: 'GraphProto', modules: Sequence[str]) -> dict[str, list[s
 
 
 def head_layers(graph: 'GraphProto', layers: dict[str, list[str]]) -> list[str]:
-    """The layers with no other layer between them and an output."""
+    """Return the layers with no other layer between them and an output."""
     producers = {name: node for node in graph.node for name in node.output}
     waiting, seen, last = [output.name for output in graph.output], set(), set()
     while waiting:
@@ -96,12 +96,12 @@ def head_layers(graph: 'GraphProto', layers: dict[str, list[str]]) -> list[str]:
 
 
 def node_of(graph: 'GraphProto', name: str) -> 'NodeProto':
-    """The node of this name."""
+    """Return the node of this name."""
     return next(node for node in graph.node if node.name == name)
 
 
 def weight_of(graph: 'GraphProto', node_name: str) -> Tensor | None:
-    """The weight of a node, output channels first; None of a product of two activations."""
+    """Return the weight of a node, output channels first; None for a product of activations."""
     from onnx.numpy_helper import to_array
 
     node = node_of(graph, node_name)
@@ -116,10 +116,10 @@ def weight_of(graph: 'GraphProto', node_name: str) -> Tensor | None:
 
 
 def _layer_of(node_name: str, modules: Iterable[str]) -> str:
-    segments = node_name.strip('/').split('/')[1:]  # without the scope of the whole model
+    segments = node_name.strip('/').split('/')[1:]  # Without the scope of the whole model.
     while len(segments) > 1:
         segments = segments[:-1]
-        # A list's scope is followed by that of its item, which names it again.
+        # The scope of a list precedes that of its item, which contains it.
         kept = [
             a
             for a, b in zip(segments, [*segments[1:], ''], strict=True)
@@ -128,7 +128,7 @@ def _layer_of(node_name: str, modules: Iterable[str]) -> str:
         name = '.'.join(kept)
         if name in modules:
             return name
-        # A head that is called without a scope is a child of the model.
+        # A head called without a scope is a child of the model.
         found = [module for module in modules if module.partition('.')[2] == name]
         if len(found) == 1:
             return found[0]

@@ -40,7 +40,7 @@ def export_ncnn(
         out: the ``.param`` file; the weights are beside it, in ``.bin``. They are replaced once
             the comparison has passed.
         tolerance: largest error allowed, relative to the largest output.
-        pixels: let the network take these, as float32, instead of normalised images.
+        pixels: let the network take float32 pixels instead of normalised images.
 
     Returns:
         The largest error.
@@ -48,13 +48,13 @@ def export_ncnn(
     Raises:
         ImportError: if pnnx or ncnn is missing.
         ValueError: if the model is expanded.
-        ExportError: if pnnx cannot convert it; nothing is written then.
-        RuntimeError: if the outputs differ by more than the tolerance; nothing is written then.
+        ExportError: if pnnx cannot convert it; no file is written.
+        RuntimeError: if the outputs differ by more than the tolerance; no file is written.
     """
     check_installed('ncnn', 'pnnx', 'ncnn')
     check_exportable(model)
     if pixels is not None and pixels.dtype != torch.float32:
-        raise UserValueError('ncnn takes float32 pixels: leave --uint8 out')
+        raise UserValueError('ncnn takes float32 pixels; leave out --uint8')
     out = Path(out)
     with ExitStack() as stack:
         stack.enter_context(eval_mode(model))
@@ -73,13 +73,13 @@ def _convert(network: nn.Module, images: Tensor, param: Path, weights: Path) -> 
     with TemporaryDirectory() as folder:
         traced = Path(folder, 'network.pt')
         shape = ','.join(map(str, images.shape))
-        # It writes a good deal more than ncnn's files, into the folder.
+        # pnnx writes other files than ncnn's into the folder.
         command = [pnnx.EXEC_PATH, traced, f'inputshape=[{shape}]f32', 'fp16=0']
         command += [f'ncnnparam={param.resolve()}', f'ncnnbin={weights.resolve()}']
         try:
             torch.jit.trace(network, (images,), check_trace=False).save(traced)
             subprocess.run(command, cwd=folder, check=True, capture_output=True)
-        except Exception as error:  # Of torch, mmcv, mmdet or mmseg: there are many kinds.
+        except Exception as error:  # torch, mmcv, mmdet and mmseg raise many types.
             raise ExportError(f'pnnx cannot convert the network: {first_line(error)}') from error
     if not (param.exists() and weights.exists()):
         raise ExportError('pnnx cannot convert the network: it has written no ncnn files')
@@ -90,12 +90,12 @@ def _run(param: Path, weights: Path, images: Tensor) -> list[np.ndarray]:
 
     net = ncnn.Net()
     net.opt.use_vulkan_compute = False
-    # Whatever ncnn does not know it says on stderr, and goes on.
+    # ncnn reports unknown layers on stderr, and continues.
     if net.load_param(str(param)) or net.load_model(str(weights)):
-        raise ExportError('ncnn cannot read what pnnx has made of the network')
+        raise ExportError("ncnn cannot read pnnx's files of the network")
     extractor = net.create_extractor()
     extractor.input('in0', ncnn.Mat(images[0].numpy()).clone())
     outputs = [extractor.extract(f'out{i}') for i in range(len(net.output_names()))]
     if any(status for status, _ in outputs):
-        raise ExportError('ncnn cannot run what pnnx has made of the network')
+        raise ExportError("ncnn cannot run pnnx's files of the network")
     return [np.array(value)[None] for _, value in outputs]

@@ -1,4 +1,4 @@
-"""An OpenMMLab model as a function of images alone, from pixels or from normalised ones."""
+"""An OpenMMLab model as a function of pixels or of normalised images."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,12 +10,12 @@ from ..mm.models import converts_channels, tensor_outputs
 
 
 class Pixels(nn.Module):
-    """What a data preprocessor does to the values of an image.
+    """Normalisation of a data preprocessor.
 
     Args:
-        data_preprocessor: for its mean, standard deviation and channel conversion.
-        order: of the channels that will be given, ``'bgr'`` or ``'rgb'``.
-        uint8: whether they are bytes; else float32 from 0 to 255.
+        data_preprocessor: a data preprocessor with mean, standard deviation and channel conversion.
+        order: channel order of the pixels, ``'bgr'`` or ``'rgb'``.
+        uint8: whether pixels are bytes; else float32 from 0 to 255.
     """
 
     def __init__(self, data_preprocessor: nn.Module, order: str = 'bgr', uint8: bool = False):
@@ -33,22 +33,22 @@ class Pixels(nn.Module):
         return ((pixels.flip(1) if self.flips else pixels) - self.mean) / self.std
 
     def invert(self, inputs: Tensor) -> Tensor:
-        """The pixels that give these normalised images, of this module's order and dtype."""
+        """Return the pixels, in this module's order and dtype, that give normalised images."""
         pixels = inputs * self.std + self.mean
         pixels = pixels.flip(1) if self.flips else pixels
         return pixels.round().clamp(0, 255).byte() if self.dtype == torch.uint8 else pixels
 
     def as_loaded(self, pixels: Tensor) -> Tensor:
-        """These pixels as the model's own data preprocessor gets them: OpenMMLab loads BGR."""
+        """Return pixels in BGR, as the model's own data preprocessor gets them."""
         return (pixels.flip(1) if self.order == 'rgb' else pixels).float()
 
 
 class RawOutputs(nn.Module):
-    """An OpenMMLab model as a function from images to a flat tuple of tensors.
+    """Wrapper of an OpenMMLab model: a function from images to a flat tuple of tensors.
 
     Args:
         model: a detector (its heads' raw outputs), a segmentor (its logits) or a classifier.
-        pixels: what to do to the images first.
+        pixels: normalisation of the images; None: they are normalised.
     """
 
     def __init__(self, model: nn.Module, pixels: Pixels | None = None):
@@ -57,7 +57,7 @@ class RawOutputs(nn.Module):
         self.pixels = pixels
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Run the model on images, shape (N, C, H, W); preprocessed ones, without ``pixels``."""
+        """Run the model on images of shape (N, C, H, W), preprocessed if ``pixels`` is None."""
         inputs = images if self.pixels is None else self.pixels(images)
         return tuple(_flatten(tensor_outputs(self.model, dict(inputs=inputs))))
 

@@ -1,4 +1,4 @@
-"""The compact network as a program of torch.export's."""
+"""The compact network as a program of torch.export."""
 
 import os
 from pathlib import Path
@@ -34,15 +34,15 @@ def export_program(
         inputs: a real image, preprocessed, shape (1, C, H, W).
         out: the file; it is replaced once the comparison has passed.
         tolerance: largest error allowed, relative to the largest output.
-        pixels: let the program take these instead of normalised images.
+        pixels: let the program take pixels instead of normalised images.
 
     Returns:
         The largest error.
 
     Raises:
         ValueError: if the model is expanded.
-        ExportError: if torch cannot export it; nothing is written then.
-        RuntimeError: if the outputs differ by more than the tolerance; nothing is written then.
+        ExportError: if torch cannot export it; no file is written.
+        RuntimeError: if the outputs differ by more than the tolerance; no file is written.
     """
     check_exportable(model)
     out = Path(out)
@@ -57,7 +57,7 @@ def export_program(
                 strict=False,
             )
             torch.export.save(program, temporary)
-        except Exception as error:  # Of torch, mmcv, mmdet or mmseg: there are many kinds.
+        except Exception as error:  # torch, mmcv, mmdet and mmseg raise many types.
             raise ExportError(
                 f'{type(model).__name__} cannot be exported by torch.export: {first_line(error)}; '
                 f'{out} was not written'

@@ -1,4 +1,4 @@
-"""PyTorch and files side by side, by the config's own evaluator."""
+"""Evaluation of PyTorch and of files by the config's evaluator."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,11 +25,11 @@ class FileModel(nn.Module):
     """A file with decoding, as a model that mmengine's loops can run.
 
     Args:
-        model: the model it was made of, for its data preprocessor.
-        run: the file in a runtime.
-        names: of its outputs; of logits the model's own postprocessing gives the classes.
-        size: height and width that it takes; None if any.
-        pixels: what it takes; None if it takes preprocessed images.
+        model: the exported model, for its data preprocessor.
+        run: runs the file.
+        names: names of its outputs; the model's own postprocessing turns logits into classes.
+        size: height and width of its input; None if any.
+        pixels: the pixels that it takes; None if it takes preprocessed images.
     """
 
     def __init__(
@@ -71,11 +71,11 @@ class FileModel(nn.Module):
 
 
 def score(cfg: Config, models: Mapping[str, nn.Module]) -> dict[str, dict[str, Any]]:
-    """The metrics of models on the config's test split.
+    """Return the metrics of models on the config's test split.
 
     Args:
         cfg: the expanded or the compact config.
-        models: by name.
+        models: models by name.
     """
     with scorer(cfg, 'test') as metrics:
         return {name: metrics(model) for name, model in models.items()}
@@ -83,7 +83,7 @@ def score(cfg: Config, models: Mapping[str, nn.Module]) -> dict[str, dict[str, A
 
 @contextmanager
 def scorer(cfg: Config, split: str) -> Iterator[Callable[[nn.Module], dict[str, Any]]]:
-    """A function from a model to its metrics on a split of the config.
+    """Return a function from a model to its metrics on a split of the config.
 
     Args:
         cfg: the expanded or the compact config.
@@ -103,14 +103,14 @@ def scorer(cfg: Config, split: str) -> Iterator[Callable[[nn.Module], dict[str, 
 
 
 def main_metric(cfg: Config, metrics: Mapping[str, Any]) -> str:
-    """The metric that networks are compared by: that of ``save_best``, or else the usual one.
+    """Return the main metric: that of ``save_best``, or else the usual one.
 
     Args:
-        cfg: for its checkpoint hook.
-        metrics: of a network in float32.
+        cfg: a config, whose checkpoint hook may name the metric.
+        metrics: metrics of the float32 network.
 
     Raises:
-        ExportError: if there are none, as where nothing was detected.
+        ExportError: if no metric exists, as after no detection.
     """
     numbers = [name for name, value in metrics.items() if isinstance(value, (int, float))]
     if not numbers:
@@ -124,24 +124,24 @@ def main_metric(cfg: Config, metrics: Mapping[str, Any]) -> str:
 
 
 def points_lost(metric: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> float:
-    """How many points a metric has lost: hundredths, of a metric that is a share.
+    """Return the points that a metric has lost: hundredths for a metric that is a share.
 
     Args:
-        metric: the name.
-        before: the metrics in float32.
-        after: the metrics now; where it is missing, nothing was detected.
+        metric: the name of the metric.
+        before: metrics in float32.
+        after: metrics in int8; a missing metric means no detection.
     """
-    unit = 100 if before[metric] <= 1 else 1  # mmdet gives shares, mmseg per cent.
+    unit = 100 if before[metric] <= 1 else 1  # mmdet gives shares, mmseg percentages.
     return unit * (before[metric] - after.get(metric, 0))
 
 
 def table(rows: dict[str, dict[str, Any]], sizes: dict[str, int]) -> str:
-    """A Markdown table: a row a model, its metrics, and megabytes of its file."""
+    """Return a Markdown table: one row per model, with its metrics and the size of its file."""
     found = {n: v for row in rows.values() for n, v in row.items() if isinstance(v, (int, float))}
     metrics = list(found)
     lines = [['', *metrics, 'MB'], ['---'] * (len(metrics) + 2)]
     for model, values in rows.items():
-        # CocoMetric gives none where nothing was detected.
+        # CocoMetric gives no metric after no detection.
         cells = [f'{values[name]:.4g}' if name in values else '-' for name in metrics]
         lines.append([model, *cells, f'{sizes[model] / 1e6:.2f}'])
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)

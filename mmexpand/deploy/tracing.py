@@ -1,4 +1,4 @@
-"""Places of OpenMMLab that tracing would freeze, held open while a graph is made."""
+"""Patches of OpenMMLab that keep shapes dynamic while a graph is traced."""
 
 import sys
 from collections.abc import Iterator
@@ -17,15 +17,15 @@ SIZED = (
     'mmdet.models.backbones.swin',
     'mmpretrain.models.utils.attention',
 )
-"""Modules that turn sizes into integers, which freezes them in a trace."""
+"""Modules that turn sizes into integers, which become constants in a trace."""
 _adaptive_avg_pool2d = F.adaptive_avg_pool2d
 
 
 @contextmanager
 def open_sizes() -> Iterator[None]:
-    """Sizes that are computed from those of inputs stay dependent on them.
+    """Keep sizes dynamic that are computed from sizes of inputs.
 
-    Those of mmseg's resizing, the batch size in Swin's windows, and the cells of pooling.
+    These are mmseg's resizing, the batch size in Swin's windows, and the cells of pooling.
     """
     with ExitStack() as stack:
         for module in SIZED:
@@ -37,10 +37,10 @@ def open_sizes() -> Iterator[None]:
 
 @contextmanager
 def open_decoding(head: nn.Module) -> Iterator[None]:
-    """The decoding of a head of mmdet's holds for any number of candidates, in ONNX's operators."""
+    """Make the decoding of mmdet's heads traceable for any number of candidates."""
     with ExitStack() as stack:
         stack.enter_context(mock.patch('mmcv.ops.nms.nms', _nms))
-        # min(topk, number of candidates): slices end where the candidates do anyway.
+        # min(topk, number of candidates): slices end at the last candidate anyway.
         stack.enter_context(
             mock.patch('mmdet.models.utils.misc.min', lambda topk, _: topk, create=True)
         )
@@ -51,7 +51,7 @@ def open_decoding(head: nn.Module) -> Iterator[None]:
 
 
 class _Coder:
-    """A box coder that ONNX can express, for images without candidates as well.
+    """Box coder that ONNX can express, also for images without candidates.
 
     It clips out of place: slices clamped in place are lost in ONNX.
     """
@@ -64,7 +64,7 @@ class _Coder:
 
     def decode(self, *args: Any, max_shape: tuple | None = None, **kwargs: Any) -> Tensor:
         if all(isinstance(arg, Tensor) and arg.dim() == 2 for arg in args):
-            # One row more: ONNX cannot reshape none to (0, -1), as mmdet does.
+            # One more row: ONNX cannot reshape an empty tensor to (0, -1), as mmdet does.
             args = tuple(torch.cat([arg, arg.new_zeros(1, arg.shape[1])]) for arg in args)
             boxes = self._coder.decode(*args, **kwargs)[:-1]
         else:
@@ -79,7 +79,7 @@ class _Coder:
 def _nms(
     boxes: Tensor, scores: Tensor, iou_threshold: float, max_num: int = -1
 ) -> tuple[Tensor, Tensor]:
-    """Mmcv's suppression by torchvision's operator, which ONNX knows."""
+    """Run mmcv's suppression by torchvision's operator, which ONNX has."""
     keep = nms(boxes, scores, iou_threshold)
     keep = keep[:max_num] if max_num > 0 else keep
     return torch.cat([boxes[keep], scores[keep, None]], 1), keep
@@ -90,7 +90,7 @@ def _int(size: Any) -> Any:
 
 
 def _pool(features: Tensor, output_size: int | tuple[int | None, ...]) -> Tensor:
-    """Adaptive average pooling; ONNX has an operator for equal cells alone, and a fixed size."""
+    """Pool adaptively; ONNX's operator requires equal cells and a fixed size."""
     cells = output_size if isinstance(output_size, (list, tuple)) else (output_size,) * 2
     if tuple(cells) == (1, 1):
         return _adaptive_avg_pool2d(features, 1)

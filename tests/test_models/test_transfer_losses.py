@@ -140,5 +140,5 @@ def test_what_cannot_be_compared_is_refused(loss, student, teacher, message):
 
 
 def test_half_a_regressor_is_refused():
-    with pytest.raises(ValueError, match='both or none'):
+    with pytest.raises(ValueError, match='both in_channels and out_channels, or none'):
         HintLoss(in_channels=3)
