@@ -1,4 +1,4 @@
-"""Training data with random labels, to see what a network memorises (Sec. 5.2)."""
+"""Training data with random labels, to measure how much a network memorises (Sec. 5.2)."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,30 +12,31 @@ from ..errors import UserTypeError, UserValueError
 from .datasets import DataError
 
 LABELS = ('gt_bboxes_labels', 'gt_seg_map', 'gt_label', 'labels')
-"""Where samples hold classes: of boxes, of pixels, of an image in mmpretrain and in ours."""
+"""Keys of labels in samples: of boxes, of pixels, of images in mmpretrain and in mmexpand."""
 
 
 class CorruptLabels:
-    """A training set of which a share of the labels is random.
+    """A training set in which a fraction of the labels is random.
 
-    A label is that of an image, of a box, or of a segment: a connected region of one class, which
-    is relabelled as a whole. Each is drawn with probability ``fraction``, and then gets a class
-    drawn from all, its own among them, as in Zhang et al., "Understanding deep learning requires
-    rethinking generalization", ICLR 2017. What it gets depends on the seed, the sample and its
-    place in the annotation alone: labels are changed where they have been loaded, before any
-    augmentation, and are the same in every epoch, order and worker.
+    Images, boxes and segments have labels; a segment is a connected region of one class. With
+    probability ``fraction``, a label is replaced by a class drawn from all classes, as in Zhang et
+    al., "Understanding deep learning requires rethinking generalization", ICLR 2017. The new
+    label depends only on the seed, the sample and the label's position in the annotation: labels
+    change right after they are loaded, before augmentation, and are the same in every epoch,
+    order and worker.
 
-    Pixels that are ignored stay so. Of instances' masks, the class is that of their box.
+    Ignored pixels stay ignored. An instance's mask has the class of its box.
 
     Args:
         dataset: config of the data set, or of a wrapper of data sets.
-        fraction: of the labels, from 0 to 1.
-        seed: of the draws.
+        fraction: probability of a random label, from 0 to 1.
+        seed: seed of the random labels.
 
     Raises:
-        TypeError: if ``dataset`` is no config, since others may use one that is built, or has no
-            pipeline.
-        ValueError: for another fraction, a data set without classes, or one to test with.
+        TypeError: if ``dataset`` is not a config (a built data set may be shared), or if the data
+            set has no pipeline.
+        ValueError: if ``fraction`` is out of range, or if the data set has no classes or is a test
+            set.
     """
 
     def __init__(self, dataset: dict, fraction: float, seed: int = 0):
@@ -48,31 +49,29 @@ class CorruptLabels:
             name = type(inner).__name__
             if not isinstance(inner, BaseDataset):
                 raise UserTypeError(
-                    f'{name} is no data set of mmengine, whose pipeline could be changed'
+                    f'CorruptLabels requires a BaseDataset of mmengine, got {name}, whose '
+                    'pipeline cannot be changed; use a data set that derives from it'
                 )
             if inner.test_mode or getattr(inner, 'split', None) in ('val', 'test'):
                 raise UserValueError(
-                    f'{name} is there to test with, which random labels are no use for: put '
-                    'CorruptLabels around training data alone'
+                    f'CorruptLabels would corrupt the test data of {name}: wrap training data only'
                 )
             if not inner.metainfo.get('classes'):
-                raise UserValueError(
-                    f'{name} has no classes: name them, metainfo=dict(classes=...)'
-                )
+                raise UserValueError(f'{name} has no classes; set metainfo=dict(classes=...)')
             classes = len(inner.metainfo['classes'])
             _insert(inner, RandomLabels(fraction, classes, (seed, position)))
 
     @property
     def metainfo(self) -> dict:
-        """The data set's."""
+        """Return the data set's metainfo."""
         return self.dataset.metainfo
 
     def full_init(self) -> None:
-        """Load the annotations, if that is still to be done."""
+        """Load the annotations unless they are loaded."""
         self.dataset.full_init()
 
     def get_data_info(self, index: int) -> dict:
-        """An annotation, its labels as they are: they are changed when a sample is loaded."""
+        """Return an annotation with its original labels, which change when a sample is loaded."""
         return self.dataset.get_data_info(index)
 
     def __len__(self) -> int:
@@ -83,28 +82,28 @@ class CorruptLabels:
 
 
 class RandomLabels:
-    """The step of a pipeline that changes labels.
+    """A pipeline step that makes labels random.
 
     Args:
-        fraction: of the labels.
-        classes: how many there are.
-        seed: that goes into every draw.
+        fraction: probability of a random label.
+        classes: number of classes.
+        seed: seed of the random labels, combined with the sample's index.
     """
 
     def __init__(self, fraction: float, classes: int, seed: tuple[int, ...]):
         self.fraction, self.classes, self.seed = fraction, classes, seed
 
     def __call__(self, sample: dict) -> dict:
-        """The sample with other labels.
+        """Return the sample with random labels.
 
         Raises:
-            DataError: if it has none.
+            DataError: if the sample has no labels.
         """
         found = [key for key in LABELS if key in sample]
         if not found:
             raise DataError(
-                f'CorruptLabels finds no labels in a sample, which holds {", ".join(sample)}; it '
-                f'knows {", ".join(LABELS)}: load annotations before other steps'
+                f'CorruptLabels finds none of {", ".join(LABELS)} in a sample, which has '
+                f'{", ".join(sample)}; load annotations before other steps'
             )
         draws = np.random.default_rng((*self.seed, sample['sample_idx']))
         changed = {key: self._changed(key, sample[key], draws) for key in found}
@@ -124,7 +123,7 @@ class RandomLabels:
         return np.where(chosen, drawn, labels).astype(labels.dtype)
 
     def _relabel_segments(self, labels: np.ndarray, draws: np.random.Generator) -> np.ndarray:
-        from scipy import ndimage  # mmseg, which alone has segments, depends on it.
+        from scipy import ndimage  # Only mmseg has segments, and it depends on scipy.
 
         new = labels.copy()
         for label in range(self.classes):

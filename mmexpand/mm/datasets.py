@@ -1,4 +1,4 @@
-"""Are the data sets of a config where it says they are, and can their files be read?"""
+"""Checks of a config's data sets: the files exist, can be read and have samples."""
 
 import inspect
 import logging
@@ -18,36 +18,36 @@ from .logs import log
 
 
 class DataError(UserError, RuntimeError):
-    """Data that cannot be trained on or tested with; the message names the file."""
+    """Data that cannot be used for training or testing; the message names the file."""
 
 
 def check_datasets(cfg: Config, splits: tuple[str, ...]) -> None:
-    """Refuse a config whose files are missing, before anything is built.
+    """Raise FileNotFoundError if a config's data files are missing, before anything is built.
 
-    What is not on this machine's disk is left alone: addresses, paths that a file backend maps,
-    and data sets that download themselves.
+    Data outside this machine's disk is skipped: URLs, paths that a file backend maps, and data
+    sets that download themselves.
 
     Args:
         cfg: the config.
-        splits: which of 'train', 'val' and 'test' to look at.
+        splits: the splits to check, of 'train', 'val' and 'test'.
 
     Raises:
-        FileNotFoundError: names the key, the path that was looked for, and how to set it.
-        DataError: if an annotation file is empty, or data to evaluate on has random labels.
+        FileNotFoundError: naming the key, the missing path and how to set it.
+        DataError: if an annotation file is empty, or validation or test labels would be random.
     """
     for split in splits:
         loader = cfg.get(f'{split}_dataloader')
         if split != 'train' and any(type_name(n) == 'CorruptLabels' for n in dicts(loader)):
             raise DataError(
-                f'{split}_dataloader.dataset has CorruptLabels, whose labels nothing can be '
-                'evaluated on: put it around the data set of train_dataloader alone'
+                f'{split}_dataloader.dataset has CorruptLabels, and random labels cannot evaluate '
+                'a network: wrap the data set of train_dataloader only'
             )
         for key, dataset in _datasets((loader or {}).get('dataset'), f'{split}_dataloader.dataset'):
             if _is_elsewhere(dataset) or _downloads(dataset, cfg.get('default_scope')):
                 continue
             for name, path in _paths(dataset):
                 _check_path(key, name, path)
-            # COCO's data set works with such classes, by searching the text.
+            # Only a warning: COCO's data set works with classes that are a text.
             if words := text_classes(dataset):
                 log(f'{key}: {words}', logging.WARNING)
 
@@ -55,15 +55,15 @@ def check_datasets(cfg: Config, splits: tuple[str, ...]) -> None:
 def _check_path(key: str, name: str, path: str) -> None:
     if not os.path.exists(path):
         raise UserFileNotFoundError(
-            f'{key}: {name} not found; looked for {os.path.abspath(path)}. Put the '
-            f'data there, or say where it is: --cfg-options {key}.data_root=DIR'
+            f'{key}: {name} not found; looked for {os.path.abspath(path)}. Put the data there, or '
+            f'set its folder: --cfg-options {key}.data_root=DIR'
         )
     if os.path.isfile(path) and not os.path.getsize(path):
-        raise DataError(f'{key}: {name} is empty: {os.path.abspath(path)}. It must name samples')
+        raise DataError(f'{key}: {name} is empty: {os.path.abspath(path)}. Add samples to it')
 
 
 def _datasets(node: Any, key: str) -> Iterator[tuple[str, Mapping]]:
-    """Data sets that read files, through all wrappers around them."""
+    """Yield the configs of data sets that read files, inside all wrappers."""
     if isinstance(node, (list, tuple)):
         for index, item in enumerate(node):
             yield from _datasets(item, f'{key}.{index}')
@@ -75,9 +75,9 @@ def _datasets(node: Any, key: str) -> Iterator[tuple[str, Mapping]]:
 
 
 def _is_elsewhere(dataset: Mapping) -> bool:
-    """Whether another file backend than the disk's reads it, which may map any path.
+    """Return whether a data set uses a file backend other than the disk, which may map any path.
 
-    mmdet's and mmseg's configs say so in the loading steps of the pipeline, mostly in these alone.
+    mmdet's and mmseg's configs mostly set the backend in the pipeline's loading steps only.
     """
     names = ('backend_args', 'file_client_args')
     backends = (node.get(key) or {} for node in dicts(dataset) for key in names)
@@ -95,7 +95,7 @@ def _downloads(dataset: Mapping, scope: str | None) -> bool:
         try:
             with DATASETS.switch_scope_and_registry(scope) as registry:
                 kind = registry.get(kind)
-        except RuntimeError:  # Unknown: building it will say so.
+        except RuntimeError:  # Building an unknown type raises the error later.
             return False
     if not callable(kind):
         return False
@@ -116,12 +116,12 @@ def _paths(dataset: Mapping) -> Iterator[tuple[str, str]]:
 
 
 def guard_data(runner: Runner) -> None:
-    """Have a Runner refuse data sets without samples, and name files that cannot be read.
+    """Make a Runner raise DataError for empty data sets and files that cannot be read.
 
-    Every loader is looked at as it is built: an endless one reads ahead from then on.
+    Each loader is checked when it is built, since an infinite loader then starts to read ahead.
 
     Args:
-        runner: one that has not built its loops.
+        runner: a Runner that has not built its loops.
     """
     build = runner.build_dataloader
 
@@ -139,36 +139,36 @@ def guard_data(runner: Runner) -> None:
 
 
 def text_classes(dataset: Mapping) -> str:
-    """Return in words that the classes of a data set are a text; '' if they are not.
+    """Return a message if the classes of a data set are a text; '' if they are not.
 
     Args:
-        dataset: its config, or what is known of it: ``metainfo``.
+        dataset: its config, or a dict with its ``metainfo``.
     """
     classes = (dataset.get('metainfo') or {}).get('classes') or dataset.get('classes')
     if not isinstance(classes, str) or '://' in classes or os.path.isfile(classes):
         return ''
     return (
-        f'classes={classes!r} is a text, and no file of class names: each of its letters would be '
-        f'a class. Write a tuple, whose comma makes it one: classes=({classes!r},)'
+        f'classes={classes!r} is a text, not a file of class names, so that each letter would be a '
+        f'class. Write a tuple with a comma: classes=({classes!r},)'
     )
 
 
 def no_samples(dataset: str, ann_file: Any, data_prefix: Any) -> str:
-    """What to say of a data set that holds nothing.
+    """Return the message for a data set without samples.
 
     Args:
         dataset: the name of its class.
-        ann_file: where it looks for samples, if anywhere.
-        data_prefix: likewise.
+        ann_file: its annotation file, if any.
+        data_prefix: its data prefix, if any.
     """
     return (
         f'{dataset} finds no samples: ann_file {ann_file or "(none)"}, data_prefix '
-        f'{data_prefix or "(none)"}; look at these, at the suffixes of the files, and at filter_cfg'
+        f'{data_prefix or "(none)"}; check both paths, the suffixes of the files, and filter_cfg'
     )
 
 
 def guard_pipelines(dataset: Any) -> None:
-    """Have a data set, and those inside it, name the file that they cannot read."""
+    """Make a data set and its inner data sets raise DataError for files that cannot be read."""
     if type(getattr(dataset, 'pipeline', None)) is Compose:
         guarded = GuardedCompose([])
         guarded.transforms = dataset.pipeline.transforms
@@ -179,7 +179,7 @@ def guard_pipelines(dataset: Any) -> None:
 
 
 class GuardedCompose(Compose):
-    """A pipeline whose loading steps name the file that they cannot read."""
+    """A pipeline that names the file which a loading step cannot read."""
 
     def __call__(self, data: dict) -> dict | None:
         """Run the steps one after another, as ``Compose`` does.
@@ -209,8 +209,8 @@ def _unreadable(data: Mapping, step: Any, error: Exception) -> str:
     reason = f'{type(error).__name__}: {error}' if os.path.exists(str(path)) else 'no such file'
     reason = ' '.join(reason.split())
     return (
-        f'{path} cannot be read by {type(step).__name__} ({reason}): replace it, or take it out '
-        'of the data set'
+        f'{path} cannot be read by {type(step).__name__} ({reason}): replace it, or remove it '
+        'from the data set'
     )
 
 
@@ -218,7 +218,7 @@ def _check_mask(data: Mapping) -> None:
     mask, size = data.get('gt_seg_map'), data.get('ori_shape')
     if mask is not None and size is not None and tuple(mask.shape[:2]) != tuple(size[:2]):
         raise DataError(
-            f'{data.get("seg_map_path")} is a mask of {mask.shape[0]}x{mask.shape[1]} pixels, its '
-            f'image {data.get("img_path")} has {size[0]}x{size[1]}: draw it anew, or take both '
-            'out of the data set'
+            f'{data.get("seg_map_path")} is a mask of {mask.shape[0]}x{mask.shape[1]} pixels, but '
+            f'its image {data.get("img_path")} has {size[0]}x{size[1]}: replace the mask, or '
+            'remove both from the data set'
         )

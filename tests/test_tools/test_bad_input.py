@@ -118,7 +118,7 @@ CASES = [
     (f'{DETECT} {DATA}={{DATA}}/missing_xml/', r'1\.xml'),
     (f'{DETECT} {DATA}={{DATA}}/wrong_xml/', r'1\.xml: .*forty.*mend the file'),
     (f'{PLAIN} {DATA}={{DATA}}/missing_mask', r'labelTrainIds\.png cannot be .*no such file'),
-    (f'{PLAIN} {DATA}={{DATA}}/small_mask', '16x24 pixels, its image .*32x48'),
+    (f'{PLAIN} {DATA}={{DATA}}/small_mask', '16x24 pixels, but its image .*32x48'),
     (f'{PLAIN} {DATA}={{DATA}}/truncated_mask', r'labelTrainIds\.png cannot be read by LoadAnn'),
     (f'{PLAIN} {DATA}={{DATA}}/text_image', r'leftImg8bit\.png cannot be read by LoadImage'),
     (
