@@ -57,7 +57,7 @@ def parse_args() -> argparse.Namespace:
         '--tolerance',
         type=float,
         default=TOLERANCE,
-        help='largest error allowed, relative to the largest output (default %(default)s)',
+        help='largest error allowed, relative to the largest output (default: %(default)s)',
     )
     parser.add_argument(
         '--raw', action='store_true', help='leave out the decoding: export the outputs of the heads'

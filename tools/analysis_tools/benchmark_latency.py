@@ -29,11 +29,24 @@ PYTORCH, ONNX_RUNTIME = 'PyTorch', 'ONNX Runtime'
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('config', help='config file path, of an expanded network')
-    parser.add_argument('--shape', type=count, nargs=2, metavar=('H', 'W'), required=True)
     parser.add_argument(
-        '--threads', type=count, nargs='+', default=[1, 2], help='default: %(default)s'
+        '--shape',
+        type=count,
+        nargs=2,
+        metavar=('H', 'W'),
+        required=True,
+        help='height and width of the image',
     )
-    parser.add_argument('--runs', type=count, default=50, help='of each (default %(default)s)')
+    parser.add_argument(
+        '--threads',
+        type=count,
+        nargs='+',
+        default=[1, 2],
+        help='numbers of threads (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--runs', type=count, default=50, help='runs of each variant (default: %(default)s)'
+    )
     add_config_arguments(parser)
     return parser.parse_args()
 

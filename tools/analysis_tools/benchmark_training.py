@@ -60,9 +60,14 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--threads', type=count, default=defaults.threads, help="torch's threads")
     parser.add_argument(
-        '--optimizer', choices=OPTIMIZERS, default=defaults.optimizer, help="SGD's implementation"
+        '--optimizer',
+        choices=OPTIMIZERS,
+        default=defaults.optimizer,
+        help='implementation of SGD (default: %(default)s)',
     )
-    parser.add_argument('--device', type=device, default=defaults.device)
+    parser.add_argument(
+        '--device', type=device, default=defaults.device, help='default: %(default)s'
+    )
     parser.add_argument('--amp', action='store_true', help='run forwards in mixed precision')
     parser.add_argument(
         '--out-dir', type=Path, help='write benchmark.json, benchmark.md and benchmark.png here'

@@ -24,7 +24,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('checkpoint', help='checkpoint file, expanded or compact')
     parser.add_argument('--out-dir', required=True, help='directory for the pictures')
     parser.add_argument('--num', type=count, default=10, help='number of images of the test set')
-    parser.add_argument('--device', type=device, default='cpu')
+    parser.add_argument('--device', type=device, default='cpu', help='default: %(default)s')
     add_config_arguments(parser)
     return parser.parse_args()
 

@@ -42,19 +42,28 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help='config file path')
     parser.add_argument('checkpoint', help='checkpoint file, expanded or compact')
     parser.add_argument('--out-dir', required=True, help='for landscape.json and landscape.png')
-    parser.add_argument('--split', choices=['train', 'val', 'test'], default='train')
     parser.add_argument(
-        '--batches', type=count, default=10, help='of that split (default %(default)s)'
+        '--split',
+        choices=['train', 'val', 'test'],
+        default='train',
+        help='split of the images (default: %(default)s)',
     )
     parser.add_argument(
-        '--steps', type=count, default=10, help='to either side (default %(default)s)'
+        '--batches', type=count, default=10, help='number of batches (default: %(default)s)'
     )
-    parser.add_argument('--span', type=float, default=1, help='how far (default %(default)s)')
-    parser.add_argument('--seed', type=int, default=0, help='of directions and images')
     parser.add_argument(
-        '--beside', nargs='+', default=[], metavar='JSON', help='earlier ones, to be drawn too'
+        '--steps', type=count, default=10, help='steps to each side (default: %(default)s)'
     )
-    parser.add_argument('--device', type=device, default='cpu')
+    parser.add_argument(
+        '--span', type=float, default=1, help='largest step to each side (default: %(default)s)'
+    )
+    parser.add_argument(
+        '--seed', type=int, default=0, help='seed of directions and images (default: 0)'
+    )
+    parser.add_argument(
+        '--beside', nargs='+', default=[], metavar='JSON', help='earlier results to draw too'
+    )
+    parser.add_argument('--device', type=device, default='cpu', help='default: %(default)s')
     add_config_arguments(parser)
     args = parser.parse_args()
     if args.span <= 0:

@@ -53,7 +53,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--minutes', type=float, default=math.inf, help='skip the last runs that take longer'
     )
-    parser.add_argument('--device', type=device, default='cuda')
+    parser.add_argument('--device', type=device, default='cuda', help='default: %(default)s')
     add_debug_argument(parser)
     return parser.parse_args()
 

@@ -29,8 +29,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('study', help='study file path')
     parser.add_argument('--arms', nargs='+', help='arms to evaluate (default: all)')
     parser.add_argument('--images', type=int, default=64, help='calibration images (default 64)')
-    parser.add_argument('--methods', nargs='+', choices=[*METHODS], default=['minmax'])
-    parser.add_argument('--report-only', action='store_true', help='print the results there are')
+    parser.add_argument(
+        '--methods',
+        nargs='+',
+        choices=[*METHODS],
+        default=['minmax'],
+        help='methods that find the ranges of activations (default: minmax)',
+    )
+    parser.add_argument('--report-only', action='store_true', help='report the results so far')
     return parser.parse_args()
 
 

@@ -255,8 +255,15 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('out', help='folder to make; leftImg8bit and gtFine will be in it')
     parser.add_argument('--num-train', type=int, default=120, help='images of the train split')
     parser.add_argument('--num-val', type=int, default=24, help='images of the val split')
-    parser.add_argument('--size', type=int, nargs=2, default=(256, 128), metavar=('W', 'H'))
-    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument(
+        '--size',
+        type=int,
+        nargs=2,
+        default=(256, 128),
+        metavar=('W', 'H'),
+        help='width and height of the images (default: 256 128)',
+    )
+    parser.add_argument('--seed', type=int, default=0, help='random seed (default: 0)')
     return parser.parse_args()
 
 

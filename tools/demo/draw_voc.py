@@ -275,8 +275,15 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('out', help='folder to make; VOC2007 will be in it')
     parser.add_argument('--num-train', type=int, default=240, help='images of trainval')
     parser.add_argument('--num-test', type=int, default=60, help='images of test')
-    parser.add_argument('--size', type=int, nargs=2, default=(320, 240), metavar=('W', 'H'))
-    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument(
+        '--size',
+        type=int,
+        nargs=2,
+        default=(320, 240),
+        metavar=('W', 'H'),
+        help='width and height of the images (default: 320 240)',
+    )
+    parser.add_argument('--seed', type=int, default=0, help='random seed (default: 0)')
     return parser.parse_args()
 
 

@@ -278,7 +278,12 @@ def table(columns: dict[str, dict[str, str]]) -> str:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--out', type=Path, default=ROOT / 'demo_output')
+    parser.add_argument(
+        '--out',
+        type=Path,
+        default=ROOT / 'demo_output',
+        help='folder of all results (default: demo_output)',
+    )
     return parser.parse_args()
 
 
