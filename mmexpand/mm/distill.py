@@ -1,4 +1,4 @@
-"""Knowledge transfer: a teacher's losses beside a model's own, while it trains (Sec. 4.1)."""
+"""Knowledge transfer: a teacher's losses in addition to the model's own (Sec. 4.1)."""
 
 import copy
 from collections.abc import Iterator
@@ -28,31 +28,31 @@ from .rebuild import check_rebuildable, rebuild_optimizer, rewrap
 
 
 class DistillHook(Hook):
-    """Adds a teacher's losses to those of a classifier, segmentor or detector, expanded or not.
+    """A hook that adds a teacher's losses to a classifier, segmentor or detector.
 
-    In every training step the teacher sees what the student sees, after augmentation, and each
-    loss compares the outputs of one module in both. The teacher is frozen, in eval mode, and held
-    by this hook alone: no checkpoint, optimizer, distributed wrapper, averaged copy or compact
-    config knows it. What a loss trains itself (a hint's regressor) is in the optimizer and in
-    checkpoints, to be resumed, and not in the compact network. One batch is tried before training.
+    In each training step the teacher gets the student's augmented images, and each loss compares
+    the outputs of one module in both networks. The teacher is frozen, in eval mode, and held by
+    this hook only: it is not in checkpoints, optimizer, distributed wrapper, averaged copies or
+    compact config. Trained parameters of a loss (a hint's regressor) are in the optimizer and in
+    checkpoints, but not in the compact network. One batch is tried before training.
 
     Args:
         teacher_config: path of the teacher's config, or a name like ``mmseg::unet/...``.
         teacher_ckpt: path of its checkpoint, compact or expanded.
-        losses: by the name in the log, which has to contain 'loss': ``type`` ('KDLoss',
-            'HintLoss', 'PKTLoss' or any registered loss of two tensors), its options, and the
-            module names ``student`` and ``teacher`` of the outputs to compare.
+        losses: configs of the losses by their name in the log, which must contain 'loss': ``type``
+            ('KDLoss', 'HintLoss', 'PKTLoss' or any registered loss of two tensors), its options,
+            and the module names ``student`` and ``teacher`` whose outputs are compared.
 
     Raises:
-        ValueError, TypeError: for losses that mean nothing.
+        ValueError, TypeError: for unusable losses.
     """
 
-    # Before ExpandHook: what that builds again is to hold what is trained here.
+    # Before ExpandHook, which builds the optimizer again: it must hold the losses' parameters.
     priority = 'HIGHEST'
 
     def __init__(self, teacher_config: str, teacher_ckpt: str, losses: dict[str, dict]):
         self.teacher_config, self.teacher_ckpt = teacher_config, teacher_ckpt
-        # A model starts the same with and without a teacher.
+        # The model's initial weights must not depend on a teacher.
         with random_state_kept():
             self.losses = {name: _build_loss(name, cfg) for name, cfg in losses.items()}
         self.places = {name: (cfg['student'], cfg['teacher']) for name, cfg in losses.items()}
@@ -61,21 +61,21 @@ class DistillHook(Hook):
         self._step = ExitStack()
 
     def before_run(self, runner: Runner) -> None:
-        """Build the teacher, and let the optimizer have what the losses train.
+        """Build the teacher and add the losses' parameters to the optimizer.
 
         Raises:
-            CheckpointError: if the teacher's checkpoint is missing, or of another network.
-            ValueError: for a config or module that there is not, images that the teacher does not
-                know, and ``compile``.
+            CheckpointError: if the teacher's checkpoint is missing or of another network.
+            ValueError: for a missing config or module, a teacher with another normalisation of
+                images, and ``compile``.
             RuntimeError: for a Runner that cannot be built again.
         """
         if not is_training(runner):
             return
-        check_rebuildable(runner, 'DistillHook needs a Runner, alone or with DDP')
+        check_rebuildable(runner, 'DistillHook requires a Runner without a wrapper or with DDP')
         if runner.cfg.get('compile'):
             raise UserValueError(
-                'DistillHook: compile would not see the losses, which are added while training; '
-                'remove it from the config'
+                'DistillHook does not support compile, which would miss the losses that it adds '
+                'while training; remove compile from the config'
             )
         student = unwrap(runner.model)
         with random_state_kept():
@@ -91,10 +91,10 @@ class DistillHook(Hook):
         log(f'DistillHook: {", ".join(self.losses)} from {self.teacher_ckpt}')
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Add the losses, for this iteration: copies of the model never have them.
+        """Add the losses for this iteration only, so that copies of the model never have them.
 
         Raises:
-            ValueError: before the first step, if a loss cannot be computed, or trains nothing.
+            ValueError: before the first step, if a loss cannot be computed or has no gradient.
         """
         if not self._tried:
             self._try(runner, data_batch)
@@ -102,7 +102,7 @@ class DistillHook(Hook):
         self._step.enter_context(self._added_to(unwrap(runner.model)))
 
     def _try(self, runner: Runner, batch: Any) -> None:
-        # On a copy: norms and counters of the model are to be left alone.
+        # The copy keeps the model's norms and counters unchanged.
         student = copy_model(unwrap(runner.model)).train()
         with random_state_kept(), runner.optim_wrapper.optim_context(student):
             data = student.data_preprocessor(copy.deepcopy(batch), True)
@@ -110,12 +110,12 @@ class DistillHook(Hook):
                 run_forward(student, data, 'loss')
 
     def after_train_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
-        """Take them out."""
+        """Remove the teacher's losses from the model."""
         self._step.close()
 
     @contextmanager
     def _added_to(self, student: nn.Module) -> Iterator[None]:
-        """In this context the losses that a student returns hold the teacher's."""
+        """Add the teacher's losses to the student's in this context."""
 
         def add(_: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
             if kwargs.get('mode') != 'loss':
@@ -136,7 +136,7 @@ class DistillHook(Hook):
                 handle.remove()
 
     def _compare(self, ours: dict[str, list], theirs: dict[str, list]) -> dict[str, Tensor]:
-        """The losses, of modules that are called several times the mean over calls."""
+        """Return the losses, averaged over calls if a module is called several times."""
         found = {}
         for name, (student, teacher) in self.places.items():
             try:
@@ -153,7 +153,10 @@ class DistillHook(Hook):
 
 def _build_loss(name: str, cfg: dict) -> nn.Module:
     if 'loss' not in name:
-        raise UserValueError(f"DistillHook: {name!r} would not be minimised; call it 'loss_{name}'")
+        raise UserValueError(
+            f'DistillHook: a loss named {name!r} would not be minimised, since its name lacks '
+            f"'loss'; call it 'loss_{name}'"
+        )
     missing = {'type', 'student', 'teacher'} - set(cfg)
     if missing:
         raise UserValueError(f'DistillHook: losses[{name!r}] lacks {", ".join(sorted(missing))}')
@@ -161,9 +164,9 @@ def _build_loss(name: str, cfg: dict) -> nn.Module:
 
 
 def _build_teacher(config: str, checkpoint: str) -> nn.Module:
-    """A frozen model in eval mode, as stock OpenMMLab builds it."""
+    """Return the teacher's compact model, frozen and in eval mode."""
     if not is_packaged(config) and not Path(config).is_file():
-        raise UserValueError(f'DistillHook: teacher_config={config!r} is no file')
+        raise UserValueError(f'DistillHook: teacher_config={config!r} does not exist')
     weights = load_checkpoint(checkpoint)
     cfg = make_compact_config(open_config(config))
     if cfg.get('data_preprocessor') is not None:
@@ -180,9 +183,9 @@ def _check_same_images(student: nn.Module, teacher: nn.Module) -> None:
     for key, value in ours.items():
         if theirs[key] != value:
             raise UserValueError(
-                f"DistillHook: the teacher's data_preprocessor has {key}="
-                f"{theirs[key]}, the student's {value}, and both see the student's images; take a "
-                'teacher that was trained on such images'
+                f"DistillHook: the teacher's data_preprocessor has {key}={theirs[key]}, the "
+                f"student's {value}, but both get the student's images; use a teacher that was "
+                'trained on such images'
             )
 
 
@@ -199,16 +202,16 @@ def _check_module(model: nn.Module, name: str, key: str) -> None:
     names = [found for found, _ in model.named_modules() if found]
     if name not in names:
         raise UserValueError(
-            f'DistillHook: {key}={name!r} is no module of the model; {near_matches(name, names)}'
+            f'DistillHook: {key}={name!r} is not a module of the model; {near_matches(name, names)}'
         )
 
 
 def _add_distill_losses(runner: Runner, trained: dict[str, nn.Module]) -> None:
-    """Register modules with the model, its distributed wrapper and its optimizer."""
+    """Add losses with parameters to the model, its distributed wrapper and its optimizer."""
     if not isinstance(runner.cfg.get('optim_wrapper'), dict):
         raise UserRuntimeError(
-            f'DistillHook: {", ".join(trained)} has parameters to be trained, and the Runner was '
-            'given an optimizer that is built already; give it the config of one'
+            f'DistillHook cannot add the parameters of {", ".join(trained)} to an optimizer that '
+            'the Runner got as an object; give the Runner its config'
         )
     model = unwrap(runner.model)
     device = next(model.parameters()).device
@@ -218,14 +221,14 @@ def _add_distill_losses(runner: Runner, trained: dict[str, nn.Module]) -> None:
     losses.update(trained)
     losses.to(device)
     if isinstance(runner.model, DistributedDataParallel):
-        # Of an expanded model the hook that comes next builds it once more.
+        # For an expanded model, ExpandHook then builds the wrapper again.
         rewrap(runner, compact_gradients=False)
-    rebuild_optimizer(runner, instead='take losses without a regressor')
+    rebuild_optimizer(runner, instead='use losses without a regressor')
 
 
 @contextmanager
 def _outputs(model: nn.Module, names: list[str]) -> Iterator[dict[str, list]]:
-    """What modules return in this context, by name, and the version of each output."""
+    """Yield the outputs of modules in this context, by name, each with its version."""
     seen: dict[str, list] = {name: [] for name in names}
 
     def keep(name: str) -> Any:
@@ -246,24 +249,24 @@ def _pairs(ours: list, theirs: list) -> list[tuple[Tensor, Tensor]]:
     if not ours or len(ours) != len(theirs):
         raise UserValueError(
             f'in a training step they are called {len(ours)} and {len(theirs)} times; name modules '
-            'that correspond'
+            'that are called equally often'
         )
     for output, version in (*ours, *theirs):
         if not isinstance(output, Tensor):
             raise UserValueError(
-                f'one returns a {type(output).__name__}; name a module inside that returns a tensor'
+                f'one returns a {type(output).__name__}, not a tensor; name a module inside it'
             )
         if output._version != version:
             raise UserValueError(
-                'what comes after one of them changes its output in place; name that'
+                'the module after one of them changes its output in place; name that module'
             )
     if not all(output.requires_grad for output, _ in ours):
-        raise UserValueError("the student's has no gradient: it is frozen, or runs without one")
+        raise UserValueError("the student's output has no gradient; name a module that is trained")
     return [(a, b) for (a, _), (b, _) in zip(ours, theirs, strict=True)]
 
 
 def _in_full(loss: nn.Module, student: Tensor, teacher: Tensor) -> Tensor:
-    """A loss in float32 at least, whatever precision the networks are run in."""
+    """Return a loss computed in float32 or wider, whatever the networks' precision."""
     wide = torch.promote_types(student.dtype, torch.float32)
     with torch.autocast(student.device.type, enabled=False):
         return loss(student.to(wide), teacher.to(wide))
@@ -272,11 +275,14 @@ def _in_full(loss: nn.Module, student: Tensor, teacher: Tensor) -> Tensor:
 def _joined(output: Any, found: dict[str, Tensor]) -> dict:
     if not isinstance(output, dict):
         raise UserValueError(
-            f'DistillHook: the model returns a {type(output).__name__} of losses, not a dict'
+            f'DistillHook requires a model that returns a dict of losses, got a '
+            f'{type(output).__name__}'
         )
     taken = [name for name in found if name in output]
     if taken:
-        raise UserValueError(f'DistillHook: {taken[0]} is a loss of the model; choose another name')
-    # The sum of all is logged as 'loss', which a classifier's own of this name would hide.
+        raise UserValueError(
+            f'DistillHook: the model already has a loss {taken[0]!r}; choose another name'
+        )
+    # The sum of all losses is logged as 'loss', a name that a classifier's own loss has too.
     own = {'loss_student' if name == 'loss' else name: value for name, value in output.items()}
     return {**own, **found}

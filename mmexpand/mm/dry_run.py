@@ -1,4 +1,4 @@
-"""Before the first step, on one batch: everything that is done after training."""
+"""Dry run: the steps after training, tried on one batch before the first training step."""
 
 import io
 import logging
@@ -28,20 +28,19 @@ from .ranks import describe, together
 
 
 class DryRunError(UserError, RuntimeError):
-    """What would fail after training, found before it; the message names the way out."""
+    """A step after training that would fail, found before training; the message gives the fix."""
 
 
 class DryRunHook(Hook):
-    """The dry run, when the train loop has read its first batch.
+    """A hook that does the dry run when the train loop has read its first batch.
 
-    No earlier: the loop's workers are started by then, so that they inherit nothing of what is
-    read for the dry run.
+    By then the loop's workers are started, and inherit no file that the dry run opens.
 
     Args:
-        meta: gives what the compact checkpoint's meta will say.
+        meta: returns the entries of the compact checkpoint's meta.
 
     Attributes:
-        batch: of a Runner that does not validate, the latest that the train loop has read.
+        batch: the latest batch of the train loop, if the Runner does not validate.
     """
 
     def __init__(self, meta: Callable[[Runner], dict]):
@@ -50,10 +49,10 @@ class DryRunHook(Hook):
         self._tried = False
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Try what is done after training, before the first step.
+        """Do the dry run before the first step.
 
         Raises:
-            DryRunError: if it would fail.
+            DryRunError: if a step after training would fail.
         """
         if not has_val_loop(runner):
             self.batch = data_batch
@@ -65,35 +64,33 @@ class DryRunHook(Hook):
 def dry_run(model: nn.Module, runner: Runner, meta: dict, train_batch: Any) -> None:
     """Contract, verify, evaluate, format and serialise once, on all ranks.
 
-    Nothing of it stays: random states, data loaders, the evaluator and the model are left alone,
-    so that training goes on exactly as without.
+    Random states, data loaders, the evaluator and the model stay unchanged, so that training is
+    exactly the same as without a dry run.
 
     Args:
         model: the expanded model, without a distributed wrapper.
         runner: the Runner, about to train.
-        meta: what the compact checkpoint's meta will say beside what is found out.
-        train_batch: of the train loop, for a Runner that does not validate.
+        meta: entries of the compact checkpoint's meta; verification and metrics are added.
+        train_batch: a batch of the train loop, for a Runner that does not validate.
 
     Raises:
-        DryRunError: on all ranks, if anything fails.
+        DryRunError: on all ranks, if a step fails.
     """
     with random_state_kept():
-        with _refused('reading one batch', 'look at the data loader that the config names'):
+        with _refused('read one batch', "check the config's data loader"):
             batch, training = first_batch(runner, train_batch)
         with _refused(
-            'copying the model', 'keep nothing on it that cannot be copied (locks, files, streams)'
+            'copy the model', 'remove attributes that cannot be copied (locks, files, streams)'
         ):
             expanded = copy_model(model)
-        with _refused(
-            'contraction', 'leave the layers that it names out with exclude=[...] of ExpandHook'
-        ):
+        with _refused('contract', 'skip the named layers with exclude=[...] of ExpandHook'):
             result = contract_and_verify(expanded, batch, training)
-        with _refused('evaluating one batch', "look at the val loop's data and evaluator"):
+        with _refused('evaluate one batch', "check the val loop's data and evaluator"):
             evaluate_one_batch(result.compact, runner, batch)
-        with _refused('building the compact network from its config', _CONFIG_HINT):
+        with _refused('build the compact network from its config', _CONFIG_HINT):
             if is_main_process():
                 _check_config(result, runner)
-        with _refused('serialising the compact checkpoint', "mend the data set's metainfo"):
+        with _refused('serialise the compact checkpoint', "fix the data set's metainfo"):
             if is_main_process():
                 _check_serialisable(compact_checkpoint(result, runner.cfg, meta))
     log(
@@ -103,14 +100,14 @@ def dry_run(model: nn.Module, runner: Runner, meta: dict, train_batch: Any) -> N
     )
 
 
-_CONFIG_HINT = 'the config must build, without mmexpand, the model that is trained'
+_CONFIG_HINT = 'make the config build the trained model without mmexpand'
 
 
 def _check_config(result: Contraction, runner: Runner) -> None:
     if not has_model(runner.cfg):
         log(
-            'ContractHook: the Runner has no config of its model, so that compact checkpoints will '
-            'be written without a compact config',
+            'ContractHook will write compact checkpoints without a compact config: the Runner has '
+            'no config of its model',
             logging.WARNING,
         )
         return
@@ -133,13 +130,13 @@ def _refused(step: str, way_out: str) -> Iterator[None]:
             yield
     except Exception as error:
         raise DryRunError(
-            f'after training {step} would fail, so it is refused now: {describe(error)}; {way_out}'
+            f'post-training step "{step}" would fail: {describe(error)}; {way_out}'
         ) from error
 
 
 @contextmanager
 def random_state_kept() -> Iterator[None]:
-    """What comes after this context draws the same random numbers as without it."""
+    """Restore the random states of Python, numpy and torch after this context."""
     states: list[Any] = [random.getstate(), np.random.get_state()]
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     try:

@@ -1,4 +1,4 @@
-"""Whether a training would work: one iteration, and what is done after the last one, on a batch."""
+"""Dry run of a whole training: one iteration and the steps after training, on one batch."""
 
 import copy
 from dataclasses import dataclass
@@ -17,20 +17,20 @@ from .models import set_expansion
 
 @HOOKS.register_module()
 class DryRunOnlyHook(ContractHook):
-    """ContractHook's dry run, and nothing of what it does after training."""
+    """A ContractHook that does its dry run only, and nothing after training."""
 
     def after_train(self, runner: Runner) -> None:
-        """Write nothing."""
+        """Skip contraction."""
 
 
 @dataclass(frozen=True)
 class DryRun:
-    """What one iteration has shown.
+    """Loss and peak memory of one iteration.
 
     Attributes:
-        loss: of it.
-        memory: the most that was held, in bytes: of the GPU, or of this process without one;
-            None where the system does not tell.
+        loss: the training loss.
+        memory: peak memory in bytes, of the GPU or, without a GPU, of this process; None if the
+            system does not report it.
     """
 
     loss: float
@@ -38,20 +38,20 @@ class DryRun:
 
 
 def dry_run_training(cfg: Config, expand: dict | None = None) -> DryRun:
-    """Train one iteration as a config says, and do a dry run of the contraction; nothing is kept.
+    """Train one iteration of a config and do a dry run of the contraction; no file is kept.
 
     Args:
-        cfg: it is left as it was.
-        expand: arguments in the place of those that the config's ExpandHooks and builders have,
-            or of an ExpandHook where it has none; None: as it says.
+        cfg: the config, which is not changed.
+        expand: arguments that override those of the config's ExpandHooks and builders, or, if it
+            has none, arguments of a new ExpandHook; None trains the config as it is.
 
     Raises:
-        DryRunError: if the contraction would fail; other errors are those of training.
+        DryRunError: if the contraction would fail. Errors of training are raised as they are.
     """
     cfg = copy.deepcopy(cfg)
     set_expansion(cfg, expand or {})
     hooks = list(cfg.get('custom_hooks') or ())
-    # It would measure before the iteration, and after it.
+    # The hook would measure gradients before and after the iteration, which takes long.
     hooks = [hook for hook in hooks if type_name(hook) != 'GradientConfusionHook']
     cfg.custom_hooks = hooks
     contracting = [hook for hook in hook_configs(cfg) if type_name(hook) == 'ContractHook']

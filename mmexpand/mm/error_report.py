@@ -1,4 +1,4 @@
-"""Errors in a sentence: which of them a user can fix, and what to say about them."""
+"""Messages for errors that a user can fix."""
 
 import os
 import re
@@ -20,14 +20,13 @@ from .datasets import no_samples, text_classes
 
 
 def explain(error: Exception) -> str | None:
-    """A sentence for an error that a user can fix; None for any other.
+    """Return the message for an error that a user can fix, or None for any other error.
 
-    Those are every ``UserError``; errors of the system about a file; errors of torch about a
-    checkpoint; whatever goes wrong while an object of the config is built; and labels that the
-    network has no class for.
+    A user can fix every ``UserError``, errors of the system about a file, errors of torch about a
+    checkpoint, errors while an object of the config is built, and labels out of range.
 
     Args:
-        error: as it was caught.
+        error: the error, with its traceback.
     """
     if isinstance(error, UserError):
         return words(error)
@@ -39,8 +38,8 @@ def explain(error: Exception) -> str | None:
     label = re.fullmatch(r'Target (-?\d+) is out of bounds\.', str(error))
     if label:
         return (
-            f'the annotations have a label {label[1]}, and the network has no such class: set '
-            'num_classes, or give what is to be ignored the ignore_index of the loss'
+            f'the annotations have a label {label[1]}, but the network has no such class: set '
+            'num_classes, or give ignored pixels the ignore_index of the loss'
         )
     if isinstance(error, OSError) and error.filename is not None:
         return f'{error.filename}: {error.strerror}'
@@ -49,10 +48,13 @@ def explain(error: Exception) -> str | None:
 
 @contextmanager
 def suits_shape(shape: Sequence[int]) -> Iterator[None]:
-    """Run a network on images of a size that the user has named.
+    """Raise ValueError that names the image size if a network fails in this context.
+
+    Args:
+        shape: height and width of the images in pixels, as the user gave them.
 
     Raises:
-        ValueError: where the network fails, which most often is the size's doing.
+        ValueError: if the network fails, for which the size is the most common reason.
     """
     try:
         yield
@@ -61,7 +63,7 @@ def suits_shape(shape: Sequence[int]) -> Iterator[None]:
             raise
         height, width = shape
         raise UserValueError(
-            f'the network cannot be run on images of {height}x{width}: {with_type(error)}; name '
+            f'the network cannot be run on images of {height}x{width}: {with_type(error)}; set '
             'another size with --shape'
         ) from error
 
@@ -72,21 +74,21 @@ def _explain_building(error: Exception, kind: Any, arguments: dict, registry: Re
         known = [*registry.module_dict, *(registry.parent.module_dict if registry.parent else ())]
         near = near_matches(kind, known, otherwise='')
         return (
-            f'there is no {kind} in the registry {registry.name!r} or its parent; {near}; is its '
-            'module among custom_imports?'
+            f'the registry {registry.name!r} and its parent have no {kind}; {near}; add its module '
+            'to custom_imports'
         )
     if not (isinstance(kind, type) and issubclass(kind, BaseDataset)):
         return f'{name} cannot be built as the config says: {with_type(error)}'
     if words := text_classes(arguments):
         return f'{name} cannot be built: {words}'
-    if 'need at least one array' in str(error):  # mmengine joins the samples that there are.
+    if 'need at least one array' in str(error):  # mmengine concatenates the samples.
         return no_samples(name, arguments.get('ann_file'), arguments.get('data_prefix'))
     path = _file_in_hand(error) or arguments.get('ann_file') or arguments.get('data_root', '')
-    return f'{name} cannot read {path}: {with_type(error)}; mend the file, or leave it out'
+    return f'{name} cannot read {path}: {with_type(error)}; fix the file, or remove it'
 
 
 def _file_in_hand(error: Exception) -> str | None:
-    """The file that was being read when a data set could not be built."""
+    """Return the file that a data set was reading when it could not be built."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     while frames and frames[-1].f_code.co_name != 'build_from_cfg':
         held = [value for value in frames.pop().f_locals.values() if isinstance(value, str)]
@@ -97,13 +99,13 @@ def _file_in_hand(error: Exception) -> str | None:
 
 
 def with_type(error: Exception) -> str:
-    """An error's message in one paragraph, with its type, which foreign messages often need."""
+    """Return an error's message in one paragraph with its type, as foreign messages need it."""
     text = words(error)
     return text if isinstance(error, OSError) else f'{text} ({type(error).__name__})'
 
 
 def words(error: Exception) -> str:
-    """An error's message in one paragraph; of one from a loader's process its last line."""
+    """Return an error's message in one paragraph; from a loader's worker, its last line only."""
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     if text.startswith('Caught '):
         text = re.sub(r'^\S+: ', '', text.strip().splitlines()[-1])

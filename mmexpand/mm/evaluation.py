@@ -1,4 +1,4 @@
-"""The val loop with another model than the Runner's, on all of its data or on one batch."""
+"""Runs of the val loop with another model than the Runner's, on all data or on one batch."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -22,11 +22,11 @@ from .ranks import describe, together
 
 
 def evaluate(model: nn.Module, runner: Runner) -> dict[str, float]:
-    """The metrics of the val loop; to be called on all ranks, and failing on all of them.
+    """Return the metrics of the val loop. Call it on all ranks; a failure on one fails on all.
 
     Args:
-        model: it is left in the mode that it is in.
-        runner: without a val loop there are no metrics.
+        model: the model, whose train or eval mode is kept.
+        runner: the Runner; without a val loop the metrics are empty.
     """
     if not has_val_loop(runner):
         return {}
@@ -37,39 +37,38 @@ def evaluate(model: nn.Module, runner: Runner) -> dict[str, float]:
         _surviving(loop, loop.dataloader) as errors,
         together(),
     ):
-        # mmdet's loop over teacher and student gives its metrics to hooks alone.
+        # mmdet's TeacherStudentValLoop returns no metrics and gives them to hooks only.
         metrics = loop.run() or recorder.metrics
     _raise_first(errors['batch'])
-    # Of what is left when a batch failed, a metric may fail as well: that is not the cause.
+    # A failed batch can make a metric fail too, so that the batch's error comes first.
     _raise_first(errors['metric'])
     return {name: _plain_or_words(value) for name, value in metrics.items()}
 
 
 def evaluate_one_batch(model: nn.Module, runner: Runner, batch: Any) -> None:
-    """Run prediction and evaluation on one batch; nothing of it stays in the evaluator.
+    """Run prediction and evaluation on one batch with a copy of the evaluator.
 
-    A metric that cannot be computed on so little is mentioned in the log and no failure; so is an
-    evaluator that cannot be copied.
+    A metric that fails on one batch, or an evaluator that cannot be copied, is only logged.
 
     Args:
-        model: it is left in the mode that it is in.
-        runner: without a val loop, or with one of another kind than mmengine's, nothing is done.
-        batch: of the val loop's data loader.
+        model: the model, whose train or eval mode is kept.
+        runner: the Runner; without a ``ValLoop`` of mmengine, evaluation is skipped.
+        batch: a batch of the val loop's data loader.
     """
     if not has_val_loop(runner) or not isinstance(runner.val_loop, ValLoop):
         return
     loop = runner.val_loop
     kept = loop.evaluator
-    dry_runs = kept.__dict__.pop('dry_runs', [])  # Not to be copied, nor collected.
+    dry_runs = kept.__dict__.pop('dry_runs', [])  # The copy must not contain earlier copies.
     try:
         try:
             with together():
                 copied = copy.deepcopy(kept)
         except Exception as error:
-            log(f'Evaluation is not tried: the evaluator cannot be copied ({describe(error)})')
+            log(f'Evaluation is skipped: the evaluator cannot be copied ({describe(error)})')
             return
         loop.evaluator = copied
-        # Not collected before the original: a metric's temporary folder is removed with either.
+        # Keep the copies: deleting one would remove the original metric's temporary folder.
         ending = [m for m in loop.evaluator.metrics if hasattr(type(m), '__del__')]
         dry_runs += ending
         with (
@@ -84,15 +83,15 @@ def evaluate_one_batch(model: nn.Module, runner: Runner, batch: Any) -> None:
         kept.dry_runs = dry_runs
     _raise_first(errors['batch'])
     for error in errors['metric']:
-        log(f'A metric cannot be computed on one batch, which proves nothing ({describe(error)})')
+        log(f'A metric failed on one batch, but may work on all data ({describe(error)})')
 
 
 def first_batch(runner: Runner, train_batch: Any = None) -> tuple[Any, bool]:
     """Return a batch of the val loop, or else of the train loop, and whether it is the latter's.
 
     Args:
-        runner: whose loops are built.
-        train_batch: what the train loop has read; None: nothing.
+        runner: a Runner with built loops.
+        train_batch: a batch of the train loop; None reads one if there is no val loop.
     """
     if has_val_loop(runner):
         return read_batch(runner.val_loop.dataloader), False
@@ -104,9 +103,8 @@ def first_batch(runner: Runner, train_batch: Any = None) -> tuple[Any, bool]:
 def read_batch(loader: DataLoader) -> Any:
     """Return the first batch of a data loader that is not being iterated over.
 
-    The data set is read where the loader reads it: by a worker, if it has workers. A data set
-    that opens its files at the first sample must not do so in this process: workers that are
-    started later would inherit the open files, and share their positions.
+    If the loader has workers, a worker reads the batch: files that a data set opens in this
+    process would be inherited by later workers, which would share the files' positions.
 
     Raises:
         ValueError: if the loader has no batch.
@@ -141,12 +139,12 @@ def worker_options(loader: DataLoader) -> dict[str, Any]:
 
 
 def preprocess(model: nn.Module, batch: Any, training: bool) -> dict:
-    """A batch as the model gets it; of a training's the images are not mixed or resized at random.
+    """Return a preprocessed batch, without random mixing or resizing of training images.
 
     Args:
         model: an OpenMMLab model.
-        batch: of a data loader; it is left as it is.
-        training: whether of the train loop's, whose images may be of several sizes until then.
+        batch: a batch of a data loader, which is not changed.
+        training: whether the batch is the train loop's, whose images may differ in size.
     """
     preprocessor = model.data_preprocessor
     augments = getattr(preprocessor, 'batch_augments', None)
@@ -160,14 +158,14 @@ def preprocess(model: nn.Module, batch: Any, training: bool) -> dict:
 
 
 def plain(value: Any, name: str = '') -> Any:
-    """Plain Python values, which need no pickle to be trusted.
+    """Convert values to plain Python values, which load without trusting a pickle.
 
     Args:
         value: any nesting of dictionaries and sequences of plain values, arrays and tensors.
-        name: what to call it where it cannot be converted.
+        name: name of the value in the message of an error.
 
     Raises:
-        TypeError: naming the key of a value that is something else.
+        TypeError: naming the key of a value of another type.
     """
     if isinstance(value, dict):
         return {str(key): plain(item, f'{name}.{key}'.lstrip('.')) for key, item in value.items()}
@@ -178,7 +176,7 @@ def plain(value: Any, name: str = '') -> Any:
     if value is None or isinstance(value, (str, bool, int, float)):
         return value
     raise UserTypeError(
-        f'{name} is a {type(value).__name__}, which no checkpoint can hold safely: make it a '
+        f'{name} is a {type(value).__name__}, which a checkpoint cannot hold safely: make it a '
         'string, a number, or a list or dictionary of these'
     )
 
@@ -197,7 +195,7 @@ def _raise_first(errors: list[Exception]) -> None:
 
 
 class _Recorder(Hook):
-    """What a val loop says that it has found."""
+    """A hook that records the metrics of a val loop."""
 
     def __init__(self):
         self.metrics: dict = {}
@@ -208,7 +206,7 @@ class _Recorder(Hook):
 
 @contextmanager
 def _stand_in(runner: Runner, model: nn.Module, *hooks: Hook) -> Iterator[None]:
-    """The runner with another model and other hooks: its own save, log, or swap EMA weights."""
+    """Replace a Runner's model, and its hooks, which save, log or swap weights, in this context."""
     kept, own = runner.model, runner.hooks
     runner.model = model
     set_hooks(runner, list(hooks))
@@ -222,10 +220,10 @@ def _stand_in(runner: Runner, model: nn.Module, *hooks: Hook) -> Iterator[None]:
 
 @contextmanager
 def _surviving(loop: Any, batches: Any) -> Iterator[dict[str, list[Exception]]]:
-    """The val loop, on these batches, going on to its end whatever fails in between.
+    """Make a val loop run on batches to its end and yield the errors in between.
 
-    Ranks meet where results are gathered: one that stopped before would leave the others waiting.
-    A loop of another kind than mmengine's is left as it is.
+    Ranks gather results at the end: a rank that stopped earlier would leave the others waiting.
+    A loop that is not mmengine's ``ValLoop`` is not changed.
     """
     errors: dict[str, list[Exception]] = dict(batch=[], metric=[])
     if not isinstance(loop, ValLoop):
@@ -257,7 +255,7 @@ def _keeping(function: Callable, errors: list[Exception], otherwise: Any) -> Cal
 
 
 class _Batches:
-    """Batches of a data set, as far as they can be read."""
+    """A sequence of batches that ends at the first batch which cannot be read."""
 
     def __init__(self, batches: DataLoader | list, dataset: Any, errors: list[Exception]):
         self.dataset = dataset
@@ -276,7 +274,7 @@ class _Batches:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Without the tables that evaluators log: of one batch they would mislead."""
+    """Suppress the tables that evaluators log, which would mislead for one batch."""
     logger = MMLogger.get_current_instance()
     kept, logger.disabled = logger.disabled, True
     try:

@@ -1,4 +1,4 @@
-"""A hook that measures, while a network trains, how far the gradients of mini-batches agree."""
+"""A hook that measures gradient confusion while a network trains."""
 
 import json
 import logging
@@ -30,27 +30,27 @@ FILE, PICTURE = 'gradient_confusion.json', 'gradient_confusion.png'
 
 
 class GradientConfusionHook(Hook):
-    """Measures gradient confusion (Sec. 5.1) before training, while it goes on, and at its end.
+    """A hook that measures gradient confusion (Sec. 5.1) before, during and after training.
 
-    It is the least cosine similarity of the loss's gradients on pairs of random mini-batches of
-    the training data: by the parameters that are trained, as in the paper, and by those of the
-    contracted network, in which compact and expanded networks can be compared. In the work dir:
-    ``gradient_confusion.json``, and at the end ``gradient_confusion.png``, with the Gaussian
-    kernel density of the last measurement.
+    Gradient confusion is the smallest cosine similarity of the loss's gradients on pairs of random
+    mini-batches of the training data. It is measured by the trained parameters, as in the paper,
+    and by the contracted network's, which allow a comparison of compact and expanded networks. The
+    hook writes ``gradient_confusion.json`` into the work dir, and after training
+    ``gradient_confusion.png`` with the Gaussian kernel density of the last measurement.
 
-    Training goes on as without it: weights, statistics, random numbers and the order of the data
-    are the same. Gradients are those of a copy, in training mode and full precision, weight decay
-    left out. All processes compute the same, since some losses communicate.
+    Training is the same as without the hook: weights, statistics, random numbers and the order of
+    the data do not change. Gradients are computed on a copy, in training mode and full precision,
+    without weight decay. All processes compute the same, since some losses communicate.
 
     Args:
-        pairs: of mini-batches.
-        interval: iterations between two measurements; None: every epoch, which a loop that counts
-            iterations has one of.
-        seed: that all measurements draw batches and augmentations with.
+        pairs: number of pairs of mini-batches.
+        interval: iterations between measurements; None measures after each epoch. A loop that
+            counts iterations has a single epoch.
+        seed: seed of batches and augmentations, the same for all measurements.
 
     Raises:
         ImportError: if scipy is missing.
-        ValueError: for less than two pairs, or an interval below 1.
+        ValueError: for fewer than two pairs, or an interval below 1.
     """
 
     def __init__(self, pairs: int = 100, interval: int | None = None, seed: int = 0):
@@ -64,15 +64,14 @@ class GradientConfusionHook(Hook):
         self.pairs, self.interval, self.seed = pairs, interval, seed
 
     def before_train(self, runner: Runner) -> None:
-        """Take up what a run that is resumed has measured, and measure where it sets in.
+        """Measure before training, after reading the earlier measurements of a resumed run.
 
         Raises:
-            TypeError: if the training data has no length to draw batches from.
+            TypeError: if the training data has no length, which drawing batches requires.
         """
         if isinstance(runner.train_dataloader.dataset, IterableDataset):
             raise UserTypeError(
-                'GradientConfusionHook draws its own batches, which an IterableDataset gives none '
-                'of: leave the hook out'
+                'GradientConfusionHook cannot draw batches from an IterableDataset: remove the hook'
             )
         self._path = Path(runner.work_dir) / FILE
         self.measured: list[dict] = []
@@ -84,17 +83,17 @@ class GradientConfusionHook(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: object = None, outputs: object = None
     ) -> None:
-        """Measure where the interval ends."""
+        """Measure at the end of each interval."""
         if self.interval and self.every_n_train_iters(runner, self.interval):
             self._measure(runner, runner.iter + 1)
 
     def after_train_epoch(self, runner: Runner) -> None:
-        """Measure, if epochs are what is counted, or this is the last one."""
+        """Measure after each epoch, or only after the last one if there is an interval."""
         if self.interval is None or self.is_last_train_epoch(runner):
             self._measure(runner, runner.iter)
 
     def after_train(self, runner: Runner) -> None:
-        """Write the density of the last measurement, and the picture."""
+        """Write the density of the last measurement and the plot."""
         if not self.measured:
             return
         densities = {
@@ -114,7 +113,7 @@ class GradientConfusionHook(Hook):
         if left < self.pairs:
             log(
                 f'GradientConfusionHook: {self.pairs - left} of {self.pairs} pairs at iteration '
-                f'{step} have a gradient that is zero or not finite, and are left out',
+                f'{step} are skipped: a gradient is zero or not finite',
                 logging.WARNING,
             )
         if not left:
@@ -132,16 +131,16 @@ class GradientConfusionHook(Hook):
 
 
 def measure(model: nn.Module, loader: DataLoader, pairs: int, seed: int) -> dict[str, list[float]]:
-    """Cosine similarities of gradients on pairs of random batches; nothing else changes.
+    """Return cosine similarities of gradients on pairs of random batches, without side effects.
 
     Args:
-        model: as it is trained, without a distributed wrapper.
-        loader: of the training data.
-        pairs: of batches.
-        seed: of batches and augmentations.
+        model: the trained model, without a distributed wrapper.
+        loader: the data loader of the training data.
+        pairs: number of pairs of batches.
+        seed: seed of batches and augmentations.
 
     Returns:
-        The finite ones, by factors and by folded kernels.
+        The finite similarities, by factors and by folded kernels.
     """
     expanded = copy_model(model)
     networks = {FACTORS: expanded}
@@ -163,13 +162,13 @@ def measure(model: nn.Module, loader: DataLoader, pairs: int, seed: int) -> dict
 def random_batches(loader: DataLoader, count: int, seed: int) -> DataLoader:
     """Return a loader of random batches of another loader's data set, read by a worker.
 
-    What transforms keep of earlier samples, and the files that the data set opens, are the
-    worker's: the data set of this process is left as it is.
+    Samples that transforms keep and files that the data set opens stay in the worker, so that the
+    data set of this process does not change.
 
     Args:
-        loader: of the training data.
-        count: of batches.
-        seed: of the augmentations; the order is drawn from torch's generator.
+        loader: the data loader of the training data.
+        count: number of batches.
+        seed: seed of the augmentations; torch's generator draws the order.
     """
     size = getattr(loader.batch_sampler, 'batch_size', 1)
     order: list[int] = []
@@ -187,7 +186,7 @@ def random_batches(loader: DataLoader, count: int, seed: int) -> DataLoader:
 def _seed_worker(worker: int, then: Callable | None, seed: int) -> None:
     if then is not None:
         then(worker)
-    # After the loader's own function, whose seed differs by rank.
+    # The loader's own function sets seeds that differ by rank.
     set_random_seed(seed)
 
 

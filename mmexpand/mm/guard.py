@@ -1,4 +1,4 @@
-"""The guard of every run's checkpoints: converted or refused when loaded, marked when saved."""
+"""Hooks that convert or refuse checkpoints when they are loaded and mark them when saved."""
 
 from typing import Any
 
@@ -27,22 +27,20 @@ from .warm_start import CompactOptimizer
 
 
 def guard_checkpoints(runner: Runner) -> 'LoadGuardHook':
-    """Guard the checkpoints of a Runner; does nothing where they are guarded already.
+    """Add both hooks to a Runner, unless it has them, and make it resume a whole checkpoint.
 
-    A Runner that resumes by itself will resume from a checkpoint that is whole. To be called on
-    all ranks, before the Runner loads.
+    Call it on all ranks, before the Runner loads.
 
     Returns:
-        The hook that loads.
+        The hook that checks loaded checkpoints.
 
     Raises:
-        CheckpointError: if there is no whole checkpoint to resume.
+        CheckpointError: if the Runner resumes and no whole checkpoint exists.
     """
     for hook in runner.hooks:
         if isinstance(hook, LoadGuardHook):
             return hook
     guard = LoadGuardHook()
-    # Makes a new list: mmengine may be iterating over the present one.
     put_in_front(runner, guard)
     runner.register_hook(SaveGuardHook())
     resume_from_whole(runner)
@@ -50,7 +48,7 @@ def guard_checkpoints(runner: Runner) -> 'LoadGuardHook':
 
 
 class LoadGuardHook(Hook):
-    """Converts or refuses a checkpoint of the wrong kind, before any hook or model has loaded it.
+    """A hook that converts or refuses a checkpoint of the wrong kind before it is loaded.
 
     Attributes:
         warm_start: whether a compact training may be resumed expanded; see ``ExpandHook``.
@@ -64,10 +62,10 @@ class LoadGuardHook(Hook):
         self._compact_optimizer: CompactOptimizer | None = None
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Bring model and checkpoint to the same kind before the weights are loaded.
+        """Convert model or checkpoint such that they fit, before the weights are loaded.
 
         Raises:
-            CheckpointError: if that is impossible; the message says what to do.
+            CheckpointError: if they cannot fit; the message gives the fix.
         """
         model, training = unwrap(runner.model), is_training(runner)
         resume = resumes(runner) and training
@@ -83,26 +81,25 @@ class LoadGuardHook(Hook):
                     contract_(hook.ema_model)
 
     def carry_over(self, runner: Runner) -> None:
-        """Give the optimizer what a compact training has left, where one is resumed."""
+        """Give the optimizer the state of a compact training that is resumed expanded."""
         if self._compact_optimizer is not None:
             self._compact_optimizer.carry_over(runner)
             self._compact_optimizer = None
 
 
 class SaveGuardHook(Hook):
-    """Marks checkpoints as expanded or compact, and adds the folded weights to expanded ones."""
+    """A hook that marks checkpoints as expanded or compact and adds folded weights."""
 
     # After EMAHook, which swaps the weights.
     priority = 'LOWEST'
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Say in ``meta`` what the checkpoint is, and give an expanded one the folded weights.
+        """Write the checkpoint's kind into ``meta`` and add folded weights if it is expanded.
 
-        What loads it without knowing of factors (``init_detector``, an inferencer, another
-        project's ``init_cfg``) then loads the compact network, and not nothing. With ReLU between
-        factors there is none.
+        APIs that know no factors (``init_detector``, inferencers, another project's ``init_cfg``)
+        then load the compact network. With ReLU between factors there are no folded weights.
 
-        Arrays of text (class names) become lists: ``weights_only=True`` would refuse them.
+        Arrays of text (class names) become lists, since ``weights_only=True`` refuses arrays.
         """
         layers = describe_units(unwrap(runner.model))
         kind = 'expanded' if layers else 'compact'

@@ -115,7 +115,7 @@ class LockedMetric(IoUMetric):
 def test_an_evaluator_that_cannot_be_copied_is_not_tried(seg_cfg):
     cfg = seg_cfg(**{'val_evaluator.type': 'LockedMetric'})
     assert train(cfg).iter == 4
-    assert 'Evaluation is not tried: the evaluator cannot be copied' in log_of(cfg)
+    assert 'Evaluation is skipped: the evaluator cannot be copied' in log_of(cfg)
     assert Path(cfg.work_dir, 'compact_last.pth').exists()
 
 

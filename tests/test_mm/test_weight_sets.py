@@ -253,6 +253,6 @@ def test_two_ranks_without_a_failure(two_processes):
 def test_a_dry_run_that_fails_on_one_rank_ends_both(two_processes):
     case = two_processes / 'dry1'
     messages = [json.loads((case / f'message_{r}.json').read_text()) for r in (0, 1)]
-    assert all('evaluating one batch would fail' in message for message in messages)
+    assert all('"evaluate one batch" would fail' in message for message in messages)
     assert 'rank 1' in messages[0]
     assert not list((case / 'work_dir').glob('*.pth'))

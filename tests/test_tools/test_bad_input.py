@@ -114,9 +114,9 @@ CASES = [
     ('test.py {PLAIN} {COMPACT} --cfg-options test_dataloader.dataset.data_root={NONE}', 'not fo'),
     (f'{BROWSE} --cfg-options test_dataloader.dataset.data_root={{NONE}}', 'data_root not found'),
     # annotations and images
-    (f'{DETECT} {DATA}={{DATA}}/broken_xml/', r'1\.xml: .*ParseError.*mend the file'),
+    (f'{DETECT} {DATA}={{DATA}}/broken_xml/', r'1\.xml: .*ParseError.*fix the file'),
     (f'{DETECT} {DATA}={{DATA}}/missing_xml/', r'1\.xml'),
-    (f'{DETECT} {DATA}={{DATA}}/wrong_xml/', r'1\.xml: .*forty.*mend the file'),
+    (f'{DETECT} {DATA}={{DATA}}/wrong_xml/', r'1\.xml: .*forty.*fix the file'),
     (f'{PLAIN} {DATA}={{DATA}}/missing_mask', r'labelTrainIds\.png cannot be .*no such file'),
     (f'{PLAIN} {DATA}={{DATA}}/small_mask', '16x24 pixels, but its image .*32x48'),
     (f'{PLAIN} {DATA}={{DATA}}/truncated_mask', r'labelTrainIds\.png cannot be read by LoadAnn'),
