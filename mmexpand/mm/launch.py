@@ -1,4 +1,4 @@
-"""From a config to a Runner, once everything that can be checked is."""
+"""Building a Runner from a config after all checks."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,31 +22,31 @@ NEEDED = {
     'val': ('val_dataloader', 'val_cfg', 'val_evaluator'),
     'test': ('test_dataloader', 'test_cfg', 'test_evaluator'),
 }
-"""What a config must say for a split to be run."""
+"""Required keys of a config, by the split to be run."""
 
 
 @contextmanager
 def temporary_work_dir(cfg: Config) -> Iterator[None]:
-    """Give a config a work dir that is gone afterwards, and with it all that a Runner writes."""
+    """Give a config a temporary work dir, which is removed after this context with its files."""
     with TemporaryDirectory() as cfg.work_dir:
         if isinstance(cfg.get('visualizer'), dict):
-            # Runners of a process share a visualizer by its name; a later one would write here.
+            # Visualizers are shared by name: a later Runner would write into this folder.
             cfg.visualizer.name = cfg.work_dir
         yield
 
 
 def build_runner(cfg: Config, splits: tuple[str, ...]) -> Runner:
-    """Build the Runner of a config, once everything that can be checked is.
+    """Check a config and build its Runner.
 
     Args:
-        cfg: changed in place where there is no GPU (see ``prepare_cpu``).
-        splits: which of 'train', 'val' and 'test' will run: their data sets must exist.
+        cfg: changed in place if there is no GPU (see ``prepare_cpu``).
+        splits: the splits to run, of 'train', 'val' and 'test'; their data must exist.
 
     Raises:
-        ConfigError: if the config lacks what these need.
+        ConfigError: if the config lacks keys that the splits require.
         PermissionError: if the work dir cannot be written to.
-        FileNotFoundError: if a data set is missing.
-        CheckpointError: if a checkpoint that it names cannot be read, or holds more than weights.
+        FileNotFoundError: if data is missing.
+        CheckpointError: if a checkpoint of the config cannot be read, or holds more than weights.
     """
     check_keys(cfg, *(key for split in splits for key in NEEDED[split]))
     check_writable(cfg.work_dir)
@@ -56,21 +56,21 @@ def build_runner(cfg: Config, splits: tuple[str, ...]) -> Runner:
         _check_optimizer(cfg)
     prepare_cpu(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-    # Also for configs without a hook of ours; and FlexibleRunner loads before it calls a hook.
+    # Hooks of mmexpand guard too, but a config may have none, and FlexibleRunner loads before them.
     guard_checkpoints(runner)
     guard_data(runner)
     return runner
 
 
 def training_splits(cfg: Config) -> tuple[str, ...]:
-    """The splits that a training needs: validation is optional."""
+    """Return the splits that a training requires; validation is optional."""
     return ('train', 'val') if cfg.get('val_cfg') else ('train',)
 
 
 def _check_checkpoints(cfg: Config, training: bool) -> None:
     path = cfg.get('load_from')
     if path is None and cfg.get('resume'):
-        # One that is not whole is passed over; see resume.py.
+        # resume.py skips a truncated checkpoint.
         latest = find_latest_checkpoint(cfg.work_dir)
         path = latest if latest and is_whole(latest) else None
     if path and '://' not in path:
@@ -82,12 +82,12 @@ def _check_checkpoints(cfg: Config, training: bool) -> None:
 
 
 def _check_optimizer(cfg: Config) -> None:
-    # mmengine asks for the signature of what it finds, and finds None.
+    # For an unknown type, mmengine would fail with the signature of None.
     kind = (cfg.optim_wrapper.get('optimizer') or {}).get('type')
     if isinstance(kind, str):
         with OPTIMIZERS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
             if registry.get(kind) is None:
                 raise ConfigError(
-                    f'optim_wrapper.optimizer.type={kind!r} is no optimizer; there are '
-                    + ', '.join(sorted(OPTIMIZERS.module_dict))
+                    f'optim_wrapper.optimizer.type={kind!r} is not a registered optimizer; use one '
+                    f'of {", ".join(sorted(OPTIMIZERS.module_dict))}'
                 )

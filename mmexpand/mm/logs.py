@@ -6,5 +6,5 @@ from mmengine.logging import print_log
 
 
 def log(message: str, level: int = logging.INFO) -> None:
-    """Log to the Runner's logger."""
+    """Write a message to the Runner's log."""
     print_log(message, logger='current', level=level)

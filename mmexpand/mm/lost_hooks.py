@@ -1,4 +1,4 @@
-"""Hooks of a base config that a config of ours has replaced: ``custom_hooks`` is a list."""
+"""A warning for hooks of a base config that are lost, since ``custom_hooks`` replaces a list."""
 
 import logging
 from collections import Counter
@@ -12,14 +12,14 @@ from .logs import log
 
 
 def warn_of_lost_hooks(cfg: Config) -> None:
-    """Warn if a config that expands, contracts or distils has lost hooks of its base configs.
+    """Log a warning if a config with hooks of mmexpand has lost hooks of its base configs.
 
     Args:
-        cfg: as it was read from its file, with options merged into it.
+        cfg: a config read from a file, with options merged into it.
     """
     for base, names in lost_hooks(cfg):
         log(
-            f'custom_hooks replaces that of {base}: {", ".join(names)} will not run. Write '
+            f'custom_hooks replaces the list of {base}: {", ".join(names)} will not run. Write '
             'custom_hooks=[*_base_.custom_hooks, ...], or put the hooks of mmexpand into '
             "default_hooks, which are merged: default_hooks=dict(expand=dict(type='ExpandHook', "
             "...), contract=dict(type='ContractHook'))",
@@ -30,18 +30,18 @@ def warn_of_lost_hooks(cfg: Config) -> None:
 def lost_hooks(cfg: Config) -> list[tuple[str, list[str]]]:
     """Return the base configs whose hooks are lost, each with the names of these hooks.
 
-    A list without a hook of ours is taken for what it says: it may replace hooks on purpose.
+    A list without hooks of mmexpand is ignored: it may replace hooks on purpose.
 
     Args:
-        cfg: as for ``warn_of_lost_hooks``.
+        cfg: see ``warn_of_lost_hooks``.
     """
     present = _names(hook_configs(cfg))
     if cfg.filename is None or not present.keys() & set(HOOKS):
         return []
     try:
-        # Beginning with the file itself, whose list options may have replaced.
+        # Include the file itself: options may have replaced its list.
         return list(_lost(present, str(cfg.filename)))
-    except Exception:  # A file that is gone, or is read differently now, is no reason to fail.
+    except Exception:  # The file may be gone or changed, but only a warning depends on it.
         return []
 
 

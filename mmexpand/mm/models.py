@@ -1,4 +1,4 @@
-"""The model of a config without a Runner: compact, or expanded as its hooks and builders say."""
+"""The compact or expanded model of a config, built without a Runner."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -14,11 +14,11 @@ from ..surgery import ExpandConfig, expand_
 from .compact_config import BUILDERS, dicts, hook_configs, make_compact_config, type_name
 
 Expansion = tuple[str, ExpandConfig]
-"""The name of a part of the model ('' for all of it), and how to expand it."""
+"""The name of a submodule ('' for the whole model), and its expansion."""
 
 
 def build_compact_model(cfg: Config) -> nn.Module:
-    """The compact model of a config, as stock OpenMMLab builds it."""
+    """Build the compact model of a config, as stock OpenMMLab does."""
     init_default_scope(cfg.get('default_scope') or 'mmengine')
     compact = make_compact_config(cfg)
     model = compact.model
@@ -28,7 +28,7 @@ def build_compact_model(cfg: Config) -> nn.Module:
 
 
 def configured_expansions(cfg: Config) -> list[Expansion]:
-    """What the ExpandHooks and builders in a config ask for."""
+    """Return the expansions of the ExpandHooks and builders in a config."""
     expansions = [
         ('', _expand_config(hook, ()))
         for hook in hook_configs(cfg)
@@ -73,14 +73,14 @@ def expansion_options(cfg: Config, options: Mapping[str, Any]) -> dict[str, Any]
 
 
 def build_expanded_model(cfg: Config) -> nn.Module:
-    """The model of a config, expanded as it says.
+    """Build the expanded model of a config.
 
     Raises:
-        ValueError: if it asks for no expansion.
+        ValueError: if the config expands nothing.
     """
     if not configured_expansions(cfg):
         raise UserValueError(
-            'the config expands nothing: it has no ExpandHook, ExpandModel or ExpandBackbone'
+            'the config expands nothing: add an ExpandHook, ExpandModel or ExpandBackbone'
         )
     model = build_compact_model(cfg)
     expand_as_configured(model, cfg)
@@ -88,22 +88,22 @@ def build_expanded_model(cfg: Config) -> nn.Module:
 
 
 def expand_as_configured(model: nn.Module, cfg: Config) -> None:
-    """Expand a model as its config says; what a builder has expanded is left as it is."""
+    """Expand a model by its config, except layers that a builder has expanded."""
     for name, expansion in configured_expansions(cfg):
         expand_(model.get_submodule(name), expansion)
 
 
 def input_channels(model: nn.Module) -> int:
-    """How many channels the images of a model have.
+    """Return the number of channels of a model's images.
 
     Args:
         model: an OpenMMLab model, compact or expanded.
     """
     mean = getattr(getattr(model, 'data_preprocessor', None), 'mean', None)
-    if mean is not None and len(mean) > 1:  # One value serves any number of channels.
+    if mean is not None and len(mean) > 1:  # A single value applies to any number of channels.
         return len(mean)
     for module in getattr(model, 'backbone', model).modules():
-        if type(module).__name__ == 'Focus':  # YOLOX's: four pixels become channels.
+        if type(module).__name__ == 'Focus':  # YOLOX turns four pixels into channels.
             return module.conv.conv.in_channels // 4
         if isinstance(module, (nn.Conv2d, ExpandedConv2d)):
             return module.in_channels
@@ -111,29 +111,29 @@ def input_channels(model: nn.Module) -> int:
 
 
 def tensor_outputs(model: nn.Module, data: dict) -> Any:
-    """The raw outputs of an OpenMMLab model: what its heads compute, before any decoding.
+    """Return the raw outputs of an OpenMMLab model's heads, before any decoding.
 
-    Of a two-stage detector, which picks proposals by score, the features.
+    For a two-stage detector, which selects proposals by score, return the features.
 
     Args:
         model: a detector, segmentor or classifier.
-        data: of its data preprocessor: ``inputs`` and, optionally, ``data_samples``.
+        data: output of its data preprocessor: ``inputs`` and, optionally, ``data_samples``.
     """
     return features(model, data) if selects_by_score(model) else model(**data, mode='tensor')
 
 
 def selects_by_score(model: nn.Module) -> bool:
-    """Whether the tensor mode itself selects by score, and rounding may change its outputs."""
+    """Return whether the tensor mode selects by score, so that rounding may change its outputs."""
     return hasattr(model, 'roi_head')
 
 
 def features(model: nn.Module, data: dict) -> Any:
-    """What the heads of an OpenMMLab model get."""
+    """Return the features that the heads of an OpenMMLab model get."""
     return model.extract_feat(data['inputs'])
 
 
 def refresh_average(averaged: BaseAveragedModel) -> None:
-    """Let an averaged copy in a model average the parameters that it has now."""
+    """Make an averaged copy in a model average its current parameters."""
     inside = averaged.module
     averaged.avg_parameters = (
         inside.state_dict() if averaged.update_buffers else dict(inside.named_parameters())
@@ -158,7 +158,7 @@ def _expand_config(node: Mapping, others: tuple[str, ...]) -> ExpandConfig:
 
 
 def converts_channels(data_preprocessor: nn.Module) -> bool:
-    """Whether a data preprocessor turns round the channels of the images that it is given."""
-    # mmengine's and mmdet's name, mmseg's, and mmpretrain's.
+    """Return whether a data preprocessor swaps the channels BGR and RGB."""
+    # The names in mmengine and mmdet, in mmseg, and in mmpretrain.
     names = ('_channel_conversion', 'channel_conversion', 'to_rgb')
     return any(getattr(data_preprocessor, name, False) for name in names)

@@ -1,4 +1,4 @@
-"""The optimizer of an expanded model: options follow the layer, multipliers the factor's role."""
+"""The optimizer of an expanded model, with options by layer and multipliers by factor role."""
 
 import copy
 from collections.abc import Mapping
@@ -28,30 +28,29 @@ MULTIPLIERS['scale_decay_mult'] = 0.0
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class ExpandOptimWrapperConstructor:
-    """Builds an optimizer whose options for a compact parameter go to all that stands for it.
+    """An optimizer constructor that applies a compact parameter's options to its unit's parameters.
 
-    Another constructor is run on the compact network, so that ``custom_keys``, norms' and
-    depthwise layers' multipliers and layer-wise decays find the names and layers they know. Every
-    parameter of a unit then gets what its layer's weight or bias got, times multipliers by role.
+    A base constructor runs on the compact network, so that ``custom_keys``, multipliers of norms
+    and depthwise layers and layer-wise decays see its names and layers. Every parameter of a unit
+    then gets the options of its layer's weight or bias, times multipliers by role.
 
     Args:
-        optim_wrapper_cfg: as for any constructor.
+        optim_wrapper_cfg: as for mmengine's default constructor.
         paramwise_cfg: the options of ``base_constructor``, and
 
-            - base_constructor: the other constructor; mmengine's default.
+            - base_constructor: the base constructor; mmengine's default.
             - outer_lr_mult, inner_lr_mult, scale_lr_mult, and outer_decay_mult, inner_decay_mult,
-              scale_decay_mult: of a chain's factors around the one that has the layer's taps, of
-              that one and of branches by themselves, and of scales and norms. 1; scales are not
-              decayed.
-            - factor_decay: 'each' (every factor as it would be by itself), 'shared' (the layer's
-              decay divided by the number of factors, which decay a product together), or
-              'product' (half lambda times the squared norm of the folded kernel; Khodak et al.,
-              ICLR 2021).
-            - clip_factors: whether ``clip_grad`` measures the gradients of factors; by default
-              it measures those of the folded kernels, as in the compact network.
+              scale_decay_mult: multipliers of learning rate and decay. Inner factors are the
+              factor with the layer's taps and single-factor branches, outer factors the other
+              factors of a chain, and scales include norms. Default 1; 0 for ``scale_decay_mult``.
+            - factor_decay: 'each' (the layer's decay for each factor), 'shared' (the layer's decay
+              divided by the number of factors, since all of them decay the product), or 'product'
+              (half lambda times the squared norm of the folded kernel; Khodak et al., ICLR 2021).
+            - clip_factors: whether ``clip_grad`` measures the gradients of factors. Default:
+              gradients of the folded kernels, as in the compact network.
 
     Raises:
-        ValueError: for another ``factor_decay``, or one that can't be.
+        ValueError: for an unknown ``factor_decay``, or 'product' without folded kernels.
     """
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None):
@@ -65,7 +64,7 @@ class ExpandOptimWrapperConstructor:
         self.optim_wrapper_cfg = optim_wrapper_cfg
 
     def __call__(self, model: nn.Module) -> OptimWrapper | OptimWrapperDict:
-        """Build it for a model, expanded or not."""
+        """Build the optimizer wrapper of a model, expanded or not."""
         model = unwrap(model)
         optim_wrapper, names = self._build_compact(model)
         wrappers = (
@@ -80,7 +79,7 @@ class ExpandOptimWrapperConstructor:
         return optim_wrapper
 
     def compact_names(self, model: nn.Module) -> list[list[str]]:
-        """By group, the names of the parameters that the optimizer of the compact model has.
+        """Return the parameter names of the compact model's optimizer, by group.
 
         Args:
             model: the expanded model, unwrapped.
@@ -103,7 +102,7 @@ class ExpandOptimWrapperConstructor:
         return optim_wrapper, names
 
     def _hand_over(self, wrapper: OptimWrapper, names: dict[int, str], model: nn.Module) -> None:
-        """Give the optimizer of the compact network the parameters of the expanded one."""
+        """Give the compact network's optimizer the parameters of the expanded network."""
         if self.factor_decay == 'product':
             _check_product_decay(model)
         optimizer = wrapper.optimizer
@@ -133,7 +132,7 @@ class ExpandOptimWrapperConstructor:
             optimizer.register_step_pre_hook(lambda opt, *_: _decay_products(opt, product_decays))
 
     def _options(self, group: dict, part: '_Part') -> tuple[float, float]:
-        """Learning rate and decay of a parameter."""
+        """Return learning rate and decay of a parameter."""
         lr, decay = group['lr'], group.get('weight_decay', 0.0)
         if part.unit is None:
             return lr, decay
@@ -145,7 +144,7 @@ class ExpandOptimWrapperConstructor:
 
 
 def by_layer(optim_wrapper: dict) -> dict:
-    """The config of an optimizer, its options per parameter made to follow the layers."""
+    """Return an optimizer's config whose options per parameter apply to layers."""
     cfg = copy.deepcopy(optim_wrapper)
     name = ExpandOptimWrapperConstructor.__name__
     if cfg.get('constructor') not in (name, ExpandOptimWrapperConstructor):
@@ -158,7 +157,7 @@ def by_layer(optim_wrapper: dict) -> dict:
 
 @dataclass(frozen=True)
 class _Part:
-    """A parameter that stands for a compact one, or a part of it."""
+    """A parameter of the model that stands for a compact parameter or a part of it."""
 
     parameter: nn.Parameter
     unit: ExpandedLayer | None = None
@@ -167,7 +166,7 @@ class _Part:
 
 
 def stand_ins(model: nn.Module) -> dict[str, list[_Part]]:
-    """By the name of a compact parameter, what stands for it in the model."""
+    """Return the model's parameters by the name of the compact parameter they stand for."""
     units = named_units(model)
     parts: dict[str, list[_Part]] = {}
     for name, unit in units.items():
@@ -187,18 +186,18 @@ def _check_product_decay(model: nn.Module) -> None:
     for name, unit in named_units(model).items():
         if not unit.is_linear:
             raise UserValueError(
-                f"factor_decay='product' needs a folded kernel, and {name} ({unit.method}) has "
+                f"factor_decay='product' requires a folded kernel, but {name} ({unit.method}) has "
                 "none while training; use 'each' or 'shared'"
             )
 
 
 def _decay_products(optimizer: Optimizer, decays: Mapping[ExpandedLayer, float]) -> None:
-    """Add half of each decay times the squared norm of the folded kernel to the loss's gradient.
+    """Add the gradient of half the decay times the folded kernel's squared norm, for each unit.
 
-    Before a step, as an optimizer's own decay: once, however often a layer was called, at the
-    loss's own scale, and in every rank by itself.
+    It is added once before a step, like an optimizer's own decay: independent of the number of
+    calls of a layer, in the loss's scale, and on each rank.
     """
-    # A fused one divides by the scale of mixed precision itself.
+    # A fused optimizer divides gradients by the scale of mixed precision itself.
     scale = getattr(optimizer, 'grad_scale', None)
     for unit, decay in decays.items():
         factors = list(unit.expression.parameters())

@@ -1,4 +1,4 @@
-"""Steps that several processes take together, and fail together."""
+"""Steps that all processes take together and that fail on all of them."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,12 +15,12 @@ Result = TypeVar('Result')
 
 @contextmanager
 def together() -> Iterator[None]:
-    """A step without communication that fails on every rank as soon as it fails on one.
+    """Run a step without communication that fails on every rank if it fails on one.
 
-    A rank that went on alone would wait for the others for ever.
+    Otherwise the ranks that did not fail would wait for the others forever.
 
     Raises:
-        RuntimeError: where only other ranks failed; it names the first of them.
+        RuntimeError: on ranks that did not fail, naming the first rank that did.
     """
     own: Exception | None = None
     try:
@@ -36,7 +36,7 @@ def together() -> Iterator[None]:
 
 
 def on_main(action: Callable[[], Result]) -> Result:
-    """Do something on the main process alone; all ranks get its result, or its failure."""
+    """Run an action on the main process only and return its result, or fail, on all ranks."""
     result = None
     with together():
         if is_main_process():
@@ -45,28 +45,27 @@ def on_main(action: Callable[[], Result]) -> Result:
 
 
 def from_main(value: Result) -> Result:
-    """What the main process has, on all ranks."""
+    """Return the main process's value on all ranks."""
     values = [value]
     broadcast_object_list(values)
     return values[0]
 
 
 def broadcast_state(model: nn.Module) -> None:
-    """Give every rank's model the parameters and buffers of the main process's."""
+    """Broadcast the main process's parameters and buffers to the models of all ranks."""
     for value in model.state_dict().values():
         if isinstance(value, Tensor):
             broadcast(value)
 
 
 def start_alike(model: nn.Module) -> None:
-    """Give every rank the main process's factors.
+    """Broadcast the main process's factors to all ranks.
 
-    mmengine broadcasts what a model's own initialisation gives. Factors of a kernel that is loaded
-    from a compact checkpoint, or that ``init_weights`` has written to a unit, are drawn later, and
-    by each rank for itself.
+    mmengine broadcasts initialised weights. But the factors of a kernel from a compact checkpoint,
+    or of a kernel that ``init_weights`` writes to a unit, are drawn later, on each rank.
 
     Args:
-        model: without a distributed wrapper.
+        model: the model, without a distributed wrapper.
     """
     units = named_units(model).values()
     for unit in units:
@@ -78,7 +77,7 @@ def start_alike(model: nn.Module) -> None:
 
 
 def describe(error: BaseException) -> str:
-    """An error in one line: what it says, and its kind unless that is said in words."""
+    """Return an error's message in one line, with its type unless the message needs none."""
     text = ' '.join(str(error).split())
     own = type(error).__module__.startswith('mmexpand') or type(error) is RuntimeError
     return text if own and text else f'{type(error).__name__}: {text}'

@@ -1,4 +1,4 @@
-"""A Runner's wrapper, optimizer and schedulers, built again for a model that has changed."""
+"""Building a Runner's wrapper, optimizer and schedulers again after its model has changed."""
 
 import copy
 import gc
@@ -16,44 +16,43 @@ from .optim import by_layer, stand_ins
 from .wrapped_optimizers import check_given
 
 INSTEAD = "use model=dict(type='ExpandModel', model=..., ...) instead of ExpandHook"
-"""The way out where a Runner cannot be rebuilt for an expanded model."""
+"""The fix if a Runner cannot be built again for an expanded model."""
 
 
 def check_rebuildable(runner: Runner, instead: str = INSTEAD) -> None:
-    """Refuse a Runner whose wrapper or strategy cannot be built again.
+    """Raise UserRuntimeError if a Runner's wrapper or strategy cannot be built again.
 
     Args:
-        runner: it is left as it is.
-        instead: the way out.
+        runner: the Runner, which is not changed.
+        instead: the fix, for the message.
 
     Raises:
-        UserRuntimeError: naming what cannot be.
+        UserRuntimeError: naming the unsupported type.
     """
     if isinstance(runner, FlexibleRunner):
         raise UserRuntimeError(
-            f"FlexibleRunner's strategies build model and optimizer in one: {instead}"
+            f"FlexibleRunner's strategies build model and optimizer in one step: {instead}"
         )
     model = runner.model
     separate = isinstance(model, MMSeparateDistributedDataParallel)
     if is_model_wrapper(model) and (separate or not isinstance(model, DistributedDataParallel)):
-        raise UserRuntimeError(f'{type(model).__name__} cannot be rebuilt: {instead}')
+        raise UserRuntimeError(f'{type(model).__name__} cannot be built again: {instead}')
 
 
 def rewrap(runner: Runner, compact_gradients: bool) -> None:
     """Build the distributed wrapper again.
 
     Args:
-        runner: with a wrapped model.
-        compact_gradients: whether the wrapper is to reduce the gradients of folded kernels, where
-            it can.
+        runner: a Runner with a wrapped model.
+        compact_gradients: whether to reduce the gradients of folded kernels where possible.
     """
     model = release(runner.model)
-    # The old wrapper's hooks on the remaining parameters go with its last reference.
+    # The old wrapper's hooks on parameters are removed with its last reference.
     runner.model = model
     gc.collect()
     cfg = runner.cfg.get('model_wrapper_cfg')
     if (cfg or {}).get('detect_anomalous_params'):
-        log('Gradients are reduced of every factor, for detect_anomalous_params to find it')
+        log('Gradients of every factor are reduced, as detect_anomalous_params requires')
         compact_gradients = False
     if compact_gradients and is_training(runner) and can_reduce_compact(model):
         log('Gradients are reduced at the size of the compact network')
@@ -65,21 +64,21 @@ def rewrap(runner: Runner, compact_gradients: bool) -> None:
 def rebuild_optimizer(
     runner: Runner, names: dict[int, str] | None = None, instead: str = INSTEAD
 ) -> None:
-    """Build the optimizer and its schedulers again, from the Runner's config.
+    """Build the optimizer and its schedulers again from the Runner's config.
 
-    Of a Runner that was given an optimizer, that one takes the parameters up.
+    An optimizer that the Runner got as an object is kept and gets the new parameters.
 
     Args:
-        runner: with a model that has other parameters than its optimizer.
-        names: of the compact parameters, by id, that a given optimizer holds.
-        instead: the way out where that cannot be.
+        runner: a Runner whose model has other parameters than its optimizer.
+        names: names of the compact parameters in an optimizer object, by the parameters' id.
+        instead: the fix, for the message.
 
     Raises:
         RuntimeError: for several optimizers.
     """
     if not isinstance(runner.optim_wrapper, OptimWrapper):
         raise UserRuntimeError(
-            f'{type(runner.optim_wrapper).__name__} cannot be rebuilt: {instead}'
+            f'{type(runner.optim_wrapper).__name__} cannot be built again: {instead}'
         )
     if not isinstance(runner.cfg.get('optim_wrapper'), dict):
         check_given(runner.optim_wrapper.optimizer)

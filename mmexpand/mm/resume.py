@@ -1,4 +1,4 @@
-"""Where to resume: at the latest checkpoint that is whole, whatever a kill left behind."""
+"""Resuming from the latest whole checkpoint after a kill or a full disk."""
 
 import logging
 import re
@@ -15,16 +15,16 @@ from .ranks import on_main
 
 
 def resume_from_whole(runner: Runner) -> None:
-    """Let a Runner that resumes by itself pass over a checkpoint that was being written.
+    """Make a Runner that resumes automatically skip a truncated checkpoint.
 
-    mmengine writes checkpoints, and the ``last_checkpoint`` that names one, in place: a kill or a
-    full disk leaves half of one. To be called on all ranks, before the Runner loads.
+    mmengine writes checkpoints and ``last_checkpoint``, the file with the latest one's path, in
+    place: a kill or a full disk truncates them. Call it on all ranks, before the Runner loads.
 
     Args:
-        runner: left as it is unless it resumes the latest checkpoint and that is not whole.
+        runner: changed only if it resumes the latest checkpoint and this checkpoint is not whole.
 
     Raises:
-        CheckpointError: if there is no whole checkpoint to resume.
+        CheckpointError: if no whole checkpoint exists.
     """
     if not resumes(runner) or load_path(runner) is not None:
         return
@@ -34,19 +34,19 @@ def resume_from_whole(runner: Runner) -> None:
 
 
 def will_resume(runner: Runner) -> bool:
-    """Whether a Runner that is to resume finds something to resume: else it starts anew."""
+    """Return whether a Runner will resume; without a checkpoint it trains from the start."""
     if not resumes(runner):
         return False
     return load_path(runner) is not None or _pointer(runner).is_file()
 
 
 def _pointer(runner: Runner) -> Path:
-    """The file in which mmengine writes the latest checkpoint's path."""
+    """Return the file in which mmengine writes the latest checkpoint's path."""
     return Path(runner.work_dir, 'last_checkpoint')
 
 
 def _latest_whole(runner: Runner) -> str | None:
-    """The path to resume from; None where mmengine's own choice is right."""
+    """Return the path to resume from, or None if mmengine's own choice is right."""
     pointer = _pointer(runner)
     if not pointer.is_file():
         return None
@@ -56,19 +56,19 @@ def _latest_whole(runner: Runner) -> str | None:
     for path in _checkpoints(runner, Path(named).parent):
         if is_whole(path):
             log(
-                f'The latest checkpoint {named or "(none named)"} is missing or was cut short '
-                f'while it was written: resuming from {path}',
+                f'The latest checkpoint {named or "(none named)"} is missing or truncated: '
+                f'resuming from {path}',
                 logging.WARNING,
             )
             return str(path)
     raise CheckpointError(
-        f'{pointer} names {named or "nothing"}, which is missing or truncated, and there is no '
-        f'whole checkpoint beside it to resume from; remove {pointer} to start anew'
+        f'cannot resume: {pointer} names {named or "nothing"}, which is missing or truncated, and '
+        f'no whole checkpoint is beside it; remove {pointer} to train from the start'
     )
 
 
 def _checkpoints(runner: Runner, directory: Path) -> list[Path]:
-    """What CheckpointHook has written to resume from, the latest in front."""
+    """Return the checkpoints that CheckpointHooks have written, the latest first."""
     found: dict[Path, int] = {}
     for hook in runner.hooks:
         if isinstance(hook, CheckpointHook):
@@ -81,7 +81,7 @@ def _checkpoints(runner: Runner, directory: Path) -> list[Path]:
 
 
 def is_whole(path: str | Path) -> bool:
-    """Whether a checkpoint file is there to its end, every part with the checksum it says."""
+    """Return whether a checkpoint file is complete, by the checksums of its parts."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None

@@ -1,4 +1,4 @@
-"""The report of a work dir: what it holds, and predictions of its compact network."""
+"""The report of a work dir: compact networks, curves, costs and predictions."""
 
 import os
 from collections.abc import Iterator
@@ -46,7 +46,7 @@ from .ranks import describe
 
 REPORT_NAME = 'report.html'
 PICTURES = 48
-"""At most: with the charts' script they make a page of less than 8 MB."""
+"""Largest number of pictures, which keeps the page with the charts' script below 8 MB."""
 
 
 def write_run_report(
@@ -55,17 +55,17 @@ def write_run_report(
     notes: list[str] | None = None,
     experiment_name: str | None = None,
 ) -> tuple[Path, list[str]]:
-    """Write ``report.html`` into a work dir, from what is in it and its validation data.
+    """Write ``report.html`` into a work dir, from its files and the validation data.
 
     Args:
-        work_dir: with compact checkpoints and logs.
+        work_dir: a folder with compact checkpoints and logs.
         cfg: the config that was trained.
-        notes: sentences that the report shall show among what is missing.
-        experiment_name: of the run, whose compact networks are shown, and those that
-            tools/contract.py wrote; None for that of the newest.
+        notes: sentences to add to the report's notes.
+        experiment_name: name of the run whose compact networks are shown, beside the networks that
+            tools/contract.py wrote; None for the newest run.
 
     Returns:
-        The page, and all its notes: what is missing in it, and why.
+        The path of the page, and all its notes, which name the missing parts and the reasons.
     """
     work_dir, notes = Path(work_dir), list(notes or ())
     folder = work_dir.resolve().name
@@ -92,7 +92,7 @@ def write_run_report(
 
 @contextmanager
 def _noted(notes: list[str], what: str) -> Iterator[None]:
-    """Go on without a part of the report; a note says why it is missing."""
+    """Skip a part of the report that fails in this context, and add a note with the reason."""
     try:
         yield
     except Exception as error:
@@ -100,7 +100,7 @@ def _noted(notes: list[str], what: str) -> Iterator[None]:
 
 
 def _weight_sets(work_dir: Path, experiment_name: str | None, notes: list[str]) -> list[WeightSet]:
-    """The compact networks of one run: an earlier one in the same work dir leaves its own there."""
+    """Return the compact networks of one run; the work dir may hold earlier runs' too."""
     paths = sorted(work_dir.glob('compact_*.pth'))
     found = {path: load_checkpoint(path) for path in paths}
     names = {path: one['meta'].get('experiment_name') for path, one in found.items()}
@@ -108,7 +108,7 @@ def _weight_sets(work_dir: Path, experiment_name: str | None, notes: list[str]) 
         named = [path for path in paths if names[path]]
         experiment_name = names[max(named, key=os.path.getmtime)] if named else None
     notes += [
-        f'{path.name}: it is of another run, {names[path]}.'
+        f'{path.name}: it belongs to another run, {names[path]}.'
         for path in paths
         if names[path] not in (None, experiment_name)
     ]
@@ -133,7 +133,7 @@ def _build_dataset(cfg: Config) -> Any:
     if cfg.get('val_dataloader') is None:
         raise UserValueError('the config has no validation data')
     check_datasets(cfg, ('val',))
-    build_compact_model(cfg)  # It sets the default scope.
+    build_compact_model(cfg)  # It sets the default scope, in which the data set is built.
     dataset = DATASETS.build(cfg.val_dataloader.dataset)
     guard_pipelines(dataset)
     return dataset
@@ -145,7 +145,7 @@ def _cost(cfg: Config, dataset: Any) -> Cost:
         raise UserValueError('the config expands nothing')
     compact = revert_sync_batchnorm(build_compact_model(cfg)).eval()
     expanded = revert_sync_batchnorm(build_compact_model(cfg))
-    # Shapes alone count: nothing is to be preserved.
+    # Only shapes matter, so that the slow 'preserve' is not needed.
     plans = [
         (name, expand_(expanded.get_submodule(name), replace(expansion, init='default')))
         for name, expansion in expansions
@@ -166,7 +166,7 @@ def _cost(cfg: Config, dataset: Any) -> Cost:
 def _count_macs(
     compact: nn.Module, expanded: nn.Module, images: Tensor
 ) -> tuple[tuple[int, int, int], dict[str, tuple[int, int, int]]]:
-    """Of the whole network and by layer: compact, factor by factor, in the cheapest order."""
+    """Return MACs of the network and by layer: compact, layerwise and in the cheapest order."""
     units = named_units(expanded)
     layers = {name: compact.get_submodule(name) for name in units}
     with FlopCounterMode(display=False) as counter:
@@ -202,13 +202,13 @@ def _rows(
 @torch.no_grad()
 def _gallery(cfg: Config, dataset: Any, work_dir: Path, chosen: WeightSet | None) -> Gallery:
     if chosen is None:
-        raise UserValueError('there is no compact network')
+        raise UserValueError('the work dir has no compact network')
     model = revert_sync_batchnorm(build_compact_model(cfg))
     model.load_state_dict(get_state_dict(load_checkpoint(work_dir / chosen.file)))
     model.to(get_device()).eval()
     classes = [str(name) for name in dataset.metainfo.get('classes') or ()]
     if not classes:
-        raise UserValueError('the data set does not name its classes: set its metainfo')
+        raise UserValueError('the data set has no class names: set its metainfo')
     colors = class_colors(dataset.metainfo.get('palette'), len(classes))
     count = min(PICTURES, len(dataset))
     pictures, kind = [], ''
@@ -226,8 +226,8 @@ def _kind(sample: BaseDataElement) -> str:
     if 'pred_instances' in sample and 'bboxes' in sample.get('gt_instances', ()):
         return 'boxes'
     raise UserValueError(
-        'they are shown where they are boxes or semantic masks, and the validation pipeline loads '
-        'the ground truth'
+        'only boxes and semantic masks are supported; let the validation pipeline load their '
+        'ground truth'
     )
 
 

@@ -1,4 +1,4 @@
-"""Facts of the machine: process groups without a GPU, and mmengine's own checkpoints."""
+"""The environment of a run: training without a GPU, and loading of mmengine's checkpoints."""
 
 import os
 import pickle
@@ -21,24 +21,24 @@ METHODS = {
     HistoryBuffer: ('min', 'max', 'current', 'mean'),
     OneCycleParamScheduler: ('_annealing_cos', '_annealing_linear'),
 }
-"""What a checkpoint may take by ``getattr``: what the states of these classes hold."""
+"""Methods that a checkpoint may get by ``getattr``, since states of these classes hold them."""
 NUMBERS = np.typecodes['AllInteger'] + '?efdFD'
-"""Types of numpy arrays that a checkpoint may hold. Of each there is one object, which pickle
-cannot change; a copy could be made one of pointers."""
+"""Types of numpy arrays that a checkpoint may hold. Each is a single dtype object, which pickle
+cannot change; a copy could be turned into a type of pointers."""
 
 
 def prepare_cpu(cfg: Config) -> None:
-    """Let a config run on a machine without a GPU; does nothing where there is one.
+    """Adapt a config to a machine without a GPU; with a GPU, do nothing.
 
-    mmengine's launcher selects a CUDA device, so the gloo process group is made here, before the
-    Runner, which keeps it. SyncBN, which has no CPU implementation, becomes BN, and ``sync_bn``,
-    which would turn BN into it, goes: state dicts are the same.
+    mmengine's launcher would select a CUDA device, so that this function makes a gloo process
+    group, which the Runner keeps. SyncBN, which has no CPU implementation, becomes BN, and
+    ``sync_bn``, which would convert BN to SyncBN, is removed. State dicts stay the same.
 
     Args:
         cfg: changed in place.
 
     Raises:
-        ValueError: for a launcher that cannot be used without a GPU.
+        ValueError: for a launcher that is unsupported without a GPU.
     """
     if is_cuda_available():
         return
@@ -48,7 +48,7 @@ def prepare_cpu(cfg: Config) -> None:
         return
     if cfg.launcher != 'pytorch':
         raise UserValueError(
-            f'without a GPU only --launcher pytorch is supported, got {cfg.launcher}'
+            f'without a GPU, --launcher {cfg.launcher} is unsupported; use --launcher pytorch'
         )
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group('gloo')
@@ -70,13 +70,13 @@ def _replace_sync_bn(node: Any) -> None:
 
 
 def allow_mmengine_checkpoints() -> None:
-    """Let ``torch.load(weights_only=True)`` read what mmengine's own checkpoints hold.
+    """Let ``torch.load(weights_only=True)`` read the checkpoints that mmengine writes.
 
-    From torch 2.6 on that is the default, and stops resuming and loading: a HistoryBuffer and
-    OneCycleLR pickle methods through ``getattr``, and numbers are numpy's. Stand-ins for what
-    they need are allowed, and nothing else: ``getattr`` of these methods only, arrays of numbers
-    only. They also replace the list of OneDL's mmengine, which allows ``getattr`` of anything, and
-    takes back what is in it after each load.
+    From torch 2.6 on ``weights_only=True`` is the default, which breaks resuming and loading:
+    HistoryBuffer and OneCycleLR pickle methods through ``getattr``, and numbers are numpy's. This
+    function allows safe replacements only: ``getattr`` of these methods, and arrays of numbers.
+    They also replace the list of OneDL's mmengine, which allows ``getattr`` of anything and
+    disallows its entries after each load.
     """
     if hasattr(checkpoint, 'get_torch_safe_globals'):
         checkpoint.get_torch_safe_globals = list
@@ -86,8 +86,8 @@ def allow_mmengine_checkpoints() -> None:
             (_method, 'builtins.getattr'),
             (_number_type, 'numpy.dtype'),
             *{type(np.dtype(kind)) for kind in NUMBERS},
-            # The class itself could be called, and make an array of pointers. It is allowed to
-            # have its state set, under a name that no file can say: those have a module.
+            # A file must not call the class itself, which could make an array of pointers. But its
+            # state must be set, which torch allows by this name; names in files have a module.
             ('ndarray', 'numpy.ndarray'),
             (np.ndarray, 'ndarray'),
             *_numpy_reconstructors(),
@@ -112,7 +112,7 @@ def _empty_array(*_: Any) -> np.ndarray:
 
 
 def _numpy_reconstructors() -> list:
-    # numpy moved these in 2.0; a checkpoint names the module of the numpy that wrote it.
+    # numpy 2.0 moved these functions; a checkpoint names the module of the numpy that wrote it.
     scalar = np.float64(0).__reduce__()[0]
     return [
         (function, f'{module}.multiarray.{name}')

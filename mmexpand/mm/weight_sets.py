@@ -17,14 +17,14 @@ from .logs import log
 from .ranks import on_main, together
 
 WeightSet = tuple[str, Callable[[], nn.Module | None]]
-"""A name, and what gives a model with these weights; None where they are lost."""
+"""A name and a function that returns a model with these weights, or None if they are lost."""
 
 
 def weight_sets(runner: Runner) -> Iterator[WeightSet]:
-    """What there is to contract after training: the last weights, the best, and the averaged.
+    """Yield the weight sets to contract after training: last, best and averaged.
 
     Args:
-        runner: that has trained.
+        runner: a Runner after training.
     """
     model = unwrap(runner.model)
     yield 'last', lambda: model
@@ -47,13 +47,13 @@ def _best_checkpoints(hook: CheckpointHook) -> list[tuple[str, str]]:
 
 
 def _load_best(model: nn.Module, hook: CheckpointHook, path: str) -> nn.Module | None:
-    # Read once, by the main process: the others may have no access to its disk.
+    # Only the main process reads: the others may have no access to its disk.
     weights = on_main(lambda: _read_best(hook, path))
     if weights is None:
         return None
     with together():
         model = copy_model(model)
-        # After a warm start the best may be the compact network's of before.
+        # After a warm start the best weights may be those of the earlier compact training.
         expanded = is_expanded_state_dict(weights)
         match_checkpoint(model, dict(state_dict=weights), training=True, resume=expanded)
         model.load_state_dict(weights)
@@ -61,15 +61,15 @@ def _load_best(model: nn.Module, hook: CheckpointHook, path: str) -> nn.Module |
 
 
 def _read_best(hook: CheckpointHook, path: str) -> dict[str, Tensor] | None:
-    # A resumed run knows the path that the file had before the work dir was moved.
+    # A resumed run has the path from before its work dir was moved.
     moved = join_path(hook.out_dir, os.path.basename(path), backend_args=hook.backend_args)
     for place in (path, moved):
         if exists(place, backend_args=hook.backend_args):
             with get_local_path(place, backend_args=hook.backend_args) as local:
                 return load_weights(local)
     log(
-        f'ContractHook: the best checkpoint {path} is gone and not at {moved} either, so that '
-        'there will be no compact network with the best weights',
+        f'ContractHook: the best checkpoint is neither at {path} nor at {moved}: the best weights '
+        'are not contracted',
         logging.WARNING,
     )
     return None

@@ -1,4 +1,4 @@
-"""Optimizers that hold another optimizer, which has parameter groups of its own."""
+"""Optimizers that wrap another optimizer with parameter groups of its own."""
 
 import copy
 from collections.abc import Mapping
@@ -10,9 +10,9 @@ from ..errors import UserValueError
 
 
 def keeps_own_groups(optimizer: Optimizer) -> bool:
-    """Return whether an optimizer steps by another one, with other parameter groups.
+    """Return whether an optimizer wraps an optimizer with other parameter groups.
 
-    What is changed in its own groups, as a parameter that is exchanged, does not reach those.
+    Changes of the outer groups, such as replaced parameters, do not reach the inner groups.
     """
     ours = {id(group) for group in optimizer.param_groups}
     inner = [value for value in vars(optimizer).values() if isinstance(value, Optimizer)]
@@ -20,14 +20,14 @@ def keeps_own_groups(optimizer: Optimizer) -> bool:
 
 
 def built_again(optimizer: Optimizer, cfg: Mapping | None) -> Optimizer:
-    """Return an optimizer built on the parameter groups that another one has now.
+    """Build an optimizer again on its current parameter groups.
 
     Args:
-        optimizer: its groups were changed after it was built.
-        cfg: what it was built from; None where that is not known.
+        optimizer: an optimizer whose groups were changed after it was built.
+        cfg: its config; None if it is unknown.
 
     Raises:
-        ValueError: if that fails.
+        ValueError: if the optimizer cannot be built.
     """
     groups = [dict(group) for group in optimizer.param_groups]
     try:
@@ -36,21 +36,20 @@ def built_again(optimizer: Optimizer, cfg: Mapping | None) -> Optimizer:
         return OPTIMIZERS.build({**copy.deepcopy(dict(cfg)), 'params': groups})
     except Exception as error:
         raise UserValueError(
-            f'{type(optimizer).__name__} keeps an optimizer of its own, which cannot be built on '
-            f'the factors of expanded layers ({type(error).__name__}: {error}): use another '
-            'optimizer'
+            f'{type(optimizer).__name__} wraps an optimizer that cannot be built on the factors of '
+            f'expanded layers ({type(error).__name__}: {error}): use another optimizer'
         ) from error
 
 
 def check_given(optimizer: Optimizer) -> None:
-    """Refuse an optimizer object that cannot take up the factors.
+    """Raise ValueError if an optimizer object cannot get the factors as parameters.
 
     Raises:
-        ValueError: naming its class.
+        ValueError: naming the optimizer's class.
     """
     if keeps_own_groups(optimizer):
         raise UserValueError(
-            f'{type(optimizer).__name__} keeps an optimizer of its own, which holds the parameters '
-            'of the compact network: give the Runner a config of it, '
+            f'{type(optimizer).__name__} wraps an optimizer that holds the compact parameters: '
+            'give the Runner its config, '
             f'optim_wrapper=dict(optimizer=dict(type={type(optimizer).__name__!r}, ...))'
         )

@@ -169,4 +169,4 @@ def test_anomalous_params_are_those_that_the_loss_does_not_reach(seg_cfg, tmp_pa
     wrapper = dict(type='MMDistributedDataParallel', detect_anomalous_params=True)
     said = train_distributed(seg_cfg(model_wrapper_cfg=wrapper), tmp_path)
     assert 'is not in the computational graph' not in said
-    assert 'for detect_anomalous_params to find it' in said
+    assert 'as detect_anomalous_params requires' in said

@@ -88,7 +88,7 @@ def test_networks_of_an_earlier_run_are_left_out(trained, capsys):
     os.utime(work_dir / 'compact_best.pth', (0, 0))
     del best['meta']['experiment_name']
     torch.save(best, work_dir / 'compact_by_hand.pth')
-    note = 'compact_best.pth: it is of another run, an earlier one.'
+    note = 'compact_best.pth: it belongs to another run, an earlier one.'
     path, notes = run_report.write_run_report(work_dir, trained, experiment_name=names[0])
     assert notes == [note]
     html = path.read_text()

@@ -131,7 +131,7 @@ def test_an_object_that_holds_another_is_refused():
     plain, holds = torch.optim.SGD(parameters, lr=0.1), Holds([dict(params=parameters)], lr=0.1)
     assert [keeps_own_groups(one) for one in (plain, holds)] == [False, True]
     check_given(OptimWrapper(plain).optimizer)
-    with pytest.raises(ValueError, match=r"Holds keeps an optimizer.*optimizer=dict\(type='Holds'"):
+    with pytest.raises(ValueError, match=r"Holds wraps an optimizer.*optimizer=dict\(type='Holds'"):
         check_given(holds)
     # Where the groups are shared, what is exchanged in one is exchanged in the other.
     holds.inner.param_groups = holds.param_groups

@@ -65,7 +65,7 @@ CASES = [
     (f'{TRAIN} --cfg-options train_cfg.max_iter=4', 'IterBasedTrainLoop cannot be.*max_iter'),
     (
         f'{TRAIN} --cfg-options optim_wrapper.optimizer.type=SGDD',
-        "'SGDD' is no optimizer.*SGD",
+        "'SGDD' is not a registered optimizer.*SGD",
     ),
     (f'{TRAIN} --cfg-options model.backbone.type=UNett', 'no UNett in.*near matches: UNet'),
     (f'{TRAIN} --cfg-options model.backbone.type=Quartz', 'no Quartz in.*no name is near'),
@@ -177,7 +177,7 @@ CASES = [
     ('train.py', 'arguments are required: config'),
     (f'{TRAIN} --ampp', 'unrecognized arguments: --ampp'),
     (f'{TRAIN} --launcher ssh', 'invalid choice'),
-    (f'{TRAIN} --launcher slurm', 'only --launcher pytorch'),
+    (f'{TRAIN} --launcher slurm', 'unsupported; use --launcher pytorch'),
     (f'{TRAIN} --cfg-options nonsense', 'takes KEY=VALUE pairs.*nonsense'),
     (f'{TRAIN} --cfg-options a=[1,(2', 'takes KEY=VALUE pairs'),
     (f'{TRAIN} --cfg-options a=[dict(b=1,c=2)]', 'takes KEY=VALUE pairs'),
