@@ -111,7 +111,7 @@ def _check_finite(model: nn.Module) -> None:
     bad = [name for name, value in model.named_parameters() if not value.isfinite().all()]
     if bad:
         raise UserValueError(
-            f'training has diverged: {len(bad)} weights are not finite, {bad[0]} first; lower '
+            f'{len(bad)} weights are not finite, {bad[0]} first: training has diverged; lower '
             'the learning rate, or clip gradients'
         )
 

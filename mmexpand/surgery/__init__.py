@@ -1,4 +1,4 @@
-"""Whole models: plan, expand, contract, verify. Imports torch and core."""
+"""Planning, expansion, contraction and verification of whole models."""
 
 from .config import ExpandConfig
 from .copying import copy_model

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: expanded to compact without a model, safe loading, whole saving."""
+"""Checkpoint files: safe loading, atomic saving, and contraction without a model."""
 
 import json
 import os
@@ -23,16 +23,16 @@ from ..files import written_whole
 from ..stack import check_installed
 
 META_KEY = 'mmexpand'
-"""Where a checkpoint's ``meta`` says what it is: ``dict(kind='expanded' or 'compact', ...)``."""
+"""Key of mmexpand's entry in a checkpoint's meta: ``dict(kind='expanded' or 'compact', ...)``."""
 WEIGHTS_ONLY = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
-"""Where set in the environment, ``torch.load`` runs no code, whatever its caller asks for."""
+"""Environment variable that makes every ``torch.load`` run no code from a file."""
 
 _FACTOR = re.compile(rf'(?:(?P<layer>.+)\.)?(?P<block>{FACTORS})\.\d+\.(?:weight|bias)')
 _SITE = re.compile(rf'(?:(?P<layer>.+)\.)?(?P<block>\w+)\.{SITE_KEY}')
 
 
 class CheckpointError(UserError, RuntimeError):
-    """A checkpoint that cannot be used; the message names the file and the way out."""
+    """A checkpoint that cannot be used; the message names the file and the fix."""
 
 
 def load_checkpoint(path: str | os.PathLike, map_location: str = 'cpu') -> dict[str, Any]:
@@ -40,7 +40,7 @@ def load_checkpoint(path: str | os.PathLike, map_location: str = 'cpu') -> dict[
 
     Args:
         path: the file.
-        map_location: where its tensors go.
+        map_location: device of its tensors.
 
     Raises:
         CheckpointError: see ``load_file``; also if the file holds no weights.
@@ -53,21 +53,22 @@ def load_checkpoint(path: str | os.PathLike, map_location: str = 'cpu') -> dict[
     if not weights or not any(isinstance(value, Tensor) for value in state_dict.values()):
         keys = ', '.join(map(str, [*checkpoint][:5])) or '(none)'
         raise CheckpointError(
-            f'{path} holds no weights, neither as state_dict nor by itself; its keys are {keys}'
+            f'{path} holds no weights, neither under state_dict nor at its top level; its keys are '
+            f'{keys}; use a checkpoint of a model'
         )
     return checkpoint
 
 
 def load_file(path: str | os.PathLike, map_location: str = 'cpu') -> Any:
-    """Read what torch has saved, without running code from it.
+    """Read a file of ``torch.save`` without running code from it.
 
     Args:
         path: the file.
-        map_location: where its tensors go.
+        map_location: device of its tensors.
 
     Raises:
-        CheckpointError: if the file is missing, truncated, corrupt, not torch's, or holds more
-            than tensors, plain values and what else is allowed.
+        CheckpointError: if the file is missing, truncated, corrupt or of another format, or holds
+            more than tensors, plain values and allowed types.
     """
     path = Path(path)
     if not path.is_file():
@@ -80,24 +81,24 @@ def load_file(path: str | os.PathLike, map_location: str = 'cpu') -> Any:
 
 
 def describe_blocked(error: Exception) -> str:
-    """What ``torch.load(weights_only=True)`` has blocked, and what to do; '' if nothing."""
+    """Return what ``torch.load(weights_only=True)`` has blocked, with the fix; '' if nothing."""
     text = str(error)
     found = re.search(r'GLOBAL (\S+)', text)
     refused = re.search(r'refused: (.+)|call reduce for unrecognized function (.+)', text)
     built = re.search(r"but got <class '(.+?)'>", text)
     if found:
-        what = f'holds a {found[1]}, which is no weight'
+        what = f'holds a {found[1]}, which is not a weight'
     elif refused:
-        what = f'asks for {refused[1] or refused[2]}, which no weight needs'
+        what = f'requires {refused[1] or refused[2]}, which weights do not require'
     elif built and isinstance(error, UnpicklingError):
-        what = f'builds a {built[1]}, which is no weight'
+        what = f'holds a {built[1]}, which is not a weight'
     elif 'TorchScript' in text:
         what = 'is a TorchScript archive'
     else:
         return ''
     return (
-        f'{what}: loading it could run code. If you trust the file, save its state_dict alone '
-        'and use that'
+        f'{what}: loading it could run code. If you trust the file, save only its state_dict and '
+        'use the new file'
     )
 
 
@@ -107,13 +108,13 @@ def _unreadable(path: Path) -> str:
     if start.lstrip().startswith(b'<'):
         return f'{path} is a web page, not a checkpoint: download it again'
     if path.suffix == '.safetensors':
-        return f'{path} is no PyTorch checkpoint; use the .pth file beside it'
+        return f'{path} is not a PyTorch checkpoint; use the .pth file beside it'
     size = path.stat().st_size
-    return f'{path} ({size} bytes) is truncated, corrupt or of another kind; use an older one'
+    return f'{path} ({size} bytes) is truncated, corrupt or not a checkpoint; use an older one'
 
 
 def save_checkpoint(checkpoint: Mapping[str, Any], path: str | os.PathLike) -> None:
-    """Write a checkpoint whole or not at all: under a temporary name, then renamed."""
+    """Write a checkpoint, whole or not at all."""
     with written_whole(path) as temporary:
         torch.save(checkpoint, temporary)
 
@@ -124,42 +125,45 @@ def save_safetensors(
     """Write weights as a safetensors file, whole or not at all.
 
     Args:
-        state_dict: of a compact model; tensors that share memory are written once for each name.
+        state_dict: state dict of a compact model; shared tensors are written once for each name.
         path: the file.
-        metadata: of the file: plain values, of which those that are no strings become JSON.
+        metadata: metadata of the file in plain values; all but strings become JSON.
 
     Raises:
         ImportError: if safetensors is missing.
-        TypeError: if the state dict holds something else than tensors.
+        TypeError: if a value of the state dict is not a tensor.
     """
     check_installed('a .safetensors file', 'safetensors')
     from safetensors.torch import save_file
 
     others = [key for key, value in state_dict.items() if not isinstance(value, Tensor)]
     if others:
-        raise UserTypeError(f'{others[0]} is no tensor, and safetensors holds nothing else')
+        raise UserTypeError(
+            f'{others[0]} is a {type(state_dict[others[0]]).__name__}, but safetensors holds '
+            'tensors only; use the .pth file'
+        )
     tensors = {
         key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
         for key, value in state_dict.items()
     }
     texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
-    texts['format'] = 'pt'  # What other readers look for.
+    texts['format'] = 'pt'  # Other readers require it.
     with written_whole(path) as temporary:
         save_file(tensors, temporary, texts)
 
 
 def get_state_dict(checkpoint: Mapping[str, Any]) -> Mapping[str, Tensor]:
-    """The weights in a checkpoint: its ``state_dict``, or itself where it is a bare one."""
+    """Return the weights in a checkpoint, which is either a state dict or has a ``state_dict``."""
     return checkpoint.get('state_dict', checkpoint)
 
 
 def is_expanded_state_dict(state_dict: Mapping[str, Tensor]) -> bool:
-    """Whether a state dict holds expanded layers."""
+    """Return whether a state dict holds expanded layers."""
     return any(_FACTOR.fullmatch(key) or _SITE.fullmatch(key) for key in state_dict)
 
 
 def expanded_layers(state_dict: Mapping[str, Tensor]) -> dict[str, dict[str, tuple[int, ...]]]:
-    """Names of the expanded layers in a state dict, each with the shapes of what it holds."""
+    """Return the shapes of the tensors of the expanded layers in a state dict, by layer and key."""
     layers: dict[str, dict[str, tuple[int, ...]]] = {}
     prefixes = _prefixes(state_dict)
     for key, value in state_dict.items():
@@ -172,22 +176,21 @@ def expanded_layers(state_dict: Mapping[str, Tensor]) -> dict[str, dict[str, tup
 
 
 def contract_state_dict(state_dict: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:
-    """Turn an expanded state dict into the compact one, without a model.
+    """Contract an expanded state dict, without a model.
 
-    The kernels of a chain say all that is needed: the product of their taps depends on nothing
-    else than the groups, and these show in the channel counts of neighbouring factors. Any other
-    block holds a few integers that it is built from again. A compact state dict comes back as it
-    is.
+    The kernels of a chain suffice: their product depends only on the groups, which follow from
+    the channels of neighbouring factors. Other blocks store a few integers from which they are
+    built again. A compact state dict is returned as it is.
 
     Args:
-        state_dict: of an expanded model; it is not changed.
+        state_dict: state dict of an expanded model, which is not changed.
 
     Returns:
-        The state dict of the compact model, products taken in float64, in the order of its keys.
+        The state dict of the compact model, with kernels folded in float64, in the same order.
     """
     compact: OrderedDict[str, Tensor] = OrderedDict()
     prefixes = _prefixes(state_dict)
-    # A checkpoint of ours holds the folded weights too; the factors are what was trained.
+    # Expanded checkpoints also hold folded weights, which are rounded; fold the factors instead.
     layers = {prefix.rpartition('.')[0] for prefix in prefixes}
     folded = {f'{layer}.{k}'.lstrip('.') for layer in layers for k in ('weight', 'bias')}
     for key, value in state_dict.items():
@@ -212,10 +215,10 @@ def contract_state_dict(state_dict: Mapping[str, Tensor]) -> OrderedDict[str, Te
 
 
 def _prefixes(state_dict: Mapping[str, Tensor]) -> set[str]:
-    """Where in a state dict expressions are: 'LAYER.factors' or 'LAYER.BLOCK'."""
+    """Return the prefixes of expressions in a state dict: 'LAYER.factors' or 'LAYER.BLOCK'."""
     matches = (_SITE.fullmatch(key) or _FACTOR.fullmatch(key) for key in state_dict)
     found = {f'{m["layer"]}.{m["block"]}' if m['layer'] else m['block'] for m in matches if m}
-    # A chain inside another block's expression is part of that.
+    # A chain inside another block's expression is not a layer of its own.
     return {p for p in found if not any(p.startswith(f'{other}.') for other in found)}
 
 

@@ -1,4 +1,4 @@
-"""A copy of a model that is in use: outputs it keeps and replaced forwards are no obstacle."""
+"""Deep copies of models in use, which may hold outputs and replaced forward methods."""
 
 import copy
 from collections.abc import Iterator
@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 
 def copy_model(model: nn.Module) -> nn.Module:
-    """A deep copy that computes with its own weights, whatever was done to the model.
+    """Return a deep copy of a model that computes with its own weights.
 
-    Tensors with a history that a module keeps (``self.last = x``), which torch refuses to copy,
-    are copied without it. A function that was set on a module in the place of a method, as
-    activation checkpointing does with ``forward``, calls the copy and not the original.
+    torch refuses to copy tensors with a history; those in a module (``self.last = x``) are copied
+    without it. If a function replaces a method of a module, as activation checkpointing replaces
+    ``forward``, the copied function calls the copy and not the original.
 
     Args:
-        model: any model; it is left as it was.
+        model: any model; it is not changed.
     """
     memo: dict[int, Any] = {
         id(tensor): tensor.detach().clone() for tensor in _tensors(model) if not tensor.is_leaf
@@ -30,7 +30,7 @@ def copy_model(model: nn.Module) -> nn.Module:
 
 
 def _tensors(root: Any) -> Iterator[Tensor]:
-    """All tensors that a deep copy would come across."""
+    """Yield all tensors that a deep copy would reach."""
     seen: set[int] = set()
     waiting = [root]
     while waiting:
@@ -49,7 +49,7 @@ def _tensors(root: Any) -> Iterator[Tensor]:
 
 
 def _rebind(value: Any, memo: dict[int, Any]) -> Any:
-    """A method of the original as the copy's; in a function, whatever of them it closes over."""
+    """Return a method or function with the original's modules replaced by the copy's."""
     if isinstance(value, MethodType):
         return MethodType(value.__func__, memo.get(id(value.__self__), value.__self__))
     if isinstance(value, nn.Module):

@@ -1,20 +1,20 @@
-"""Weights far above the others of their kernel, beside which int8 and float16 lose the others."""
+"""Kernels in which large weights make int8 and float16 lose the small ones."""
 
 from collections.abc import Iterable, Iterator
 
 from torch import Tensor, nn
 
 FAR = 10
-"""How many times as large as the others a weight has to be to be called far above them."""
+"""Ratio from which on a weight counts as far above the others."""
 
 
 def outlying_channel(kernel: Tensor) -> str:
-    """Words on an output channel whose largest weight is far above the median channel's; or ''.
+    """Describe an output channel whose largest weight is far above the median channel's, or ''.
 
-    A scale that all channels share loses the others beside it.
+    Beside such a channel, a quantisation scale for all channels loses the other channels.
 
     Args:
-        kernel: output channels first.
+        kernel: a kernel with output channels first.
     """
     tops = kernel.detach().abs().flatten(1).float().amax(1)
     top, channel = tops.max(0)
@@ -25,17 +25,17 @@ def outlying_channel(kernel: Tensor) -> str:
 
 
 def outlying_weight(kernel: Tensor) -> str:
-    """Words on a weight far above the others of its output channel; or ''.
+    """Describe a weight that is far above the others of its output channel, or ''.
 
-    A scale for each channel loses the others beside it.
+    Beside such a weight, a quantisation scale for each channel loses the channel's other weights.
 
     Args:
-        kernel: output channels first.
+        kernel: a kernel with output channels first.
     """
     rows = kernel.detach().abs().flatten(1).float()
     if rows.shape[1] < 3:
         return ''
-    # Of a channel with one weight that is not zero, nothing is lost.
+    # A channel with a single weight that is not zero loses nothing.
     tops, others = rows.amax(1), rows.topk(rows.shape[1] - 1, largest=False).values
     rms = others.square().mean(1).sqrt().clamp(min=1e-6 * tops.max())
     ratio, channel = (tops / rms).max(0)
@@ -48,11 +48,11 @@ def outlying_weight(kernel: Tensor) -> str:
 
 
 def outlying_layers(model: nn.Module, names: Iterable[str]) -> Iterator[str]:
-    """A sentence on each of these layers that has a channel far above the others.
+    """Yield a description of each named layer with a channel far above the others.
 
     Args:
         model: a compact model.
-        names: of layers with a ``weight``.
+        names: names of layers with a ``weight``.
     """
     for name in names:
         words = outlying_channel(model.get_submodule(name).weight)

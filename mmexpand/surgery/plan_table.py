@@ -1,4 +1,4 @@
-"""Plans as text: a table of the layers to be expanded, and the skipped ones by reason."""
+"""Plans as text: a table of the layers to expand, and the skipped layers by reason."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from .plan import Plan
 
 WIDTH = 100
-"""Columns of the text, unless a layer's name is longer."""
+"""Largest width of the text in characters, unless a layer's name is longer."""
 
 
 def describe_plan(
@@ -17,13 +17,13 @@ def describe_plan(
     cells: Mapping[str, Sequence[str]] | None = None,
     notes: Mapping[str, str] | None = None,
 ) -> str:
-    """Return what plans expand and skip, as text of at most 100 columns.
+    """Return the expanded and skipped layers of plans as text, at most 100 characters wide.
 
     Args:
-        plans: each with the name of the part of the model that it is for; '' for all of it.
+        plans: plans, each with the name of its submodule; '' for the whole model.
         columns: titles of additional columns of numbers.
-        cells: these numbers, by layer; '-' stands for those of others.
-        notes: a remark behind the factors, by layer.
+        cells: numbers of these columns, by layer; '-' where a layer has none.
+        notes: remarks behind the factors, by layer.
     """
     header = ['layer', 'method', 'rate', 'params', 'expanded', *columns]
     rows, below, skipped = [], [], {}
@@ -43,14 +43,14 @@ def describe_plan(
 
 
 def _table(header: list[str], rows: list[list[str]], below: list[str]) -> list[str]:
-    """The first two columns are text, the others numbers; below each row is a line of its own."""
+    """Return a table of two columns of text and columns of numbers, with a text below each row."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     widths[0] = min(widths[0], WIDTH - sum(widths[1:]) - 2 * len(widths[1:]))
 
     def line(row: list[str]) -> list[str]:
         texts = [cell.ljust(width) for cell, width in zip(row[:2], widths[:2], strict=True)]
         numbers = [cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True)]
-        if len(row[0]) > widths[0]:  # A line of its own keeps it in one piece.
+        if len(row[0]) > widths[0]:  # A separate line keeps the name in one piece.
             return [row[0], '  '.join([' ' * widths[0], *texts[1:], *numbers])]
         return ['  '.join([*texts, *numbers])]
 
@@ -75,7 +75,7 @@ def _skipped(groups: Mapping[tuple[str, str], list[str]]) -> list[str]:
 
 
 def _common_prefix(names: list[str]) -> str:
-    """The longest dotted prefix that names have in common."""
+    """Return the longest common dotted prefix of names."""
     parts = [name.split('.') for name in names]
     common = []
     for level in zip(*parts, strict=False):

@@ -1,4 +1,4 @@
-"""What a model holds beside its tree of modules: layers in plain lists, parameters in caches."""
+"""References to layers and parameters outside a model's tree of modules, in lists and caches."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -6,29 +6,29 @@ from typing import Any
 from torch import Tensor, nn
 
 CACHES: dict[type, Callable[[nn.Module], None]] = {}
-"""Classes that keep parameters of their submodules, and what makes them take up the present ones.
-A framework's are added by the layer that knows it."""
+"""Classes that cache parameters of their submodules, each with a function that updates the cache.
+Layers for a framework add its classes."""
 
 _TREE = frozenset(vars(nn.Module()))
 
 
 def replace_references(model: nn.Module, replaced: Mapping[nn.Module, nn.Module]) -> None:
-    """Put layers in the place of others in plain lists, tuples and dicts, as was done in the tree.
+    """Replace layers in plain lists, tuples, dicts and caches after replacing them in the tree.
 
     Args:
-        model: the model, its tree of modules up to date.
-        replaced: the new layers by the ones they have replaced.
+        model: the model with the new layers in its tree of modules.
+        replaced: the new layers by the old layers.
     """
     for module in model.modules():
         for name, value in _outside_the_tree(module):
             vars(module)[name] = _replaced(value, replaced)
-        for kind, take_up in CACHES.items():
+        for kind, refresh in CACHES.items():
             if isinstance(module, kind):
-                take_up(module)
+                refresh(module)
 
 
 def referenced_parameters(model: nn.Module) -> dict[int, str]:
-    """By the id of a parameter, where a model keeps it outside its tree of modules, if it does."""
+    """Return where a model holds parameters outside its tree of modules, by parameter id."""
     found = {}
     for prefix, module in model.named_modules():
         if isinstance(module, tuple(CACHES)):

@@ -1,4 +1,4 @@
-"""Selections by score, taken over from one run to another."""
+"""Replay of one run's selections by score in another run."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,14 +13,14 @@ _SELECTING = {getattr(owner, name) for owner in (torch, Tensor) for name in _FUN
 
 
 class TopkReplay(TorchFunctionMode):
-    """Keeps what a run selects by score, and makes another run select the same.
+    """A context that records selections by score and makes another run select the same.
 
-    Two models that are equal but for rounding choose differently between near ties, and what
-    comes after has nothing in common any more. As a context it records; ``repeated`` gives the
-    recorded indices to the run inside it, with that run's own values.
+    Two models that are equal up to rounding may choose differently between near ties, and their
+    later outputs then differ. As a context it records indices; in the context ``repeated``, a run
+    gets the recorded indices with its own values.
 
     Attributes:
-        scores: pairs of what was selected from, in the recorded run and in the repeating one.
+        scores: pairs of scores of the recorded run and of the repeating run.
     """
 
     def __init__(self):
@@ -31,7 +31,7 @@ class TopkReplay(TorchFunctionMode):
 
     @contextmanager
     def repeated(self) -> Iterator[None]:
-        """A context in which selections are the recorded ones, as long as shapes agree."""
+        """Replace selections in this context by the recorded ones, as long as shapes agree."""
         self._repeating = iter(self._recorded)
         with self:
             yield
@@ -39,7 +39,7 @@ class TopkReplay(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
-        """Run the function, or take its indices from the record."""
+        """Run a function; record the indices of a selection, or replace them by recorded ones."""
         result = func(*args, **(kwargs or {}))
         if func not in _SELECTING or not args or not args[0].is_floating_point():
             return result

@@ -1,4 +1,4 @@
-"""Modes of a model that is only looked at."""
+"""Contexts that restore a model's train and eval modes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from torch import nn
 
 @contextmanager
 def kept_train_mode(model: nn.Module) -> Iterator[None]:
-    """The model in whatever mode it is put, then in the modes that its modules had."""
+    """Restore the train or eval mode of every module after this context."""
     modes = {module: module.training for module in model.modules()}
     try:
         yield
@@ -19,7 +19,7 @@ def kept_train_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode, then in the modes that its modules had."""
+    """Put a model in eval mode in this context, then restore the modes of its modules."""
     with kept_train_mode(model):
-        model.eval()  # mmseg's UNet.train returns nothing.
+        model.eval()  # Do not use its result: mmseg's UNet.train returns nothing.
         yield

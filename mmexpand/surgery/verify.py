@@ -1,4 +1,4 @@
-"""Proof that two models compute the same: layer by layer and end to end, on real input."""
+"""Comparison of an expanded model with its contraction: layer by layer and end to end."""
 
 import copy
 import math
@@ -17,7 +17,7 @@ from .topk_replay import TopkReplay
 from .train_mode import eval_mode
 
 Forward = Callable[[nn.Module], Any]
-"""Runs a model on the input; returns tensors in any nesting of lists, tuples and dicts."""
+"""A function that runs a model and returns tensors in nested lists, tuples and dicts."""
 
 IN_MODEL = 'in the model'
 ON_CAPTURED = 'on captured input'
@@ -25,18 +25,18 @@ ON_RANDOM = 'on random input'
 
 
 class VerificationError(UserError, RuntimeError):
-    """Two models that should compute the same do not; the message names the layers."""
+    """A difference between two models that should be equal; the message names the layers."""
 
 
 @dataclass(frozen=True)
 class Verification:
-    """Largest errors, each relative to the largest magnitude of the output it is found in.
+    """The largest errors of a comparison, relative to the largest magnitude of the output.
 
     Attributes:
-        layers: of every unit against the layer it became, on the same input.
-        output: of the models' outputs.
-        how: what input each layer was verified on: 'in the model', which is the forward pass
-            whose outputs are compared; 'on captured input', of another step; 'on random input'.
+        layers: error of each unit against its contracted layer on the same input, by layer name.
+        output: error of the models' outputs.
+        how: input of each layer: 'in the model' for the forward pass whose outputs are compared,
+            'on captured input' for another step, or 'on random input'.
     """
 
     layers: dict[str, float]
@@ -45,17 +45,17 @@ class Verification:
 
     @property
     def worst_layer(self) -> str:
-        """Name of the layer with the largest error."""
+        """Return the name of the layer with the largest error."""
         return max(self.layers, key=self.layers.get)
 
     @property
     def max_error(self) -> float:
-        """The largest of all errors."""
+        """Return the largest error of layers and outputs."""
         return max(self.output, *self.layers.values())
 
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
-"""Largest relative error that rounding explains, by the dtype of the model."""
+"""Largest relative error that rounding can cause, by the dtype of the model."""
 
 
 @torch.no_grad()
@@ -66,33 +66,33 @@ def verify(
     tolerance: float | None = None,
     steps: Iterable[Forward] = (),
 ) -> Verification:
-    """Compare an expanded model, run as the paper's chain, with its contraction.
+    """Compare an expanded model, run layerwise, with its contraction.
 
-    The chain shares no code with the product, so the comparison cannot agree with itself. Every
-    unit is compared with the layer it became: on the input it has in ``forward``, or, if that
-    does not reach it, in one of ``steps``, or else on random input. Selections by score in
-    ``forward`` (top-k and the like), which rounding may turn, are the expanded model's in both:
-    the scores are compared, and what comes after them for the same selection.
+    The layerwise forward pass shares no code with folding, so that a wrong fold shows. Each unit is
+    compared with its contracted layer: on its input in ``forward`` or else in one of ``steps``,
+    or on random input if none reaches it. Rounding may change selections by score in ``forward``
+    (top-k and others), so that both models use the expanded model's selections: their scores are
+    compared, and the outputs for the same selection.
 
     Args:
-        expanded: a model with units. It is run in eval mode, and left as it was.
-        compact: the contracted model, run in eval mode and left as it was.
+        expanded: a model with units. It runs in eval mode and is not changed.
+        compact: the contracted model, which runs in eval mode and is not changed.
         forward: runs either model on the same input.
-        tolerance: largest relative error allowed; None: by dtype (``TOLERANCES``).
-        steps: other ways to run the expanded model, for the units that ``forward`` leaves out;
-            what they return is not looked at.
+        tolerance: largest allowed relative error; None uses ``TOLERANCES`` by dtype.
+        steps: other ways to run the expanded model, for units that ``forward`` does not reach;
+            their outputs are ignored.
 
     Returns:
         The errors by layer and end to end.
 
     Raises:
         VerificationError: if an error is larger than the tolerance or not finite, if the outputs
-            differ in structure, or if the expanded model's own values are not finite.
-        ValueError: if there is nothing to compare.
+            differ in structure, or if the expanded model's values are not finite.
+        ValueError: if the model has no units or ``forward`` returns no tensor.
     """
     units = named_units(expanded)
     if not units:
-        raise UserValueError('the model has no expanded layer: there is nothing to verify')
+        raise UserValueError('the model has no expanded layer to verify; expand it first')
     like = next(iter(units.values())).like
     if tolerance is None:
         tolerance = TOLERANCES[like.dtype]
@@ -119,13 +119,14 @@ def verify(
             layers.compare(name, ON_RANDOM, units[name](x), x)
     if layers.diverged:
         raise VerificationError(
-            'the expanded model itself computes values that are not finite, in '
-            f'{", ".join(layers.diverged)}: training has diverged'
+            'the expanded model computes values that are not finite, in '
+            f'{", ".join(layers.diverged)}: training has diverged; lower the learning rate, or '
+            'clip gradients'
         )
     errors = _errors(reference, output)
     if not errors:
-        raise UserValueError('the forward pass returned no tensor: there is nothing to compare')
-    # What is masked out by an infinity is no score.
+        raise UserValueError('the forward pass returned no tensor to compare; return its outputs')
+    # An infinite score marks a masked element.
     scores = [
         _error(ours[ours.isfinite()], theirs[ours.isfinite()]) for ours, theirs in replay.scores
     ]
@@ -144,8 +145,8 @@ def _complaint(result: Verification, tolerance: float) -> str:
         return (
             f'the compact model computes something else, {changed}, although each of its '
             f'{len(result.layers)} layers is right ({ranked[0]} is the worst, '
-            f'{result.layers[ranked[0]]:.3g}): the network turns rounding into more, or draws at '
-            'random while it predicts'
+            f'{result.layers[ranked[0]]:.3g}): the network amplifies rounding, or draws random '
+            'numbers while it predicts'
         )
     return (
         f'contraction changes the model: {changed}; {len(wrong)} of {len(result.layers)} layers '
@@ -155,7 +156,7 @@ def _complaint(result: Verification, tolerance: float) -> str:
 
 @dataclass
 class _Layers:
-    """Every unit against its layer, as far as it was reached."""
+    """Comparisons of the units with their contracted layers."""
 
     units: dict[str, Unit]
     compact: nn.Module
@@ -170,7 +171,7 @@ class _Layers:
 
     @contextmanager
     def compared(self, how: str) -> Iterator[None]:
-        """Compare what runs in this context and was missing before it."""
+        """Compare the units that run in this context and were not compared before."""
 
         def hook_of(name: str) -> Callable:
             def hook(unit: Unit, args: tuple, kwargs: dict, output: Tensor) -> None:
@@ -189,7 +190,7 @@ class _Layers:
                 handle.remove()
 
     def compare(self, name: str, how: str, output: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Compare an output of a unit with its layer's; an empty one says nothing."""
+        """Compare an output of a unit with its contracted layer's, unless it is empty."""
         if output.numel():
             if not output.isfinite().all() and name not in self.diverged:
                 self.diverged.append(name)
@@ -202,8 +203,8 @@ class _Layers:
 
 
 def _error_in_double(unit: Unit, layer: nn.Module, *args: Any, **kwargs: Any) -> float:
-    # Where the kernel is next to nothing, as of a layer that starts at zero, what is left of the
-    # chain in single precision is its rounding.
+    # If a kernel is almost zero, as in a layer initialised with zeros, a chain in single precision
+    # has little more than rounding errors.
     unit, layer = copy.deepcopy(unit).double(), copy.deepcopy(layer).double()
     args = [_in_double(arg) for arg in args]
     kwargs = {name: _in_double(arg) for name, arg in kwargs.items()}
@@ -211,7 +212,7 @@ def _error_in_double(unit: Unit, layer: nn.Module, *args: Any, **kwargs: Any) ->
 
 
 def _in_double(argument: Any) -> Any:
-    # A transposed convolution may be given the size of its output.
+    # An argument may be the output size of a transposed convolution.
     return argument.double() if isinstance(argument, Tensor) else argument
 
 
@@ -221,14 +222,14 @@ def _random_input(unit: Unit) -> Tensor:
     else:
         extents = [d * (k - 1) + 1 for d, k in zip(unit.dilation, unit.kernel_size, strict=True)]
         shape = (2, unit.in_channels, *(8 + 2 * extent for extent in extents))
-    # A generator of its own: verification leaves the random state alone.
+    # A separate generator leaves the random state unchanged.
     values = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     return values.to(unit.like)
 
 
 @contextmanager
 def _same_draws(like: Tensor) -> Iterator[None]:
-    """What a network draws at random while it predicts, as SegNeXt's head does, is the same."""
+    """Fix the random numbers that a network draws while it predicts, as SegNeXt's head does."""
     with torch.random.fork_rng([like.device] if like.is_cuda else []):
         torch.manual_seed(0)
         yield
@@ -236,8 +237,8 @@ def _same_draws(like: Tensor) -> Iterator[None]:
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Float32 products as they are: not in TF32."""
-    # TF32 rounds inputs to 10 bits: it would hide an error of that size.
+    """Disable TF32 in this context."""
+    # TF32 rounds inputs to 10 bits, which would hide errors of this size.
     kept = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     try:
@@ -248,7 +249,7 @@ def full_precision() -> Iterator[None]:
 
 @contextmanager
 def _layerwise(units: Iterable[Unit]) -> Iterator[None]:
-    # A unit may have a forward of its own already (activation checkpointing).
+    # Activation checkpointing may have set another forward on a unit.
     kept = {unit: vars(unit).get('forward') for unit in units}
     for unit in kept:
         unit.forward = unit.forward_layerwise
@@ -284,7 +285,9 @@ def _errors(reference: Any, output: Any) -> list[float]:
 
 def _values(output: Any, keys: list) -> list:
     if not isinstance(output, dict) or list(output) != keys:
-        raise VerificationError(f'outputs differ in structure: {keys} expanded, others compact')
+        raise VerificationError(
+            f'outputs differ in structure: keys {keys} expanded, other keys compact'
+        )
     return list(output.values())
 
 
@@ -293,6 +296,6 @@ def _error(reference: Tensor, output: Tensor) -> float:
         return 0.0
     difference = (reference.double() - output.double()).abs().max()
     scale = reference.double().abs().max()
-    # All zeros leave nothing to be relative to.
+    # An output of zeros has no scale.
     error = (difference / scale).item() if scale > 0 else difference.item()
     return error if math.isfinite(error) else math.inf

@@ -1,4 +1,4 @@
-"""The weights in a checkpoint, whatever else is in it, without running code from it."""
+"""Loading of a checkpoint's weights only, without running code from the file."""
 
 import os
 import pickle
@@ -20,7 +20,7 @@ _ALLOWED = {
 
 
 class _Dropped:
-    """Stands for what is no weight: takes whatever it is given, and holds nothing."""
+    """A stand-in for objects other than weights, which accepts any arguments and holds nothing."""
 
     def __init__(self, *args: object, **kwargs: object):
         pass
@@ -44,34 +44,38 @@ _PICKLE = SimpleNamespace(
 
 
 def load_weights(path: str | os.PathLike) -> dict[str, Tensor]:
-    """Read the state dict of a checkpoint; nothing else in it is built, and nothing is run.
+    """Read only the state dict of a checkpoint, without running code from it.
 
-    For a checkpoint that this run has written: its metadata may hold what
-    ``torch.load(weights_only=True)`` refuses, and is not needed.
+    The metadata of a checkpoint of this run may hold values that
+    ``torch.load(weights_only=True)`` refuses; this function skips them.
 
     Args:
         path: the file.
 
     Raises:
-        CheckpointError: if it is missing, truncated or corrupt, or holds something else than
-            tensors among its weights.
+        CheckpointError: if the file is missing, truncated or corrupt, or if a value of its state
+            dict is not a tensor.
     """
     if not os.path.isfile(path):
         raise CheckpointError(f'{path}: no such checkpoint')
-    # torch refuses any other unpickler than its own where only weights may be loaded.
+    # With this variable set, torch refuses an unpickler other than its own.
     forced = os.environ.pop(WEIGHTS_ONLY, None)
     try:
-        # weights_only=False is what lets the unpickler be chosen: this one is stricter.
+        # Only weights_only=False accepts another unpickler; this one is stricter than torch's.
         checkpoint = torch.load(path, map_location='cpu', pickle_module=_PICKLE, weights_only=False)
     except Exception as error:
-        raise CheckpointError(f'{path} is truncated or corrupt ({error})') from error
+        raise CheckpointError(
+            f'{path} is truncated or corrupt ({error}); use an older one'
+        ) from error
     finally:
         if forced is not None:
             os.environ[WEIGHTS_ONLY] = forced
     state_dict = get_state_dict(checkpoint) if isinstance(checkpoint, Mapping) else checkpoint
     if not isinstance(state_dict, Mapping):
-        raise CheckpointError(f'{path} holds no state_dict')
+        raise CheckpointError(f'{path} holds no state_dict; use a checkpoint of a model')
     strange = [name for name, value in state_dict.items() if not isinstance(value, Tensor)]
     if strange:
-        raise CheckpointError(f'{path}: {strange[0]} in its state_dict is no tensor')
+        raise CheckpointError(
+            f'{path}: {strange[0]} in its state_dict is not a tensor; save tensors only'
+        )
     return dict(state_dict)

@@ -76,8 +76,8 @@ def test_half_a_file_is_refused(tmp_path, length):
 @pytest.mark.parametrize(
     ('content', 'words'),
     [
-        (dict(state_dict=dict(weight=3)), 'weight in its state_dict is no tensor'),
-        (dict(state_dict=dict(weight=Kept(3))), 'weight in its state_dict is no tensor'),
+        (dict(state_dict=dict(weight=3)), 'weight in its state_dict is not a tensor'),
+        (dict(state_dict=dict(weight=Kept(3))), 'weight in its state_dict is not a tensor'),
         ([1, 2], 'no state_dict'),
     ],
 )
