@@ -115,3 +115,26 @@ assert not FRAMEWORKS & set(sys.modules)
         [sys.executable, '-c', script], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize('layer', ['core', 'surgery'])
+def test_private_parts_of_others_are_in_compat_alone(layer):
+    """What begins with an underscore is ours, or overrides a method by a ``def``."""
+    trees = {path: ast.parse(path.read_text()) for path in (PACKAGE / layer).rglob('*.py')}
+    nodes = [(path, node) for path, tree in trees.items() for node in ast.walk(tree)]
+    functions = (ast.FunctionDef, ast.ClassDef)
+    ours = {node.name for _, node in nodes if isinstance(node, functions)}
+    ours |= {a.attr for _, a in nodes if isinstance(a, ast.Attribute) and is_set_on_self(a)}
+    used = {
+        (path.name, node.attr)
+        for path, node in nodes
+        if isinstance(node, ast.Attribute) and node.attr[0] == '_' and node.attr[:2] != '__'
+    }
+    private = {(file, name) for file, name in used if name not in ours}
+    assert private, 'the search finds nothing'
+    assert {file for file, _ in private} == {'compat.py'}, private
+
+
+def is_set_on_self(node: ast.Attribute) -> bool:
+    stored = isinstance(node.ctx, ast.Store)
+    return stored and isinstance(node.value, ast.Name) and node.value.id == 'self'

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ..core.blocks import BLOCKS
+from ..core.blocks import BLOCKS, build_expression, choose_block
 from ..core.blocks.nonlinear import NonlinearChain
+from ..core.blocks.upgrade import RENAMED
 from ..core.expression import (
     Chain,
     Deviation,
@@ -20,6 +21,7 @@ from ..core.expression import (
     shape_of,
 )
 from ..core.names import near_matches
+from ..core.options import BlockOptions
 from ..core.site import Site
 from ..errors import UserValueError
 
@@ -43,6 +45,10 @@ STYLE = (
 )
 
 
+VARIANTS = {**RENAMED, 'cl_norm': ('cl', BlockOptions(norm=True))}
+"""Drawings of blocks with options: the block and its options by the drawing's name."""
+
+
 @dataclass(frozen=True)
 class _Part:
     """A laid out part; its line enters on the left and leaves on the right, at half height."""
@@ -63,29 +69,37 @@ def draw_block(name: str, kernel_size: int | None = None) -> str:
     """Return the drawing of a block in the place of a layer with 8 inputs and outputs, at rate 4.
 
     Args:
-        name: a block of the library or one given to ``register_block``.
+        name: a block of the library, one given to ``register_block``, or one of ``VARIANTS``.
         kernel_size: kernel size of the layer; None: the first of 3, 5 and 1 that the block fits.
 
     Raises:
         ValueError: if the block is unknown or does not fit the kernel.
     """
-    if name not in BLOCKS:
-        raise UserValueError(f'block {name!r} is not registered; {near_matches(name, BLOCKS)}')
+    if name not in drawings():
+        raise UserValueError(f'block {name!r} is not registered; {near_matches(name, drawings())}')
     sizes = (3, 5, 1) if kernel_size is None else (kernel_size,)
-    sites = [_site(size, linear=name.startswith('fc')) for size in sizes]
-    site = next((site for site in sites if not BLOCKS[name].refusal(site)), None)
-    if site is None:
-        raise UserValueError(
-            f'block {name!r} does not fit: {BLOCKS[name].refusal(sites[0])}; choose another '
-            '--kernel-size'
-        )
-    return _document(name, _layout(BLOCKS[name].build(site)))
+    return _document(name, _layout(_expression(*drawings()[name], sizes)))
 
 
-def _site(size: int, linear: bool) -> Site:
+def drawings() -> dict[str, tuple[str, BlockOptions]]:
+    """Return the names of drawings, each with its block and options."""
+    return {**{name: (name, BlockOptions()) for name in BLOCKS}, **VARIANTS}
+
+
+def _expression(block: str, options: BlockOptions, sizes: Sequence[int]) -> nn.Module:
+    for size in sizes:
+        try:
+            return build_expression(*choose_block(block, _site(size, options, block == 'fc')))
+        except UserValueError as error:
+            reason = error
+    raise UserValueError(f'{reason}; choose another --kernel-size')
+
+
+def _site(size: int, options: BlockOptions, linear: bool) -> Site:
     if linear:
-        return Site(CHANNELS, CHANNELS, (1, 1), RATE, linear=True)
-    return Site(CHANNELS, CHANNELS, (size, size), RATE, padding=(size // 2, size // 2))
+        return Site(CHANNELS, CHANNELS, (1, 1), RATE, linear=True, options=options)
+    padding = size // 2, size // 2
+    return Site(CHANNELS, CHANNELS, (size, size), RATE, padding=padding, options=options)
 
 
 def _layout(node: nn.Module) -> _Part:

@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from .compat import convolves_as_torch, parameters_of
 from .expanded_layer import ExpandedLayer
 
 EXPANDED_ALREADY = 'it is expanded already'
@@ -28,11 +29,11 @@ def refusal(layer: nn.Module, kind: type) -> str:
     if not isinstance(layer, kind):
         return f'{name} is no {kind.__name__}'
     plain = type(layer).forward is kind.forward and (
-        kind is not nn.Conv2d or type(layer)._conv_forward is nn.Conv2d._conv_forward
+        kind is not nn.Conv2d or convolves_as_torch(layer)
     )
     if not plain and type(layer) not in PLAIN_LAYERS:
         return f'{name} has a forward of its own'
-    if 'weight' not in layer._parameters or set(layer._parameters) - {'weight', 'bias'}:
+    if 'weight' not in parameters_of(layer) or set(parameters_of(layer)) - {'weight', 'bias'}:
         return f'{name} has a reparametrised weight (weight_norm, spectral_norm, parametrize)'
     if not layer.weight.is_floating_point():
         return f'its weight is {layer.weight.dtype}'

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ..errors import UserValueError
 from .algebra import Affine
-from .blocks import BLOCKS
+from .blocks import build_expression
 from .blocks.nonlinear import NonlinearChain
-from .blocks.upgrade import upgrade
+from .blocks.upgrade import upgraded
+from .compat import parameters_of
 from .expression import (
     Chain,
     Norm,
@@ -25,15 +27,13 @@ from .folded import FoldedKernel, fold_layer
 from .leaf import FoldedLeaf
 from .offer import Offer
 from .probe import Probe
-from .site import Site
+from .site import SITE_KEY, Site
+from .strategies import STRATEGIES, choose
 
-FORWARDS = ('auto', 'layerwise', 'folded')
+FORWARDS = tuple(STRATEGIES)
 
 FACTORS = 'factors'
 """Where a chain is in a unit; the expression of another block is under the block's name."""
-
-SITE_KEY = 'expanded_site'
-"""The buffer of any other block's expression that says what it is built from."""
 
 
 class ExpandedLayer(nn.Module):
@@ -41,10 +41,7 @@ class ExpandedLayer(nn.Module):
 
     Attributes:
         method: the block: a key of ``BLOCKS``.
-        has_kernel: whether there is a kernel; not so with ReLU between the factors.
-        rate: the expansion rate.
-        groups: the number of groups.
-        forward_order: 'layerwise', 'folded' or 'auto'.
+        site: the place of the layer.
         factors: of 'cl', 'ck' and 'fc': the chain, the one applied first in front. The expression
             of any other block, or of a transposed convolution, is an attribute of the block's name.
         leaf: what the network sees of the kernel where compact-size gradients are on, else None.
@@ -52,12 +49,8 @@ class ExpandedLayer(nn.Module):
 
     def __init__(self, layer: nn.Module, block: str, site: Site, forward: str):
         super().__init__()
-        self.method = block
-        self.rate = site.rate
-        self.groups = site.groups
-        self.forward_order = forward
-        expression = BLOCKS[block].build(site)
-        self.has_kernel = not isinstance(expression, NonlinearChain)
+        self.method, self.site = block, site
+        expression = build_expression(block, site)
         # A state dict tells by the name that a layer is transposed.
         chain = isinstance(expression, Chain) and site.upsampling is None
         self._root = FACTORS if chain else block
@@ -65,12 +58,8 @@ class ExpandedLayer(nn.Module):
         if self._root != FACTORS:
             # A state dict alone is to say what it is the expression of.
             expression.register_buffer(SITE_KEY, site.record().to(site.like.device))
-        self.site = site
         self._norms = [module for module in expression.modules() if isinstance(module, Norm)]
-        self._norms_frozen = False
-        self._calibrated = True
-        self.is_linear = self.has_kernel and not self._norms
-        self._has_bias = site.bias
+        self.forward_order = forward
         # The layer without its parameters, in a tuple so that it is no submodule: contraction
         # gives back this class with these attributes and hooks.
         self._layer = (_without_parameters(layer),)
@@ -82,10 +71,40 @@ class ExpandedLayer(nn.Module):
     @property
     def expression(self) -> nn.Module:
         """What the kernel is computed from."""
-        return self._modules[self._root]
+        return self.get_submodule(self._root)
+
+    @property
+    def rate(self) -> float:
+        """The expansion rate."""
+        return self.site.rate
+
+    @property
+    def groups(self) -> int:
+        """The number of groups."""
+        return self.site.groups
+
+    @property
+    def has_kernel(self) -> bool:
+        """Whether there is a kernel; not so with ReLU between the factors."""
+        return not isinstance(self.expression, NonlinearChain)
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether the unit is a layer with the folded kernel while it trains, too."""
+        return self.has_kernel and not self._norms
+
+    @property
+    def forward_order(self) -> str:
+        """``forward``: 'layerwise', 'folded' or 'auto'."""
+        return self._forward_order
+
+    @forward_order.setter
+    def forward_order(self, forward: str) -> None:
+        self._forward_order = forward
+        self._strategy = choose(forward, self.has_kernel, bool(self._norms))
 
     def _new_kernel(self) -> FoldedKernel:
-        return FoldedKernel(self.expression, self._turn, self._lay_out)
+        return FoldedKernel(self.expression, self.site.turn, self._lay_out)
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer: the same shapes in and out as the layer it stands for.
@@ -94,72 +113,60 @@ class ExpandedLayer(nn.Module):
         computation. In training mode norms in branches take their statistics from a part of the
         pixels where the block runs folded, from all of them where it runs branch by branch.
         """
-        x = input  # torch's name: some call layers by keyword
-        if self._offered is not None:
-            self.take_offered()
-        if not self.has_kernel:
-            return self._apply_branches(x)
-        if self.training and self._measures:
-            # No statistics of an empty batch: as of proposals of which none is left.
-            if not self._calibrated and x.numel():
-                self.calibrate(x)
-            layerwise = self.forward_order == 'layerwise'
-            return self._apply_branches(x) if layerwise else self._apply_measured(x)
-        if self.training and not self._runs_folded(x):
-            return self._apply_branches(x)
-        return self._apply_kernel(x, *self.folded())
+        return self._run(input)
+
+    def _run(self, x: Tensor, *call: object) -> Tensor:
+        """Apply the layer; ``call``: what the call says beside the input."""
+        self.take_offered()
+        if self.training or not self.has_kernel:
+            return self._strategy(self, x, *call)
+        return self._apply_kernel(x, *self.folded(), *call)
 
     @property
-    def _measures(self) -> bool:
-        """Return whether norms in branches take statistics of the batch, in training mode."""
+    def takes_statistics(self) -> bool:
+        """Whether norms take statistics of the batch in training mode."""
         return any(norm.norm.training for norm in self._norms)
 
     @torch.no_grad()
-    def calibrate(self, input: Tensor) -> None:
+    def anchor_norms(self, input: Tensor, *call: object) -> None:
         """Anchor norms in branches at the statistics of a batch; the layer stays what it computes.
 
         After ``set_weight`` the block is the given layer in eval mode, and its norms know nothing
         of the data. The first batch in training mode is what they are anchored at: normalised by
         its own statistics, taken from the pixels that training takes them from, it gives what
-        the given layer does. Under ``torch.distributed`` the
-        batches of all processes are pooled.
+        the given layer does. Under ``torch.distributed`` the batches of all processes are pooled.
 
         Args:
             input: of the layer.
+            call: what the call says beside it.
         """
+        if all(norm.is_anchored for norm in self._norms):
+            return
         x = input.to(self.like.dtype)
         for norm in self._norms:
             norm.anchoring = True
         try:
             with torch.autocast(x.device.type, enabled=False):
-                probe = None if self.forward_order == 'layerwise' else self._probe(x)
-                self._apply_branches(x) if probe is None else self.fold(probe)
+                layerwise = self.forward_order == 'layerwise'
+                probe = None if layerwise else self._probe(x, *call)
+                self._apply_branches(x, *call) if probe is None else self.fold(probe)
         finally:
             for norm in self._norms:
                 norm.anchoring = False
-        self._calibrated = True
 
     def freeze_norms(self) -> None:
         """Keep the statistics of norms in branches as they are, in training mode too.
 
         The block is linear then: training computes exactly the layer that is deployed.
         """
-        self._norms_frozen = True
+        for norm in self._norms:
+            norm.is_frozen = True
         self.train(self.training)
 
-    def _runs_folded(self, x: Tensor) -> bool:
-        """Return whether training runs on the folded kernel; 'auto': where that is cheaper."""
-        if self.leaf is not None or self.forward_order == 'folded':
-            return True
-        if self.forward_order == 'layerwise':
-            return False
-        return self.count_macs(x.shape, folded=True) <= self.count_macs(x.shape, folded=False)
-
-    def forward_layerwise(self, input: Tensor) -> Tensor:
+    def forward_layerwise(self, input: Tensor, *call: object) -> Tensor:
         """Apply one factor after another, in any mode: the paper's chain."""
-        if self._offered is not None:
-            self.take_offered()
-        return self._apply_branches(input)
+        self.take_offered()
+        return self._apply_branches(input, *call)
 
     def count_macs(
         self, input_shape: Sequence[int], folded: bool, with_folding: bool = True
@@ -186,19 +193,18 @@ class ExpandedLayer(nn.Module):
         """Pixels at which the layer applies its whole kernel, batch included."""
         raise NotImplementedError
 
-    def _apply_kernel(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def _apply_kernel(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, *call: object
+    ) -> Tensor:
         """Apply the layer with this kernel."""
         raise NotImplementedError
 
-    def _apply_branches(self, x: Tensor) -> Tensor:
-        """Apply an expression that is no chain, layer by layer."""
+    def _apply_branches(self, x: Tensor, *call: object) -> Tensor:
+        """Apply the expression, layer by layer."""
         raise NotImplementedError
 
-    def _probe(self, x: Tensor) -> Probe | None:
-        raise NotImplementedError
-
-    def _apply_measured(self, x: Tensor) -> Tensor:
-        """Apply the kernel that an expression with norms folds to by this batch's statistics."""
+    def _probe(self, x: Tensor, *call: object) -> Probe | None:
+        """Return the pixels that norms are measured at where the block runs folded."""
         raise NotImplementedError
 
     @property
@@ -210,7 +216,7 @@ class ExpandedLayer(nn.Module):
         if self._offered is not None:
             return self._offered.weight
         self._check_kernel()
-        return self._as_layer_weight(self._read()[0])
+        return self.site.as_weight(self._read()[0])
 
     @property
     def bias(self) -> Tensor | None:
@@ -218,7 +224,7 @@ class ExpandedLayer(nn.Module):
         if self._offered is not None:
             return self._offered.bias
         self._check_kernel()
-        return self._read()[1] if self._has_bias else None
+        return self._read()[1] if self.site.bias else None
 
     def _check_kernel(self) -> None:
         # To those who ask first, as initialisations do, it is a module without a weight.
@@ -249,10 +255,7 @@ class ExpandedLayer(nn.Module):
 
     def fold(self, probe: Probe | None = None) -> Affine:
         """The kernel and bias, 4-dimensional, folded from the present factors."""
-        return fold_layer(self.expression, self._turn, probe)
-
-    _turn = None
-    """Makes the layer's kernel of the expression's, and back; None: they are the same."""
+        return fold_layer(self.expression, self.site.turn, probe)
 
     def _lay_out(self, kernel: Tensor) -> Tensor:
         """Give a kernel the memory format that the network runs in."""
@@ -265,11 +268,7 @@ class ExpandedLayer(nn.Module):
         trace on a parameter, but is followed by a change of mode.
         """
         self.forget_products()
-        super().train(mode)
-        if self._norms_frozen:
-            for norm in self._norms:
-                norm.norm.eval()
-        return self
+        return super().train(mode)
 
     def forget_products(self) -> None:
         """Fold anew at the next use: for changes of factors that leave no trace on them."""
@@ -324,28 +323,24 @@ class ExpandedLayer(nn.Module):
         """
         reason = kernel_refusal(self.expression)
         if reason:
-            raise ValueError(reason)
+            raise UserValueError(reason)
         weight, bias = (t if t is None else t.to(self.like.device).double() for t in (weight, bias))
         for norm in self._norms:
             norm.become_identity()
-        self._calibrated = not self._norms
-        kernel = as_kernel(weight)
-        self.expression.set_kernel(kernel if self._turn is None else self._turn(kernel), bias)
+        self.expression.set_kernel(self.site.turn(as_kernel(weight)), bias)
 
     def _contract(self) -> nn.Module:
         self.take_offered()
         with torch.no_grad():
             weight, bias = self.expression.fold(torch.float64)
         dtype = self.like.dtype
-        weight = weight if self._turn is None else self._turn(weight)
-        weight = self._as_layer_weight(weight).to(dtype).contiguous()
-        return self._as_layer(weight, None if bias is None else bias.to(dtype))
+        weight = self.site.as_weight(self.site.turn(weight)).to(dtype).contiguous()
+        return self._as_layer(self._lay_out(weight), None if bias is None else bias.to(dtype))
 
     def stand_in(self) -> nn.Module:
         """The layer it came from, its parameters of no value: to be looked at, not to be run."""
-        shape = self._layer_weight_shape
-        bias = self.like.new_empty(self.site.out_channels) if self._has_bias else None
-        return self._as_layer(self.like.new_empty(shape), bias)
+        bias = self.like.new_empty(self.site.out_channels) if self.site.bias else None
+        return self._as_layer(self.like.new_empty(self.site.weight_shape), bias)
 
     def _as_layer(self, weight: Tensor, bias: Tensor | None) -> nn.Module:
         trained = {
@@ -358,7 +353,7 @@ class ExpandedLayer(nn.Module):
         }
         layer = _without_parameters(self._layer[0])
         layer.weight = nn.Parameter(weight, trained['weight'])
-        if self._has_bias:
+        if self.site.bias:
             layer.bias = nn.Parameter(bias, trained['bias'])
         return layer.train(self.training)
 
@@ -382,24 +377,26 @@ class ExpandedLayer(nn.Module):
         """
         self.take_offered()
         weight, bias = (state_dict.pop(prefix + kind, None) for kind in ('weight', 'bias'))
-        inside = f'{prefix}{self._root}.'
-        if f'{inside}{SITE_KEY}' in state_dict:
-            upgrade(self.expression, state_dict, inside, f'{inside}{SITE_KEY}')
+        present = upgraded(state_dict)
+        if present is not state_dict:
+            state_dict.clear()
+            state_dict.update(present)
         mine = self.state_dict(prefix=prefix)
         held = {key: tuple(value.shape) for key, value in state_dict.items()}
         fits = held == {key: tuple(value.shape) for key, value in mine.items()}
-        self._calibrated = self._calibrated or fits
+        for norm in self._norms:
+            norm.is_anchored |= fits
         if not fits and (held or weight is not None):
             shape = None if weight is None else tuple(weight.shape)
-            own = tuple(self._layer_weight_shape)
-            if shape == own and (bias is not None) == self._has_bias:
+            own = self.site.weight_shape
+            if shape == own and (bias is not None) == self.site.bias:
                 self._set_loaded_weight(weight, bias, prefix.rstrip('.'))
             else:
                 found = 'factors of other shapes' if shape is None else f'a weight of shape {shape}'
                 found += '' if shape is None else f' with{"out" * (bias is None)} bias'
                 error_msgs.append(
                     f'size mismatch for {prefix}weight: the checkpoint holds {found}, the layer '
-                    f'has {own} with{"out" * (not self._has_bias)} bias'
+                    f'has {own} with{"out" * (not self.site.bias)} bias'
                 )
             state_dict.clear()
             state_dict.update(self.state_dict(prefix=prefix))
@@ -416,27 +413,21 @@ class ExpandedLayer(nn.Module):
     def _set_loaded_weight(self, weight: Tensor, bias: Tensor | None, name: str) -> None:
         try:
             self.set_weight(weight, bias)
-        except ValueError as error:
-            raise ValueError(
+        except UserValueError as error:
+            raise UserValueError(
                 f'{name}: a compact weight cannot be loaded into this expanded layer: {error}; or '
                 'start from the initialisation instead of the checkpoint'
             ) from None
 
-    @property
-    def _layer_weight_shape(self) -> Shape:
-        raise NotImplementedError
-
-    def _as_layer_weight(self, kernel: Tensor) -> Tensor:
-        raise NotImplementedError
-
     def extra_repr(self) -> str:
         """What the unit stands for."""
-        return f'{self._layer[0]}, method={self.method!r}, rate={self.rate}'
+        block = self.site.options.label(self.method)
+        return f'{self._layer[0]}, method={block!r}, rate={self.rate}'
 
 
 def _without_parameters(layer: nn.Module) -> nn.Module:
     bare = copy.copy(layer)
     # Its own dictionaries of hooks and the like: a shallow copy shares them.
     bare.__dict__.update((k, v.copy()) for k, v in layer.__dict__.items() if isinstance(v, dict))
-    bare._parameters = dict.fromkeys(layer._parameters)
+    parameters_of(bare).update(dict.fromkeys(parameters_of(layer)))
     return bare

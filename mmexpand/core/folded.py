@@ -18,6 +18,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .algebra import Affine
 from .capture import CapturedProduct, captured
+from .compat import parameters_of, version
 from .expression import Chain, fold_node
 from .probe import Probe
 from .product import ChainProduct, fits, memory
@@ -57,7 +58,7 @@ class KernelGradient:
 
 
 def fold_layer(
-    expression: nn.Module, turn: Callable[[Tensor], Tensor] | None, probe: Probe | None = None
+    expression: nn.Module, turn: Callable[[Tensor], Tensor], probe: Probe | None = None
 ) -> Affine:
     """Return the kernel and bias of a layer in the dtype of its factors; differentiable.
 
@@ -65,15 +66,14 @@ def fold_layer(
 
     Args:
         expression: the block.
-        turn: makes the layer's kernel of the expression's; None: they are the same.
+        turn: makes the layer's kernel of the expression's.
         probe: inputs that norms take their statistics from; None: the running ones.
     """
     like = next(expression.parameters())
     wide = like.dtype if like.dtype == torch.float64 else torch.float32
     with torch.autocast(like.device.type, enabled=False):
         weight, bias = fold_node(expression, wide, probe)
-    weight = weight if turn is None else turn(weight)
-    return weight.to(like.dtype), None if bias is None else bias.to(like.dtype)
+    return turn(weight).to(like.dtype), None if bias is None else bias.to(like.dtype)
 
 
 @dataclass(frozen=True)
@@ -92,14 +92,14 @@ class FoldedKernel:
 
     Args:
         expression: linear, at least in eval mode.
-        turn: makes the layer's kernel of the expression's; None: they are the same.
+        turn: makes the layer's kernel of the expression's, and back; it moves values.
         lay_out: gives a kernel the memory format that the network runs in.
     """
 
     def __init__(
         self,
         expression: nn.Module,
-        turn: Callable[[Tensor], Tensor] | None,
+        turn: Callable[[Tensor], Tensor],
         lay_out: Callable[[Tensor], Tensor],
     ):
         _count_optimizer_steps()
@@ -140,7 +140,7 @@ class FoldedKernel:
         tensors = [*parameters, *self._expression.buffers()]
         # A fused optimizer leaves no trace on the versions of what it changes.
         return _optimizer_steps, tuple(
-            (t.data_ptr(), t._version, t.dtype, t.requires_grad) for t in tensors
+            (t.data_ptr(), version(t), t.dtype, t.requires_grad) for t in tensors
         )
 
     @torch.no_grad()
@@ -151,8 +151,10 @@ class FoldedKernel:
             product = self._chain_product()
             if product is not None:
                 (weight, bias), saved = product.multiply()
-                affine = self._lay_out(weight), bias
-                return affine, lambda *gradients: product.pull_back(saved, *gradients)
+                affine = self._lay_out(self._turn(weight)), bias
+                # Not the kernel, which keeps the result: see ``_Fold``.
+                turn = self._turn
+                return affine, lambda weight, bias: product.pull_back(saved, turn(weight), bias)
             with _detached(expression) as parameters, torch.enable_grad(), _saved_as_usual():
                 weight, bias = fold_layer(expression, self._turn)
                 weight = self._lay_out(weight)
@@ -182,7 +184,7 @@ class FoldedKernel:
     def _chain_product(self) -> Product | None:
         """Return the product that views the present factors; None if they need the general one."""
         chain = self._expression
-        if self._turn is not None or type(chain) is not Chain or chain.groups > 1:
+        if type(chain) is not Chain or chain.groups > 1:
             return None
         place = memory(chain)
         if self._product is None or self._product[0] != place:
@@ -199,7 +201,7 @@ class _Fold(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, kernel: FoldedKernel, *parameters: nn.Parameter) -> Affine:
         affine, ctx.pull_back = kernel.fold()
-        ctx.parameters, ctx.versions = parameters, [p._version for p in parameters]
+        ctx.parameters, ctx.versions = parameters, [version(p) for p in parameters]
         # Not the kernel, which keeps the result: through the graph's nodes nothing is collected.
         ctx.gradient = kernel.gradient
         return affine
@@ -207,7 +209,7 @@ class _Fold(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, weight: Tensor, bias: Tensor | None) -> tuple[Tensor | None, ...]:
-        if ctx.versions != [p._version for p in ctx.parameters]:
+        if ctx.versions != [version(p) for p in ctx.parameters]:
             raise RuntimeError(
                 'a factor was modified in place between the forward and the backward pass; '
                 'run the forward pass again'
@@ -225,16 +227,16 @@ def _detached(expression: nn.Module) -> Iterator[list[Tensor]]:
     """
     kept, copies = [], []
     for module in expression.modules():
-        for name, parameter in module._parameters.items():
+        for name, parameter in parameters_of(module).items():
             if parameter is not None:
                 kept.append((module, name, parameter))
                 copies.append(parameter.detach().requires_grad_(parameter.requires_grad))
-                module._parameters[name] = copies[-1]
+                parameters_of(module)[name] = copies[-1]
     try:
         yield copies
     finally:
         for module, name, parameter in kept:
-            module._parameters[name] = parameter
+            parameters_of(module)[name] = parameter
 
 
 def _saved_as_usual() -> saved_tensors_hooks:

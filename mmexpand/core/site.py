@@ -11,8 +11,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..errors import UserTypeError, UserValueError
+from .algebra import transpose
+from .compat import padding_by_side
+from .options import BlockOptions
 
 Pair = tuple[int, int]
+
+SITE_KEY = 'expanded_site'
+"""The buffer of an expression, unless it is a chain by itself, that says what it is built from."""
 
 
 def check_rate(rate: float) -> None:
@@ -53,6 +59,7 @@ class Site:
             have no stride.
         linear: whether factors are linear layers.
         like: a tensor of the factors' device and dtype.
+        options: of the block.
     """
 
     in_channels: int
@@ -67,12 +74,14 @@ class Site:
     upsampling: Pair | None = None
     linear: bool = False
     like: torch.Tensor = torch.empty(0)  # noqa: RUF009  (never changed)
+    options: BlockOptions = BlockOptions()  # noqa: RUF009  (never changed)
 
     @classmethod
     def of(
         cls,
         layer: nn.Conv2d | nn.ConvTranspose2d | nn.Linear,
         rate: float,
+        options: BlockOptions | None = None,
         device: str | None = None,
     ) -> 'Site':
         """The place of a layer.
@@ -80,13 +89,15 @@ class Site:
         Args:
             layer: a convolution, a transposed one or a linear layer.
             rate: the expansion rate r.
+            options: of the block; None: the default ones.
             device: of the factors; None: the layer's.
         """
+        options = options or BlockOptions()
         like = torch.empty(0, dtype=layer.weight.dtype, device=device or layer.weight.device)
         bias = layer.bias is not None
         if isinstance(layer, nn.Linear):
             sizes = layer.in_features, layer.out_features
-            return cls(*sizes, (1, 1), rate, bias=bias, linear=True, like=like)
+            return cls(*sizes, (1, 1), rate, bias=bias, linear=True, like=like, options=options)
         return cls(
             layer.in_channels,
             layer.out_channels,
@@ -99,6 +110,7 @@ class Site:
             layer.dilation,
             layer.stride if layer.transposed else None,
             like=like,
+            options=options,
         )
 
     def record(self) -> torch.Tensor:
@@ -107,12 +119,14 @@ class Site:
         sizes = self.in_channels, self.out_channels, *self.kernel_size, self.groups, int(self.bias)
         upsampling = self.upsampling or ()
         floored = 1  # See ``core/blocks/upgrade.py``.
-        return torch.tensor((*sizes, rate.numerator, rate.denominator, *upsampling, floored))
+        last = 2 * self.options.encode() + floored
+        return torch.tensor((*sizes, rate.numerator, rate.denominator, *upsampling, last))
 
     @classmethod
     def from_record(cls, record: torch.Tensor, like: torch.Tensor) -> 'Site':
         """The place that ``record`` was made of, but for stride, padding and dilation."""
         m, n, height, width, groups, bias, numerator, denominator, *rest = record.tolist()
+        *upsampling, last = rest
         return cls(
             m,
             n,
@@ -120,9 +134,28 @@ class Site:
             numerator / denominator,
             groups,
             bool(bias),
-            upsampling=tuple(rest[:2]) if len(rest) > 1 else None,
+            upsampling=tuple(upsampling) or None,
             like=like.new_empty(0),
+            options=BlockOptions.decode(last // 2),
         )
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """The shape of the layer's weight."""
+        if self.linear:
+            return self.out_channels, self.in_channels
+        first, second = self.out_channels, self.in_channels
+        if self.upsampling:
+            first, second = second, first
+        return first, second // self.groups, *self.kernel_size
+
+    def as_weight(self, kernel: torch.Tensor) -> torch.Tensor:
+        """Return the layer's 4-dimensional kernel in the shape of its weight."""
+        return kernel[:, :, 0, 0] if self.linear else kernel
+
+    def turn(self, kernel: torch.Tensor) -> torch.Tensor:
+        """Return the layer's kernel for the block's, or the block's for the layer's."""
+        return transpose(kernel, self.groups) if self.upsampling else kernel
 
     def widen_inputs(self) -> int:
         """Of the first factor, p = rm, in every group."""
@@ -189,6 +222,11 @@ class Site:
             self.in_channels, self.out_channels, self.kernel_size, True, True, bias=bias
         )
 
+    @property
+    def is_depthwise(self) -> bool:
+        """Return whether an output sees one input, which may be dead behind a ReLU."""
+        return self.groups == self.in_channels
+
     def not_odd(self) -> str:
         """Why smaller kernels cannot be centred in this one; empty where they can."""
         height, width = self.kernel_size
@@ -210,7 +248,7 @@ class SkippingConv2d(nn.Conv2d):
         self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
         y, x = self.stride
-        seen = F.pad(input, self._reversed_padding_repeated_twice)[..., ::y, ::x]
+        seen = F.pad(input, padding_by_side(self))[..., ::y, ::x]
         return F.conv2d(seen, weight, bias, groups=self.groups)
 
 

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .compat import moments
+
 FLOOR = 0.1
 """The least variance of a channel, as a fraction of the mean of its norm's channels."""
 
@@ -139,7 +141,7 @@ class Outputs:
     def __init__(self, taps: Tensor, rows: Tensor, sizes: Sequence[int]):
         self._taps = taps.t()
         self._outputs = self._taps @ rows.t()
-        self.mean, self.variance = torch.batch_norm_update_stats(self._outputs, None, None, 0.0)
+        self.mean, self.variance = moments(self._outputs)
 
     def subtract_gradient(self, rows: Tensor, slope: Tensor, by_mean: Tensor) -> None:
         """Subtract a gradient of the kernels: by the variance (twice) and by the mean."""

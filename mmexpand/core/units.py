@@ -8,13 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .algebra import transpose
+from ..errors import UserTypeError, UserValueError
 from .blocks import choose_block
+from .compat import output_padding, padding_by_side
 from .eligibility import refusal
 from .expanded_layer import FORWARDS, ExpandedLayer
-from .expression import Chain, Norm, Shape, leaves
+from .expression import Chain, Norm, leaves
 from .factorise import INITS
 from .names import check_choice
+from .options import BlockOptions
 from .probe import NESTED_SAMPLES, SAMPLES, Probe, steps
 from .site import Site, check_rate, output_size, pads_apart
 
@@ -29,32 +31,26 @@ NORM_MACS = 10
 """Time of normalising one value, in multiply-accumulate operations. Both constants fit the times of
 `bn`, `repvgg` and `dbb` on layers of 16 to 256 channels and 10 to 40 rows (docs/cost.md)."""
 
-ConvUnit = TypeVar('ConvUnit', bound='ExpandedConv2d')
+Conv = nn.Conv2d | nn.ConvTranspose2d
+
+ConvUnit = TypeVar('ConvUnit', bound='ExpandedConv')
 
 
-class ExpandedConv2d(ExpandedLayer):
-    """A convolution as a block: a chain of convolutions (Sec. 3.1, 3.2), or a sum of branches.
+class ExpandedConv(ExpandedLayer):
+    """The parts that are common to units of convolutions and of transposed ones."""
 
-    Attributes:
-        factors: of 'cl' and 'ck': the chain, ``nn.Conv2d`` layers, the one applied first in
-            front. A bias sits exactly where the original has one.
-        weight: the folded kernel ``(n, m / groups, kh, kw)``, differentiable.
-        bias: the folded bias ``(n,)`` or None, differentiable.
-    """
-
-    KIND: type = nn.Conv2d
-    """What it stands for: this class, or one that computes the same."""
+    KIND: type
+    """The class that a unit stands for: this class, or one that computes the same."""
 
     @classmethod
     def from_conv(
         cls: type[ConvUnit],
-        conv: nn.Conv2d | nn.ConvTranspose2d,
+        conv: Conv,
         rate: float = 4,
         method: str = 'cl',
         init: str = 'default',
         forward: str = 'auto',
-        shortcut: bool = False,
-        nonlinear: str | None = None,
+        **options: object,
     ) -> ConvUnit:
         """Expand a convolution; device, dtype, mode and ``requires_grad`` carry over.
 
@@ -64,20 +60,19 @@ class ExpandedConv2d(ExpandedLayer):
             method: as in ``ExpandConfig``; 'auto': 'ck' where an odd square kernel > 3 allows it.
             init: 'default' or 'preserve'.
             forward: 'layerwise', 'folded' or 'auto'.
-            shortcut: whether 'cl' or 'ck' has a per-channel identity beside it.
-            nonlinear: 'relu' between the factors, as in ``ExpandConfig``.
+            **options: ``shortcut``, ``norm``, ``main`` and ``nonlinear``, as in ``ExpandConfig``.
 
         Raises:
             TypeError: if it is not a plain layer of this kind.
             ValueError: for an unknown or unfit method, rate, init or forward.
         """
         _check(conv, cls.KIND, rate, init, forward)
-        site = Site.of(conv, rate)
-        unit = cls(conv, choose_block(method, shortcut, site, nonlinear), site, forward)
+        site = Site.of(conv, rate, BlockOptions(**options))
+        unit = cls(conv, *choose_block(method, site), forward)
         _carry_over(unit, conv, init)
         return unit
 
-    def __init__(self, layer: nn.Conv2d | nn.ConvTranspose2d, *args):
+    def __init__(self, layer: Conv, *args):
         super().__init__(layer, *args)
         # What ConvModule and its like read from a convolution.
         for name in [
@@ -94,61 +89,23 @@ class ExpandedConv2d(ExpandedLayer):
             setattr(self, name, getattr(layer, name))
         self.memory_format = _memory_format(layer.weight)
 
-    def _padded_size(self, input_shape: Sequence[int]) -> tuple[int, tuple[int, int]]:
-        *batch, _, height, width = input_shape
-        layer = self._layer[0]
-        if pads_apart(layer):
-            left, right, top, bottom = layer._reversed_padding_repeated_twice
-            height, width = height + top + bottom, width + left + right
-        return batch[0] if batch else 1, (height, width)
-
-    def _layer_pixels(self, input_shape: Sequence[int]) -> int:
-        batch, size = self._padded_size(input_shape)
-        layer = self._layer[0]
-        padding = (0, 0) if pads_apart(layer) else layer.padding
-        height, width = output_size(size, layer.kernel_size, layer.stride, padding, layer.dilation)
-        return batch * height * width
+    def _pad(self, x: Tensor, *call: object) -> Tensor:
+        """Return the image that the expression is applied to."""
+        raise NotImplementedError
 
     def _lay_out(self, kernel: Tensor) -> Tensor:
         # A channels_last kernel would turn the whole network channels_last.
         return kernel.contiguous(memory_format=self.memory_format)
 
-    def _pad(self, x: Tensor) -> Tensor:
-        layer = self._layer[0]
-        if not pads_apart(layer):
-            return x
-        mode = 'constant' if layer.padding_mode == 'zeros' else layer.padding_mode
-        return F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
-
-    def _apply_kernel(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        layer = self._layer[0]
-        padding = 0 if pads_apart(layer) else layer.padding
-        x = self._pad(x)
-        return F.conv2d(x, weight, bias, layer.stride, padding, layer.dilation, self.groups)
-
-    # nn.Conv2d's, with a kernel that the caller made from ours (efficient_conv_bn_eval).
-    _conv_forward = _apply_kernel
-
-    def _apply_branches(self, x: Tensor) -> Tensor:
+    def _apply_branches(self, x: Tensor, *call: object) -> Tensor:
         # Some factors are in the format that folding wants: they must not spread it.
-        return self.expression(self._pad(x)).contiguous(memory_format=self.memory_format)
+        return self.expression(self._pad(x, *call)).contiguous(memory_format=self.memory_format)
 
-    def _apply_measured(self, x: Tensor) -> Tensor:
-        if not x.numel():
-            # No statistics to take: as of proposals of which none is left.
-            return self._apply_kernel(x, *self.folded())
-        probe = self._probe(x)
-        if probe is None:
-            return self._apply_branches(x)
-        weight, bias = self.fold(probe)
-        return self._apply_kernel(x, self._lay_out(weight), bias)
-
-    def _probe(self, x: Tensor) -> Probe | None:
-        """The pixels that norms are measured at where the block runs folded; None: at all."""
+    def _probe(self, x: Tensor, *call: object) -> Probe | None:
         pixels = self._layer_pixels(x.shape)
         if pixels < FEW or (self.forward_order == 'auto' and not self._measures_cheaply(x)):
             return None
-        return Probe(self._pad(x), self.site, self._least_samples)
+        return Probe(self._pad(x, *call), self.site, self._least_samples)
 
     @property
     def _least_samples(self) -> int:
@@ -171,23 +128,6 @@ class ExpandedConv2d(ExpandedLayer):
         measuring = MEASURED_MAC * norms * applied // pixels * sampled
         return measuring <= branches + NORM_MACS * norms * pixels * out
 
-    def to_conv(self) -> nn.Conv2d:
-        """The exact convolution it came from, its weight the product of the factors.
-
-        Multiplied in float64; the dtype, device, memory format, mode and ``requires_grad`` are
-        the unit's.
-        """
-        conv = self._contract()
-        conv.weight.data = conv.weight.data.contiguous(memory_format=self.memory_format)
-        return conv
-
-    @property
-    def _layer_weight_shape(self) -> Shape:
-        return (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
-
-    def _as_layer_weight(self, kernel: Tensor) -> Tensor:
-        return kernel
-
     def _lay_out_factors(self) -> None:
         # Kernels with the channels last are the matrices that folding multiplies: no copies.
         if not self.is_linear:
@@ -209,7 +149,59 @@ class ExpandedConv2d(ExpandedLayer):
         return self
 
 
-class ExpandedConvTranspose2d(ExpandedConv2d):
+class ExpandedConv2d(ExpandedConv):
+    """A convolution as a block: a chain of convolutions (Sec. 3.1, 3.2), or a sum of branches.
+
+    Attributes:
+        factors: of 'cl' and 'ck': the chain, ``nn.Conv2d`` layers, the one applied first in
+            front. A bias sits exactly where the original has one.
+        weight: the folded kernel ``(n, m / groups, kh, kw)``, differentiable.
+        bias: the folded bias ``(n,)`` or None, differentiable.
+    """
+
+    KIND = nn.Conv2d
+
+    def to_conv(self) -> nn.Conv2d:
+        """Return the convolution that the unit came from, its weight the product of the factors.
+
+        Multiplied in float64; the dtype, device, memory format, mode and ``requires_grad`` are
+        the unit's.
+        """
+        return self._contract()
+
+    def _padded_size(self, input_shape: Sequence[int]) -> tuple[int, tuple[int, int]]:
+        *batch, _, height, width = input_shape
+        layer = self._layer[0]
+        if pads_apart(layer):
+            left, right, top, bottom = padding_by_side(layer)
+            height, width = height + top + bottom, width + left + right
+        return batch[0] if batch else 1, (height, width)
+
+    def _layer_pixels(self, input_shape: Sequence[int]) -> int:
+        batch, size = self._padded_size(input_shape)
+        layer = self._layer[0]
+        padding = (0, 0) if pads_apart(layer) else layer.padding
+        height, width = output_size(size, layer.kernel_size, layer.stride, padding, layer.dilation)
+        return batch * height * width
+
+    def _pad(self, x: Tensor) -> Tensor:
+        layer = self._layer[0]
+        if not pads_apart(layer):
+            return x
+        mode = 'constant' if layer.padding_mode == 'zeros' else layer.padding_mode
+        return F.pad(x, padding_by_side(layer), mode=mode)
+
+    def _apply_kernel(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        layer = self._layer[0]
+        padding = 0 if pads_apart(layer) else layer.padding
+        x = self._pad(x)
+        return F.conv2d(x, weight, bias, layer.stride, padding, layer.dilation, self.groups)
+
+    # nn.Conv2d's, with a kernel that the caller made from ours (efficient_conv_bn_eval).
+    _conv_forward = _apply_kernel
+
+
+class ExpandedConvTranspose2d(ExpandedConv):
     """A transposed convolution as a block, in the place of the convolution that it amounts to.
 
     It is a convolution, its kernel turned round, of the image with zeros put in between its pixels
@@ -218,72 +210,57 @@ class ExpandedConvTranspose2d(ExpandedConv2d):
 
     Attributes:
         weight: the folded kernel ``(m, n / groups, kh, kw)``, differentiable.
+        bias: the folded bias ``(n,)`` or None, differentiable.
     """
 
     KIND = nn.ConvTranspose2d
-    _conv_forward = None  # nn.ConvTranspose2d has none.
-
-    def __init__(self, layer: nn.ConvTranspose2d, *args):
-        super().__init__(layer, *args)
-        self._output_padding = tuple(layer.output_padding)  # Of the present call.
 
     def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """Apply the layer as ``ExpandedLayer.forward`` does; to an output of a given size."""
-        self._choose_output_padding(input, output_size)
-        return super().forward(input)
+        return self._run(input, output_padding(self._layer[0], input, output_size))
 
     def forward_layerwise(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """Apply one factor after another, in any mode."""
-        self._choose_output_padding(input, output_size)
-        return super().forward_layerwise(input)
-
-    def _choose_output_padding(self, x: Tensor, output_size: Sequence[int] | None) -> None:
-        layer = self._layer[0]
-        axes = layer.stride, layer.padding, layer.kernel_size, 2, layer.dilation
-        self._output_padding = tuple(layer._output_padding(x, output_size, *axes))
+        return super().forward_layerwise(input, output_padding(self._layer[0], input, output_size))
 
     def to_conv(self) -> nn.ConvTranspose2d:
-        """The exact transposed convolution it came from; see ``ExpandedConv2d.to_conv``."""
-        return super().to_conv()
+        """Return the transposed convolution that the unit came from; see ``ExpandedConv2d``."""
+        return self._contract()
 
-    @property
-    def _borders(self) -> tuple[int, int, int, int]:
-        """What is put around the image: left, right, top, bottom; below 0: taken off."""
+    def _borders(self, output_padding: Sequence[int]) -> tuple[int, int, int, int]:
+        """Return the zeros around the image: left, right, top, bottom; below 0: taken off."""
         layer = self._layer[0]
         before = [
             d * (k - 1) - p
             for d, k, p in zip(layer.dilation, layer.kernel_size, layer.padding, strict=True)
         ]
-        (top, left), (rows, columns) = before, self._output_padding
+        (top, left), (rows, columns) = before, output_padding
         return left, left + columns, top, top + rows
 
     def _padded_size(self, input_shape: Sequence[int]) -> tuple[int, tuple[int, int]]:
         *batch, _, height, width = input_shape
-        (down, right), (before, after, above, below) = self._layer[0].stride, self._borders
+        layer = self._layer[0]
+        (down, right), borders = layer.stride, self._borders(layer.output_padding)
+        before, after, above, below = borders
         size = (height - 1) * down + 1 + above + below, (width - 1) * right + 1 + before + after
         return batch[0] if batch else 1, size
 
     def _layer_pixels(self, input_shape: Sequence[int]) -> int:
         return torch.Size(input_shape).numel() // self.in_channels
 
-    def _pad(self, x: Tensor) -> Tensor:
+    def _pad(self, x: Tensor, output_padding: Sequence[int]) -> Tensor:
         down, right = self._layer[0].stride
         height, width = x.shape[-2:]
         spread = x.new_zeros(*x.shape[:-2], (height - 1) * down + 1, (width - 1) * right + 1)
         spread[..., ::down, ::right] = x
-        return F.pad(spread, self._borders)
+        return F.pad(spread, self._borders(output_padding))
 
-    def _apply_kernel(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def _apply_kernel(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, output_padding: Sequence[int]
+    ) -> Tensor:
         layer = self._layer[0]
-        how = layer.stride, layer.padding, self._output_padding, self.groups, layer.dilation
+        how = layer.stride, layer.padding, output_padding, self.groups, layer.dilation
         return F.conv_transpose2d(x, weight, bias, *how)
-
-    @property
-    def _layer_weight_shape(self) -> Shape:
-        return (self.in_channels, self.out_channels // self.groups, *self.kernel_size)
-
-    def _turn(self, kernel: Tensor) -> Tensor:
-        return transpose(kernel, self.groups)
 
 
 class ExpandedLinear(ExpandedLayer):
@@ -303,14 +280,14 @@ class ExpandedLinear(ExpandedLayer):
         method: str = 'fc',
         init: str = 'default',
         forward: str = 'auto',
-        nonlinear: str | None = None,
+        **options: object,
     ) -> 'ExpandedLinear':
         """Expand a linear layer; see ``ExpandedConv2d.from_conv`` for arguments and errors."""
         _check(linear, nn.Linear, rate, init, forward)
         if 'fc' not in method.split('+'):
-            raise ValueError(f"a linear layer is expanded by 'fc', got {method!r}")
-        site = Site.of(linear, rate)
-        unit = cls(linear, choose_block(method, False, site, nonlinear), site, forward)
+            raise UserValueError(f"a linear layer is expanded by 'fc', got {method!r}")
+        site = Site.of(linear, rate, BlockOptions(**options))
+        unit = cls(linear, *choose_block(method, site), forward)
         _carry_over(unit, linear, init)
         return unit
 
@@ -325,7 +302,7 @@ class ExpandedLinear(ExpandedLayer):
         return torch.Size(input_shape[:-1]).numel()
 
     def _apply_kernel(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.linear(x, self._as_layer_weight(weight), bias)
+        return F.linear(x, self.site.as_weight(weight), bias)
 
     def _apply_branches(self, x: Tensor) -> Tensor:
         return self.expression(x)
@@ -334,18 +311,11 @@ class ExpandedLinear(ExpandedLayer):
         """The exact linear layer it came from; see ``ExpandedConv2d.to_conv``."""
         return self._contract()
 
-    @property
-    def _layer_weight_shape(self) -> tuple[int, int]:
-        return self.out_features, self.in_features
-
-    def _as_layer_weight(self, kernel: Tensor) -> Tensor:
-        return kernel[:, :, 0, 0]
-
 
 def _check(layer: nn.Module, kind: type, rate: float, init: str, forward: str) -> None:
     reason = refusal(layer, kind)
     if reason:
-        raise TypeError(f'{type(layer).__name__} cannot be expanded: {reason}')
+        raise UserTypeError(f'{type(layer).__name__} cannot be expanded: {reason}')
     check_rate(rate)
     check_choice('forward', forward, FORWARDS)
     check_choice('init', init, INITS)
@@ -356,7 +326,7 @@ def _carry_over(unit: ExpandedLayer, layer: nn.Module, init: str) -> None:
         like = layer.bias if name.endswith('bias') else layer.weight
         parameter.requires_grad_(like is not None and like.requires_grad)
     unit.train(layer.training)
-    if isinstance(unit, ExpandedConv2d):
+    if isinstance(unit, ExpandedConv):
         unit._lay_out_factors()
     if init == 'preserve':
         unit.set_weight(layer.weight, layer.bias)

@@ -8,7 +8,9 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
 
+from ..core.blocks.upgrade import RENAMED, upgraded
 from ..core.expression import kernel_refusal
+from ..core.options import BlockOptions
 from ..surgery import contract_, is_expanded, named_units, names_of_units
 from ..surgery.checkpoint import (
     META_KEY,
@@ -49,7 +51,12 @@ def put_in_front(runner: Runner, hook: Hook) -> None:
 def describe_units(model: nn.Module) -> dict[str, dict[str, Any]]:
     """Return a plain description of a model's units for a checkpoint's meta."""
     return {
-        name: dict(method=unit.method, rate=unit.rate, factor_shapes=unit.factor_shapes)
+        name: dict(
+            method=unit.method,
+            rate=unit.rate,
+            factor_shapes=unit.factor_shapes,
+            **unit.site.options.chosen,
+        )
         for name, unit in named_units(model).items()
     }
 
@@ -75,6 +82,10 @@ def match_checkpoint(
     state_dict = get_state_dict(checkpoint)
     if state_dict and all(key.startswith('module.') for key in state_dict):
         state_dict = {key.removeprefix('module.'): value for key, value in state_dict.items()}
+        _replace_state_dict(checkpoint, state_dict)
+    present = upgraded(state_dict)
+    if present is not state_dict:
+        state_dict = present
         _replace_state_dict(checkpoint, state_dict)
     if not hasattr(model, DISTILL_LOSSES):
         _drop_distill_losses(state_dict, resume)
@@ -122,7 +133,12 @@ def _cannot_resume(expanded: bool) -> str:
 def nonlinear_layers(checkpoint: Mapping) -> set[str]:
     """Return the names of a checkpoint's layers that have ReLU between their factors."""
     layers = checkpoint.get('meta', {}).get(META_KEY, {}).get('layers', {})
-    return {name for name, layer in layers.items() if layer['method'].endswith('_relu')}
+    names = set()
+    for name, layer in layers.items():
+        _, options = RENAMED.get(layer['method'], ('', BlockOptions()))
+        if layer.get('nonlinear') or options.nonlinear:
+            names.add(name)
+    return names
 
 
 def _check_nonlinear(model: nn.Module, checkpoint: Mapping, starts: bool) -> None:

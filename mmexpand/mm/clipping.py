@@ -1,14 +1,14 @@
 """Gradient clipping by the gradients of the compact network."""
 
-from types import MethodType
-
 import torch
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
+from ..core.compat import multiply_all
 from ..core.expanded_layer import ExpandedLayer
 from ..surgery import named_units
+from .compat import clips_as_mmengine, set_clip
 
 EPS = 1e-6
 """Added to the norm by ``torch.nn.utils.clip_grad_norm_``."""
@@ -25,13 +25,12 @@ def clip_by_layer(wrapper: OptimWrapper, model: nn.Module) -> None:
         wrapper: changed in place, unless its class overrides clipping.
         model: the expanded model.
     """
-    own = type(wrapper)._clip_grad is not OptimWrapper._clip_grad
-    if own or not wrapper.clip_grad_kwargs:
+    if not clips_as_mmengine(wrapper) or not wrapper.clip_grad_kwargs:
         return
     units = list(named_units(model).values())
     for unit in units:
         unit.kernel.gradient.enabled = True
-    wrapper._clip_grad = MethodType(lambda self: _clip(self, units), wrapper)
+    set_clip(wrapper, lambda wrapper: _clip(wrapper, units))
 
 
 def _clip(wrapper: OptimWrapper, units: list[ExpandedLayer]) -> None:
@@ -54,7 +53,7 @@ def _clip(wrapper: OptimWrapper, units: list[ExpandedLayer]) -> None:
         if by_norm:
             factor = (wrapper.clip_grad_kwargs['max_norm'] / (norm + EPS)).clamp(max=1.0)
             factors = unit.expression.parameters()
-            torch._foreach_mul_([p.grad for p in factors if p.grad is not None], factor)
+            multiply_all([p.grad for p in factors if p.grad is not None], factor)
         else:
             _hand_over(unit, *(p.grad for p in of_unit))
     if norm is not None:

@@ -1,11 +1,13 @@
 """Access to private parts of mmengine, each with its version; tests fail when one changes."""
 
 import traceback
-from types import TracebackType
+from collections.abc import Callable
+from types import MethodType, TracebackType
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
 from mmengine.hooks import Hook
+from mmengine.optim import OptimWrapper
 from mmengine.registry import Registry
 from mmengine.runner import BaseLoop, Runner
 from torch import nn
@@ -54,6 +56,16 @@ def base_files(path: str) -> list[str]:
 def run_forward(model: nn.Module, data: Any, mode: str) -> Any:
     """Run a model as its own steps do (mmengine 0.10.7)."""
     return model._run_forward(data, mode=mode)
+
+
+def clips_as_mmengine(wrapper: OptimWrapper) -> bool:
+    """Return whether a wrapper's class clips gradients as its base does (mmengine 0.10.7)."""
+    return type(wrapper)._clip_grad is OptimWrapper._clip_grad
+
+
+def set_clip(wrapper: OptimWrapper, clip: Callable[[OptimWrapper], None]) -> None:
+    """Set the function that a wrapper clips gradients with (mmengine 0.10.7)."""
+    wrapper._clip_grad = MethodType(clip, wrapper)
 
 
 def being_built(entry: TracebackType | None) -> tuple[Any, dict, Registry] | None:

@@ -13,6 +13,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..core.compat import version
 from ..core.names import near_matches
 from ..errors import UserRuntimeError, UserValueError
 from ..surgery.checkpoint import get_state_dict, load_checkpoint
@@ -233,7 +234,8 @@ def _outputs(model: nn.Module, names: list[str]) -> Iterator[dict[str, list]]:
 
     def keep(name: str) -> Any:
         def hook(_: nn.Module, __: Any, output: Any) -> None:
-            seen[name].append((output, getattr(output, '_version', 0)))
+            before = version(output) if isinstance(output, Tensor) else 0
+            seen[name].append((output, before))
 
         return hook
 
@@ -251,12 +253,12 @@ def _pairs(ours: list, theirs: list) -> list[tuple[Tensor, Tensor]]:
             f'in a training step they are called {len(ours)} and {len(theirs)} times; name modules '
             'that are called equally often'
         )
-    for output, version in (*ours, *theirs):
+    for output, before in (*ours, *theirs):
         if not isinstance(output, Tensor):
             raise UserValueError(
                 f'one returns a {type(output).__name__}, not a tensor; name a module inside it'
             )
-        if output._version != version:
+        if version(output) != before:
             raise UserValueError(
                 'the module after one of them changes its output in place; name that module'
             )

@@ -153,7 +153,8 @@ def _builder_expansions(node: Any, path: str) -> Iterator[Expansion]:
 
 
 def _expand_config(node: Mapping, others: tuple[str, ...]) -> ExpandConfig:
-    ignored = {'type', 'priority', '_scope_', 'compact_gradients', 'warm_start', *others}
+    own = ('compact_gradients', 'warm_start', 'freeze_norms')
+    ignored = {'type', 'priority', '_scope_', *own, *others}
     return ExpandConfig.of({key: value for key, value in node.items() if key not in ignored})
 
 

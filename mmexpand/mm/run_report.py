@@ -189,7 +189,7 @@ def _rows(
             name = f'{prefix}.{layer.name}'.lstrip('.')
             factors = ['x'.join(map(str, shape)) for shape in layer.factor_shapes]
             sizes = layer.params_before, layer.params_after
-            rows.append(LayerRow(name, layer.method, layer.rate, factors, *sizes, macs.get(name)))
+            rows.append(LayerRow(name, layer.label, layer.rate, factors, *sizes, macs.get(name)))
         for layer in plan.skipped:
             reasons[f'{prefix}.{layer.name}'.lstrip('.')] = layer.reason
     left_out: dict[str, list[str]] = {}

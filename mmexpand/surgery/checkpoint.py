@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.algebra import fold, transpose
-from ..core.blocks import BLOCKS
-from ..core.blocks.upgrade import upgrade
-from ..core.expanded_layer import FACTORS, SITE_KEY
+from ..core.algebra import fold
+from ..core.blocks import build_expression
+from ..core.blocks.upgrade import upgraded
+from ..core.expanded_layer import FACTORS
 from ..core.expression import as_kernel
-from ..core.site import Site
+from ..core.site import SITE_KEY, Site
 from ..errors import UserError, UserTypeError
 from ..files import written_whole
 from ..stack import check_installed
@@ -189,6 +189,7 @@ def contract_state_dict(state_dict: Mapping[str, Tensor]) -> OrderedDict[str, Te
         The state dict of the compact model, with kernels folded in float64, in the same order.
     """
     compact: OrderedDict[str, Tensor] = OrderedDict()
+    state_dict = upgraded(state_dict)
     prefixes = _prefixes(state_dict)
     # Expanded checkpoints also hold folded weights, which are rounded; fold the factors instead.
     layers = {prefix.rpartition('.')[0] for prefix in prefixes}
@@ -245,12 +246,11 @@ def _contract_chain(state_dict: Mapping[str, Tensor], _: str) -> tuple[Tensor, T
 
 @torch.no_grad()
 def _contract_block(state_dict: Mapping[str, Tensor], block: str) -> tuple[Tensor, Tensor | None]:
-    state_dict = dict(state_dict)
     like = next(value for value in state_dict.values() if value.is_floating_point())
     site = Site.from_record(state_dict[SITE_KEY], like)
-    expression = BLOCKS[block].build(site)
-    upgrade(expression, state_dict, '', SITE_KEY)
+    expression = build_expression(block, site)
     expression.load_state_dict({k: v for k, v in state_dict.items() if k != SITE_KEY})
     weight, bias = expression.fold(torch.float64)
-    weight = transpose(weight, site.groups) if site.upsampling else weight
-    return weight.to(like.dtype).contiguous(), None if bias is None else bias.to(like.dtype)
+    return site.turn(weight).to(like.dtype).contiguous(), None if bias is None else bias.to(
+        like.dtype
+    )

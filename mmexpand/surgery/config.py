@@ -6,24 +6,25 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
-from ..core.blocks import check_method
+from ..core.blocks import resolve_method
 from ..core.expanded_layer import FORWARDS
 from ..core.factorise import INITS
 from ..core.names import check_choice, near_matches
+from ..core.options import BlockOptions
 from ..core.site import check_rate
 from ..errors import UserTypeError, UserValueError
 
 
 @dataclass(frozen=True)
-class ExpandConfig:
+class ExpandConfig(BlockOptions):
     """How to expand a model.
 
     Args:
         method: 'cl' (1x1, kxk, 1x1), 'ck' (a chain of 3x3), 'fc' (linear layers), 'cl+fc',
             'ck+fc', or 'auto' ('ck' where an odd square kernel > 3 allows it, else 'cl'); other
             linear blocks: 'orepa', 'do', 'ac', 'rep'; blocks with norms in their branches:
-            'acnet', 'repvgg', 'dbb', 'qarepvgg', 'repvgg_cl', 'repvgg_ck', 'mobileone', and as
-            their control 'bn', one norm behind the layer. Default: 'cl'.
+            'acnet', 'repvgg', 'dbb', 'qarepvgg', 'mobileone', and as their control 'bn', one norm
+            behind the layer. Default: 'cl'.
         rate: the expansion rate r > 0 of 'cl', 'ck' and 'fc'; channel counts are rounded, at
             least 1. Of 'mobileone' the number of kxk branches. Default: 4.
         include: which layers: module-name prefixes, globs, or regular expressions ('re:...'); or
@@ -39,6 +40,9 @@ class ExpandConfig:
             branches are run branch by branch, or folded by statistics of a part of the pixels.
             Default: 'auto'.
         shortcut: whether 'cl' or 'ck' has a per-channel identity beside it. Default: False.
+        norm: whether a batch norm is behind the kernel of a linear block, of convolutions alone:
+            it sets the scale, however the block starts. Default: False.
+        main: 'cl' or 'ck': the chain in the place of the kxk branch of 'repvgg'. Default: None.
         nonlinear: 'relu' between the factors of 'cl', 'ck' and 'fc': a network to start the
             linear one from, by its checkpoint (Sec. 5.3). It is run layer by layer, and can't be
             contracted. Default: None.
@@ -53,8 +57,6 @@ class ExpandConfig:
     exclude: str | Sequence[str] | None = None
     init: str = 'default'
     forward: str = 'auto'
-    shortcut: bool = False
-    nonlinear: str | None = None
 
     @classmethod
     def given(cls, cfg: 'ExpandConfig | None', options: Mapping[str, Any]) -> 'ExpandConfig':
@@ -94,7 +96,8 @@ class ExpandConfig:
         return cls(**options)
 
     def __post_init__(self):
-        check_method(self.method, self.shortcut, self.nonlinear)
+        super().__post_init__()
+        resolve_method(self.method, self.options)
         check_rate(self.rate)
         check_choice('init', self.init, INITS)
         check_choice('forward', self.forward, FORWARDS)

@@ -5,14 +5,12 @@ from itertools import chain
 
 import torch
 from torch import nn
-from torch.autograd import Variable
 from torch.nn.parallel import DistributedDataParallel
 
+from ..core.compat import parameters_of
 from ..core.leaf import FoldedLeaf
+from .compat import call_after_backward, ignore, ignore_no_more
 from .expand import Unit, named_units
-
-IGNORED = '_ddp_params_and_buffers_to_ignore'
-"""Where torch's DDP looks in a model for what it leaves alone."""
 
 
 def can_reduce_compact(model: nn.Module) -> bool:
@@ -51,8 +49,7 @@ def reduce_compact(
         for name, unit in units.items()
         for key, _ in chain(unit.named_parameters(), unit.named_buffers())
     ]
-    ignored = list(getattr(model, IGNORED, []))
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ignored + inside)
+    ignore(model, inside)
     for unit in trained.values():
         unit.leaf = FoldedLeaf(unit)
         # Registered while DDP looks for parameters, and not a moment longer.
@@ -62,8 +59,9 @@ def reduce_compact(
         wrapper = wrap(model)
     finally:
         for unit in trained.values():
-            for name in [key for key in unit._parameters if key.startswith('leaf_')]:
-                del unit._parameters[name]
+            own = parameters_of(unit)
+            for name in [key for key in own if key.startswith('leaf_')]:
+                del own[name]
     for parameter in chain.from_iterable(unit.parameters() for unit in units.values()):
         torch.distributed.broadcast(parameter.data, 0, group=wrapper.process_group)
     wrapper.delivery = _Delivery(wrapper, [unit.leaf for unit in trained.values()])
@@ -77,13 +75,12 @@ def release(wrapper: nn.Module) -> nn.Module:
     if delivery is None:
         return model
     delivery.remove()
-    inside = set()
+    inside = {}
     for name, unit in _linear_units(model).items():
         unit.leaf = None
         for key, value in chain(unit.named_parameters(), unit.named_buffers()):
-            inside.add(f'{name}.{key}')
-            value._ddp_ignored = False
-    setattr(model, IGNORED, [name for name in getattr(model, IGNORED) if name not in inside])
+            inside[f'{name}.{key}'] = value
+    ignore_no_more(model, inside)
     return model
 
 
@@ -121,12 +118,12 @@ class _Delivery:
     def _after_accumulation(self, _: nn.Parameter) -> None:
         if self._sync and not self._queued:
             self._queued = True
-            Variable._execution_engine.queue_callback(self._requeue)
+            call_after_backward(self._requeue)
 
     def _requeue(self) -> None:
         # Callbacks run in the order they were queued: DDP's last one is queued by now, and the
         # one queued here comes behind it.
-        Variable._execution_engine.queue_callback(self._deliver)
+        call_after_backward(self._deliver)
 
     def _deliver(self) -> None:
         self._queued = False

@@ -5,14 +5,16 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from ..core.expanded_layer import ExpandedLayer
 from ..core.units import ExpandedConv2d, ExpandedConvTranspose2d, ExpandedLinear
 from ..errors import UserValueError
+from .compat import carry_over_hooks, put_module
 from .config import ExpandConfig, takes_options
 from .copying import copy_model
 from .plan import Plan, plan
 from .references import replace_references
 
-Unit = ExpandedConv2d | ExpandedLinear
+Unit = ExpandedLayer
 
 
 @takes_options
@@ -72,13 +74,13 @@ def _expand_layer(layer: nn.Module, cfg: ExpandConfig) -> Unit:
         method=cfg.method,
         init=cfg.init,
         forward=cfg.forward,
-        nonlinear=cfg.nonlinear,
+        **cfg.options.chosen,
     )
     if isinstance(layer, nn.Linear):
         return ExpandedLinear.from_linear(layer, **how)
     transposed = isinstance(layer, nn.ConvTranspose2d)
     unit = ExpandedConvTranspose2d if transposed else ExpandedConv2d
-    return unit.from_conv(layer, shortcut=cfg.shortcut, **how)
+    return unit.from_conv(layer, **how)
 
 
 def contract_(model: nn.Module) -> nn.Module:
@@ -145,17 +147,11 @@ def _contract_unit(unit: Unit) -> nn.Module:
 
 
 def _replace(model: nn.Module, names: tuple[str, ...] | list[str], new: nn.Module) -> None:
-    _carry_over_hooks(model.get_submodule(names[0]), new)
+    carry_over_hooks(model.get_submodule(names[0]), new)
     _put(model, names, new)
 
 
 def _put(model: nn.Module, names: tuple[str, ...] | list[str], new: nn.Module) -> None:
     for name in names:
         parent, _, attribute = name.rpartition('.')
-        model.get_submodule(parent)._modules[attribute] = new
-
-
-def _carry_over_hooks(old: nn.Module, new: nn.Module) -> None:
-    for attribute, value in old.__dict__.items():
-        if attribute.startswith(('_forward_', '_backward_')) and isinstance(value, dict):
-            new.__dict__[attribute] = value.copy()
+        put_module(model.get_submodule(parent), attribute, new)

@@ -8,12 +8,15 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from ..core.blocks import BLOCKS, choose_block
+from ..core.blocks import build_expression, choose_block
+from ..core.compat import ConvNd, parameters_of
 from ..core.eligibility import EXPANDED_ALREADY, refusal
+from ..core.expanded_layer import ExpandedLayer
 from ..core.expression import Shape, as_kernel, kernel_refusal, leaves
 from ..core.names import near_matches
+from ..core.options import BlockOptions
 from ..core.site import Site
-from ..core.units import ExpandedConv2d, ExpandedLinear
+from ..core.units import ExpandedLinear
 from ..errors import UserValueError
 from .config import ExpandConfig, takes_options
 from .plan_table import describe_plan
@@ -36,6 +39,7 @@ class LayerPlan:
             first in front; of a linear layer as 1x1 kernels.
         params_before: number of parameters of the layer.
         params_after: number of parameters of its factors.
+        options: of the block.
     """
 
     name: str
@@ -45,6 +49,12 @@ class LayerPlan:
     factor_shapes: tuple[Shape, ...]
     params_before: int
     params_after: int
+    options: BlockOptions = BlockOptions()  # noqa: RUF009  (never changed)
+
+    @property
+    def label(self) -> str:
+        """The block and its options: 'cl norm', 'repvgg main=cl'."""
+        return self.options.label(self.method)
 
 
 @dataclass(frozen=True)
@@ -106,7 +116,7 @@ def plan(model: nn.Module, cfg: ExpandConfig | None = None, **options: object) -
     owners = Counter(
         id(parameter)
         for module in set(model.modules())
-        for parameter in module._parameters.values()
+        for parameter in parameters_of(module).values()
         if parameter is not None
     )
     held = referenced_parameters(model)
@@ -130,7 +140,7 @@ def _layer_names(model: nn.Module) -> dict[nn.Module, list[str]]:
     names: dict[nn.Module, list[str]] = {}
     inside_units: set[nn.Module] = set()
     for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, (ExpandedConv2d, ExpandedLinear)):
+        if isinstance(module, ExpandedLayer):
             inside_units.update(leaves(module))
         if module not in inside_units and _is_layer(module):
             names.setdefault(module, []).append(name)
@@ -139,7 +149,7 @@ def _layer_names(model: nn.Module) -> dict[nn.Module, list[str]]:
 
 def _is_layer(module: nn.Module) -> bool:
     # Deformable and the like derive from nn.Module alone, but own a kernel and say 'Conv'.
-    classes = (nn.Linear, nn.modules.conv._ConvNd, ExpandedConv2d, ExpandedLinear)
+    classes = (nn.Linear, ConvNd, ExpandedLayer)
     if isinstance(module, classes):
         return True
     looks_like_one = re.search('conv|linear', type(module).__name__, re.IGNORECASE)
@@ -209,7 +219,7 @@ def _unchosen(aliases: list[str], chosen: set[str], excluded: set[str]) -> str:
 
 def _refuse(layer: nn.Module, owners: Counter, held: dict[int, str], cfg: ExpandConfig) -> str:
     kinds = nn.Linear, nn.ConvTranspose2d, nn.Conv2d
-    if isinstance(layer, nn.modules.conv._ConvNd) and not isinstance(layer, kinds):
+    if isinstance(layer, ConvNd) and not isinstance(layer, kinds):
         supported = 'nn.Conv2d, nn.ConvTranspose2d and nn.Linear'
         return f'{type(layer).__name__} is not supported; {supported} are'
     reason = refusal(layer, next((k for k in kinds if isinstance(layer, k)), nn.Conv2d))
@@ -221,20 +231,16 @@ def _refuse(layer: nn.Module, owners: Counter, held: dict[int, str], cfg: Expand
     if places:
         return f'the model keeps its parameter in {places[0]} too, and would go on with that'
     try:
-        _choose_block(layer, cfg)
+        choose_block(cfg.method, Site.of(layer, cfg.rate, cfg.options))
     except ValueError as error:
         return str(error)
     return ''
 
 
-def _choose_block(layer: nn.Module, cfg: ExpandConfig) -> str:
-    return choose_block(cfg.method, cfg.shortcut, Site.of(layer, cfg.rate), cfg.nonlinear)
-
-
 def _plan_layer(layer: nn.Module, aliases: list[str], cfg: ExpandConfig) -> LayerPlan:
-    block = _choose_block(layer, cfg)
     # On the meta device it takes no memory, and has all shapes.
-    expression = BLOCKS[block].build(Site.of(layer, cfg.rate, device='meta'))
+    block, site = choose_block(cfg.method, Site.of(layer, cfg.rate, cfg.options, 'meta'))
+    expression = build_expression(block, site)
     impossible = cfg.init == 'preserve' and kernel_refusal(expression)
     if impossible:
         raise UserValueError(
@@ -249,6 +255,7 @@ def _plan_layer(layer: nn.Module, aliases: list[str], cfg: ExpandConfig) -> Laye
         tuple(tuple(as_kernel(factor.weight).shape) for factor in leaves(expression)),
         _count(layer),
         _count(expression),
+        site.options,
     )
 
 

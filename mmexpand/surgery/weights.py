@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from .checkpoint import WEIGHTS_ONLY, CheckpointError, get_state_dict
+from .compat import REBUILD
 
 _ALLOWED = {
     ('collections', 'OrderedDict'): OrderedDict,
-    ('torch._utils', '_rebuild_tensor_v2'): torch._utils._rebuild_tensor_v2,
-    ('torch._utils', '_rebuild_parameter'): torch._utils._rebuild_parameter,
+    **REBUILD,
 }
 
 

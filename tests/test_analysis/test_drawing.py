@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from mmexpand.analysis.drawing import draw_block
-from mmexpand.core.blocks import BLOCKS
+from mmexpand.analysis.drawing import draw_block, drawings
+from mmexpand.core.blocks import build_expression
 from mmexpand.core.expression import Norm, leaves
 from mmexpand.core.site import Site
 from tests.tools_in_process import run_apart
@@ -27,21 +27,23 @@ def boxes(drawing, kind):
 
 
 def test_the_committed_drawings_are_those_of_the_blocks():
-    assert {path.stem for path in KEPT.glob('*')} == set(BLOCKS)
-    stale = [name for name in BLOCKS if (KEPT / f'{name}.svg').read_text() != draw_block(name)]
+    assert {path.stem for path in KEPT.glob('*')} == set(drawings())
+    stale = [name for name in drawings() if (KEPT / f'{name}.svg').read_text() != draw_block(name)]
     assert not stale, 'run: python -m mmexpand draw --out-dir docs/blocks'
 
 
-@pytest.mark.parametrize('name', BLOCKS)
+@pytest.mark.parametrize('name', drawings())
 def test_every_factor_and_norm_has_a_box(name):
-    linear = name.startswith('fc')
-    site = Site(8, 8, (1, 1) if linear else (5, 5), 4, padding=(2, 2), linear=linear)
-    expression = BLOCKS[name].build(site)
+    block, options = drawings()[name]
+    linear = block == 'fc'
+    size = (1, 1) if linear else (5, 5)
+    site = Site(8, 8, size, 4, padding=(2, 2), linear=linear, options=options)
+    expression = build_expression(block, site)
     drawing = draw_block(name, 5)
     norms = sum(isinstance(module, Norm) for module in expression.modules())
     assert boxes(drawing, 'factor') == len(leaves(expression))
     assert boxes(drawing, 'norm') == norms
-    assert drawing.count('>ReLU<') == (len(leaves(expression)) - 1) * name.endswith('_relu')
+    assert drawing.count('>ReLU<') == (len(leaves(expression)) - 1) * bool(options.nonlinear)
 
 
 def test_every_branch_joins_the_sum():

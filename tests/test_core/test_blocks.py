@@ -7,11 +7,12 @@ import pytest
 import torch
 from test_units import GEOMETRIES, relative_error
 from torch import nn
+from torch.nn import functional as F
 
 import mmexpand
 from mmexpand import ExpandConfig, ExpandedConv2d
 from mmexpand.core import statistics
-from mmexpand.core.blocks import BLOCKS
+from mmexpand.core.blocks import ALIASES, BLOCKS
 from mmexpand.core.blocks.filters import cosines
 from mmexpand.core.expression import Norm
 from mmexpand.core.probe import steps
@@ -29,12 +30,18 @@ NORMED = [
     dict(method=name)
     for name in ('bn', 'repvgg', 'qarepvgg', 'repvgg_cl', 'repvgg_ck', 'mobileone', 'acnet', 'dbb')
 ]
+BEHIND = [dict(how, norm=True) for how in (dict(method='cl'), dict(method='ck'), *LINEAR)]
+NORMED += BEHIND
 ALL = LINEAR + NORMED
-DENSE = ('bn', 'acnet', 'qarepvgg')  # All norms are of many inputs, unless the layer is depthwise.
 
 
 def name(how):
-    return how['method'] + '_shortcut' * how.get('shortcut', False)
+    return '_'.join([how['method'], *(key for key, value in how.items() if value is True)])
+
+
+def is_dense(how):
+    """All norms are of many inputs, unless the layer is depthwise."""
+    return how['method'] in ('bn', 'acnet', 'qarepvgg') or 'norm' in how
 
 
 @pytest.fixture(autouse=True)
@@ -129,7 +136,7 @@ def test_norms_start_from_given_weights(how, bias, groups, forward):
     assert relative_error(unit(batches[0]), conv(batches[0])) < 1e-10
     assert relative_error(unit.to_conv().weight, conv.weight) < 0.1
     assert relative_error(unit(batches[1]), conv(batches[1])) > 1e-3, 'no norm is there'
-    assert all(norm.norm.running_var.std() > 0 for norm in unit._norms)
+    assert all(norm.running_var.std() > 0 for norm in norms(unit))
     # It trains: the weight that is loaded next is another one.
     unit(batches[2]).square().sum().backward()
     torch.optim.SGD(unit.parameters(), 1e-3).step()
@@ -180,6 +187,12 @@ def test_cosines_vary_along_one_axis_each():
         (nn.Conv2d(4, 4, (3, 4)), dict(method='cl', shortcut=True), r'even \(3x4\)'),
         (nn.Conv2d(4, 4, 1), dict(method='do'), '1x1'),
         (nn.Conv2d(4, 4, 3), dict(method='orepa', shortcut=True), 'shortcut=True goes with'),
+        (nn.Conv2d(4, 4, 3), dict(method='repvgg', norm=True), "'repvgg' has norms of its own"),
+        (nn.Conv2d(4, 4, 3), dict(method='fc', norm=True), "'fc' expands linear layers"),
+        (nn.Conv2d(4, 4, 3), dict(method='acnet', main='cl'), "main='cl' goes with 'repvgg'"),
+        (nn.Conv2d(4, 4, 3), dict(method='repvgg', main='do'), "main must be one of 'cl', 'ck'"),
+        (nn.Conv2d(4, 4, 3), dict(method='repvgg', main='ck'), "'repvgg main=ck' does not fit"),
+        (nn.Conv2d(4, 4, 3), dict(norm=True, nonlinear='relu'), 'not with norm=True'),
     ],
 )
 def test_unfit_layers_are_refused_with_the_reason(layer, how, words):
@@ -229,7 +242,7 @@ def test_norms_measured_on_all_pixels_are_batch_norms(how):
 @pytest.mark.parametrize('how', NORMED, ids=name)
 def test_norms_measured_where_taps_see_padding_only(how):
     """As ASPP's largest dilation does on small images: taps that meet no pixel of the image."""
-    if how['method'] in ('dbb', 'repvgg_ck'):
+    if how['method'] in ('dbb', 'repvgg_ck', 'ck'):
         pytest.skip('its inner norms see padding; its kernel is larger')
     dilated = nn.Sequential(nn.Conv2d(4, 4, 3, padding=6, dilation=6)).double()
     mmexpand.expand_(dilated, ExpandConfig(**how))
@@ -303,7 +316,7 @@ def test_running_statistics_may_be_plain_averages():
 
 @pytest.mark.parametrize(
     ('how', 'groups'),
-    [(how, groups) for groups in (1, 4) for how in NORMED if groups == 4 or name(how) not in DENSE],
+    [(how, groups) for groups in (1, 4) for how in NORMED if groups == 4 or not is_dense(how)],
 )
 def test_a_dead_channel_does_not_blow_up_the_kernel(monkeypatch, how, groups):
     """In every mode by the same floor: norms of one input have no variance, as behind a ReLU."""
@@ -375,7 +388,8 @@ def test_training_with_norms_learns_and_contracts_exactly(how, forward):
 
 @pytest.mark.parametrize('how', ALL, ids=name)
 def test_block_files_show_one_formula(how):
-    assert '=' in BLOCKS[name(how)].build.__doc__ or 'BN' in BLOCKS[name(how)].build.__doc__
+    block, _ = ALIASES.get(how['method'], (how['method'], None))
+    assert '=' in BLOCKS[block].build.__doc__ or 'BN' in BLOCKS[block].build.__doc__
 
 
 @pytest.mark.parametrize('padding', [1, 2])
@@ -394,3 +408,37 @@ def test_few_channels_kept_last_with_a_stride(method, padding):
         gradients = torch.autograd.grad((unit(images) * weights).sum(), [*unit.parameters()])
         for gradient, reference in zip(gradients, expected, strict=True):
             assert relative_error(gradient, reference) < 1e-3
+
+
+@pytest.mark.parametrize('how', BEHIND, ids=name)
+@pytest.mark.parametrize('bias', [True, False])
+@pytest.mark.parametrize('forward', ['layerwise', 'folded'])
+def test_a_norm_behind_a_block_normalises_what_its_kernel_gives(how, bias, forward):
+    size = sizes(how)[0]
+    conv = nn.Conv2d(4, 6, size, stride=2, padding=1, bias=bias).double()
+    unit = trained(ExpandedConv2d.from_conv(conv, 2, forward=forward, **how))
+    inside, norm = unit.expression.node, unit.expression.norm
+    assert not any('bias' in key for key, _ in inside.named_parameters())
+    x = torch.randn(8, 4, 15, 14, dtype=torch.float64)
+    assert steps(8 * 7 * 6, unit.site) == (1, 1)
+    y = F.conv2d(x, inside.fold(torch.float64)[0], None, 2, 1)
+    expected = F.batch_norm(y, None, None, norm.weight, norm.bias, True)
+    found = unit(x)
+    if not bias:  # There is no shift: the running mean is given back, which the next norm removes.
+        expected, found = (z - z.mean((0, 2, 3), keepdim=True) for z in (expected, found))
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_former_names_are_blocks_with_options():
+    for main, size in (('cl', 3), ('ck', 5)):
+        conv = nn.Conv2d(4, 4, size)
+        torch.manual_seed(1)
+        former = ExpandedConv2d.from_conv(conv, 2, method=f'repvgg_{main}')
+        torch.manual_seed(1)
+        present = ExpandedConv2d.from_conv(conv, 2, method='repvgg', main=main)
+        assert former.state_dict().keys() == present.state_dict().keys()
+        for key, value in present.state_dict().items():
+            assert torch.equal(value, former.state_dict()[key])
+        assert len(former.state_dict()) > len(
+            ExpandedConv2d.from_conv(conv, method='repvgg').state_dict()
+        )

@@ -4,7 +4,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import torch
 from mmengine.hooks import Hook
+from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS
 from mmengine.runner import Runner, ValLoop
 from torch import nn
@@ -116,3 +118,19 @@ def test_what_was_being_built_is_found():
             with suppress(KeyError):
                 del MODELS.module_dict[kind.__name__]
     assert compat.being_built(None) is None
+
+
+def test_a_wrapper_clips_with_the_function_that_is_set():
+    layer = nn.Linear(2, 3)
+    wrapper = OptimWrapper(torch.optim.SGD(layer.parameters(), 1), clip_grad=dict(max_norm=1))
+    assert compat.clips_as_mmengine(wrapper)
+    clipped = []
+    compat.set_clip(wrapper, clipped.append)
+    wrapper.update_params(layer(torch.ones(1, 2)).sum())
+    assert clipped == [wrapper]
+
+    class Own(OptimWrapper):
+        def _clip_grad(self):
+            pass
+
+    assert not compat.clips_as_mmengine(Own(torch.optim.SGD(layer.parameters(), 1)))

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from mmexpand.mm import datasets
 from mmexpand.mm.evaluation import read_batch
+from tests.runs import log_of, train
 from tests.test_mm.test_distill import teacher  # noqa: F401
 
 EXPAND = dict(type='ExpandHook', include='backbone.encoder', rate=2)
@@ -25,16 +26,6 @@ KD = dict(
     )
 )
 NO_VALIDATION = dict(val_dataloader=None, val_cfg=None, val_evaluator=None)
-
-
-def train(cfg) -> Runner:
-    runner = Runner.from_cfg(cfg)
-    runner.train()
-    return runner
-
-
-def log_of(cfg) -> str:
-    return next(Path(cfg.work_dir).glob('*/*.log')).read_text()
 
 
 @DATASETS.register_module()

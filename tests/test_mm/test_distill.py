@@ -29,6 +29,7 @@ from mmexpand.mm.distill import DistillHook
 from mmexpand.surgery.checkpoint import META_KEY, CheckpointError, load_checkpoint
 from tests.conftest import SEGMENTOR, small_config
 from tests.processes import run_workers
+from tests.runs import train
 from tests.tools_in_process import run
 
 EXPAND = dict(type='ExpandHook', include='backbone.encoder', rate=2)
@@ -80,12 +81,6 @@ def make_teacher(street, folder, **changes):
         teacher_config=str(folder / 'teacher.py'),
         teacher_ckpt=str(folder / 'teacher.pth'),
     )
-
-
-def train(cfg) -> Runner:
-    runner = Runner.from_cfg(cfg)
-    runner.train()
-    return runner
 
 
 def distiller(runner) -> DistillHook:

@@ -24,20 +24,11 @@ from mmexpand.mm import dry_run_training as dry_run_training_module
 from mmexpand.mm.dry_run import DryRunError
 from mmexpand.mm.dry_run_training import dry_run_training
 from mmexpand.surgery.checkpoint import load_checkpoint
+from tests.runs import log_of, train
 
 EXPAND = dict(type='ExpandHook', include='backbone.encoder', rate=2)
 EMA = dict(type='EMAHook', momentum=0.1)
 CONTRACT = dict(type='ContractHook')
-
-
-def train(cfg) -> Runner:
-    runner = Runner.from_cfg(cfg)
-    runner.train()
-    return runner
-
-
-def log_of(cfg) -> str:
-    return next(Path(cfg.work_dir).glob('*/*.log')).read_text()
 
 
 @TRANSFORMS.register_module()

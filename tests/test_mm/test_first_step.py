@@ -1,28 +1,17 @@
 """Norms in branches that a training does not suit: said in its first step."""
 
-from pathlib import Path
-
 import pytest
-from mmengine.runner import Runner
 from mmseg.models.segmentors import EncoderDecoder
 from mmseg.registry import MODELS
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.optimizer import _global_optimizer_pre_hooks
 
+from tests.runs import log_of, train
+
 REPEATED = 'run several times in a training step, backbone.encoder.0.0.convs.0.conv (bn, 2 times)'
 IDLE = 'trained with norms that are in eval mode and have the statistics they start with'
 TWO = {'train_cfg.max_iters': 2}
-
-
-def train(cfg) -> Runner:
-    runner = Runner.from_cfg(cfg)
-    runner.train()
-    return runner
-
-
-def log_of(cfg) -> str:
-    return next(Path(cfg.work_dir).glob('*/*.log')).read_text()
 
 
 def hooks(method='bn', include='backbone.encoder.0', **expand):

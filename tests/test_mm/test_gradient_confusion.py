@@ -25,6 +25,7 @@ from mmexpand.mm.compact_config import make_compact_config
 from mmexpand.mm.dry_run_training import dry_run_training
 from mmexpand.mm.gradient_confusion import GradientConfusionHook, measure, random_batches
 from mmexpand.mm.models import expand_as_configured
+from tests.runs import log_of, train
 from tests.tools_in_process import run
 
 ROOT = Path(__file__).parents[2]
@@ -58,12 +59,6 @@ class MixPrevious(BaseTransform):
         image = results['img'].astype(np.float32)
         mixed, self.previous = image + self.previous, image
         return dict(results, img=mixed)
-
-
-def train(cfg) -> Runner:
-    runner = Runner.from_cfg(cfg)
-    runner.train()
-    return runner
 
 
 def read(cfg) -> dict:
@@ -195,7 +190,7 @@ def test_a_training_without_a_gradient_goes_on(seg_cfg):
     runner = train(cfg)
     assert runner.iter == 4
     assert not (Path(cfg.work_dir) / 'gradient_confusion.json').exists()
-    log = next(Path(cfg.work_dir).glob('*/*.log')).read_text()
+    log = log_of(cfg)
     assert '3 of 3 pairs at iteration 4 are skipped: a gradient is zero or not finite' in log
 
 

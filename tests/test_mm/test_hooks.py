@@ -32,18 +32,13 @@ from mmexpand.surgery.checkpoint import (
     contract_state_dict,
     load_checkpoint,
 )
+from tests.runs import log_of, train
 
 ENCODER = ('0.0.convs.0', '1.1.convs.0', '1.1.convs.1')
 UNITS = [f'backbone.encoder.{name}.conv' for name in ENCODER]
 EMA = dict(type='EMAHook', momentum=0.1)
 BLOCKS = [dict(method=name) for name in ('orepa', 'do', 'ac', 'rep', 'acnet', 'repvgg', 'dbb')]
 BLOCKS += [dict(shortcut=True), dict(method='repvgg', forward='folded')]
-
-
-def train(cfg) -> Runner:
-    runner = Runner.from_cfg(cfg)
-    runner.train()
-    return runner
 
 
 def hooks(*more, **expand):
@@ -419,7 +414,7 @@ def test_the_expansion_is_logged_once(seg_cfg, by):
         cfg.custom_hooks = []
         cfg.model = dict(type='ExpandModel', model=cfg.model, include='backbone.encoder', rate=2)
     train(cfg)
-    log = next(Path(cfg.work_dir).glob('*/*.log')).read_text()
+    log = log_of(cfg)
     assert log.count('Expanding 3 layers: ') == 1
     for name in UNITS:
         assert len(re.findall(rf'^{re.escape(name)} +CL +2 ', log, re.MULTILINE)) == 1
@@ -430,7 +425,7 @@ def test_the_expansion_is_logged_once(seg_cfg, by):
 def test_contract_hook_alone_warns_and_training_goes_on(seg_cfg, caplog):
     cfg = seg_cfg(custom_hooks=[dict(type='ContractHook')])
     assert train(cfg).iter == 4
-    log = next(Path(cfg.work_dir).glob('*/*.log')).read_text()
+    log = log_of(cfg)
     assert 'nothing in this model is expanded' in log
     assert not list(Path(cfg.work_dir).glob('compact*'))
 
@@ -449,7 +444,7 @@ def test_a_merged_channel_far_above_the_others_is_named(seg_cfg, large):
     runner = Runner.from_cfg(cfg)
     runner.register_hook(LargeScale())
     runner.train()
-    log = next(Path(cfg.work_dir).glob('*/*.log')).read_text()
+    log = log_of(cfg)
     words = f'WARNING - compact_last.pth: {name}: channel 3 has a weight of'
     assert (words in log) == large
 

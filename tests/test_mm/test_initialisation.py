@@ -12,6 +12,7 @@ from mmengine.runner import Runner
 import mmexpand
 from mmexpand.mm.models import build_compact_model
 from mmexpand.surgery.checkpoint import META_KEY, CheckpointError, load_checkpoint
+from tests.runs import train
 
 CONFIGS = Path(__file__).parents[2] / 'configs/smallnet'
 LINEAR = dict(type='ExpandHook', include='backbone.encoder', method='cl', rate=2)
@@ -25,12 +26,6 @@ class KeepFirst(Hook):
 
     def before_train(self, runner):
         runner.first = {k: v.clone() for k, v in runner.model.state_dict().items()}
-
-
-def train(cfg) -> Runner:
-    runner = Runner.from_cfg(cfg)
-    runner.train()
-    return runner
 
 
 def weights(path) -> dict:
@@ -76,7 +71,8 @@ def test_an_expanded_network_starts_from_its_nonlinear_counterpart(seg_cfg, nonl
     assert list(before) == list(nonlinear.model.state_dict())
     meta = load_checkpoint(nonlinear.path)['meta'][META_KEY]
     assert meta['kind'] == 'expanded'
-    assert {layer['method'] for layer in meta['layers'].values()} == {'cl_relu'}
+    assert {layer['method'] for layer in meta['layers'].values()} == {'cl'}
+    assert {layer['nonlinear'] for layer in meta['layers'].values()} == {'relu'}
     cfg = seg_cfg(custom_hooks=[LINEAR, dict(type='KeepFirst'), CONTRACT], load_from=nonlinear.path)
     second = train(cfg)
     assert list(second.first) == list(before)

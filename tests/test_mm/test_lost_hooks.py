@@ -10,6 +10,7 @@ from mmexpand.mm.config_file import open_config
 from mmexpand.mm.lost_hooks import lost_hooks
 from mmexpand.study.run import arm_problem
 from mmexpand.study.spec import load_study
+from tests.runs import log_of
 from tests.tools_in_process import run
 
 ROOT = Path(__file__).parents[2]
@@ -79,7 +80,7 @@ def test_training_says_so(base, form, tmp_path):
     runner = Runner.from_cfg(cfg)
     runner.train()
     assert any(type(hook).__name__ == 'EMAHook' for hook in runner.hooks) == (form == 'default')
-    log = next(Path(cfg.work_dir).glob('*/*.log')).read_text()
+    log = log_of(cfg)
     assert (WARNING in log) == (form == 'replaced')
 
 

@@ -73,7 +73,7 @@ def test_multipliers_follow_the_role():
     mmexpand.expand_(model, ExpandConfig('cl', include='conv1', shortcut=True))
     cfg = by_layer(sgd(outer_lr_mult=0.1, inner_lr_mult=0.5, scale_lr_mult=2.0))
     found = options(model, cfg)
-    inside = 'conv1.cl_shortcut'
+    inside = 'conv1.cl'
     assert found[f'{inside}.0.node.0.weight'] == (0.1, 0.1)
     assert found[f'{inside}.0.node.1.weight'] == (0.5, 0.1)
     assert found[f'{inside}.0.node.2.bias'] == (0.1, 0.1)

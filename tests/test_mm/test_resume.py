@@ -8,17 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmengine.runner import Runner
 
 from mmexpand.mm.launch import build_runner
 from mmexpand.mm.resume import is_whole
 from mmexpand.surgery.checkpoint import CheckpointError, load_checkpoint
-
-
-def train(cfg) -> Runner:
-    runner = Runner.from_cfg(cfg)
-    runner.train()
-    return runner
+from tests.runs import train
 
 
 def cut(path, length=None):

@@ -8,6 +8,7 @@ from mmengine.runner import Runner
 import mmexpand
 from mmexpand.core.expanded_layer import ExpandedLayer
 from mmexpand.surgery import is_expanded, named_units
+from tests.runs import train
 from tests.tools_in_process import run
 
 NAME = 'backbone.encoder.1.1.convs.0.conv'
@@ -17,12 +18,6 @@ EMA = dict(type='EMAHook', momentum=0.1)
 def hooks(*more, **expand):
     expand = dict(type='ExpandHook', include='backbone.encoder', **expand)
     return [expand, *more, dict(type='ContractHook')]
-
-
-def train(cfg) -> Runner:
-    runner = Runner.from_cfg(cfg)
-    runner.train()
-    return runner
 
 
 @pytest.mark.parametrize('before', ['val', 'test'])

@@ -8,7 +8,6 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
-from mmengine.runner import Runner
 from torch import nn
 
 import mmexpand
@@ -18,6 +17,7 @@ from mmexpand.mm.optim import by_layer
 from mmexpand.mm.warm_start import CompactOptimizer
 from mmexpand.surgery import named_units
 from mmexpand.surgery.checkpoint import CheckpointError, load_checkpoint
+from tests.runs import train
 
 
 class Net(nn.Module):
@@ -101,12 +101,6 @@ def test_the_log_says_what_is_carried_over(optimizer, monkeypatch):
         assert all(p in state for p in factors) and 'with its momentum' in said[-1]
     else:
         assert not any(p in state for p in factors) and 'AdamW keeps' in said[-1]
-
-
-def train(cfg):
-    runner = Runner.from_cfg(cfg)
-    runner.train()
-    return runner
 
 
 KERNEL = 'backbone.encoder.0.0.convs.0.conv.weight'

@@ -13,7 +13,6 @@ import pytest
 import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
-from mmengine.runner import Runner
 from mmseg.datasets import CityscapesDataset
 from mmseg.models import EncoderDecoder
 from mmseg.registry import DATASETS, MODELS
@@ -23,18 +22,13 @@ from mmexpand.mm import contraction
 from mmexpand.mm.hooks import ContractHook, ContractionError
 from mmexpand.surgery.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from tests.processes import run_workers
+from tests.runs import train
 
 EMA = dict(type='EMAHook', momentum=0.1)
 EXPAND = dict(type='ExpandHook', include='backbone.encoder', rate=2)
 CONTRACT = dict(type='ContractHook')
 SETS = ('last', 'best', 'ema')
 WORKER = Path(__file__).with_name('weight_sets_worker.py')
-
-
-def train(cfg) -> Runner:
-    runner = Runner.from_cfg(cfg)
-    runner.train()
-    return runner
 
 
 def three_sets(seg_cfg, **changes):

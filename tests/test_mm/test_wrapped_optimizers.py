@@ -5,12 +5,12 @@ import torch
 import torch.distributed as dist
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIMIZERS
-from mmengine.runner import Runner
 from torch import nn
 
 from mmexpand.mm import first_step
 from mmexpand.mm.wrapped_optimizers import check_given, keeps_own_groups
 from mmexpand.surgery import named_units
+from tests.runs import train
 
 SGD = dict(type='SGD', lr=0.05, momentum=0.9, weight_decay=0.01)
 PARAMWISE = dict(
@@ -23,12 +23,6 @@ def process_group():
     dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)
     yield
     dist.destroy_process_group()
-
-
-def train(cfg) -> Runner:
-    runner = Runner.from_cfg(cfg)
-    runner.train()
-    return runner
 
 
 def with_optimizer(cfg, **optimizer):

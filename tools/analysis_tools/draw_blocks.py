@@ -5,8 +5,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-from mmexpand.analysis.drawing import draw_block
-from mmexpand.core.blocks import BLOCKS
+from mmexpand.analysis.drawing import draw_block, drawings
 from mmexpand.errors import UserImportError
 from mmexpand.mm.command_line import add_debug_argument, count, tool
 from mmexpand.mm.contraction import check_writable
@@ -33,7 +32,7 @@ def main(args: argparse.Namespace) -> None:
         except ImportError as error:
             raise UserImportError(f'--imports {name}: {error}; set PYTHONPATH') from error
     check_writable(args.out_dir, '--out-dir')
-    for name in args.blocks or BLOCKS:
+    for name in args.blocks or drawings():
         path = Path(args.out_dir) / f'{name}.svg'
         path.write_text(draw_block(name, args.kernel_size), encoding='utf-8')
         print(f'wrote {path}')

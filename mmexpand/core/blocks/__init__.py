@@ -1,22 +1,24 @@
 """Blocks: what stands for a layer while training, one formula each.
 
 A block is a function from the place of a layer (``Site``) to an expression of linear parts
-(``core/expression.py``), and says which places it does not fit. ``register_block`` adds one.
+(``core/expression``), and says which places it does not fit. ``register_block`` adds one.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
-from ...errors import UserTypeError, UserValueError
+from ...errors import UserValueError
 from ..names import check_choice
+from ..options import BlockOptions
 from ..site import Site
 from . import ck as _ck
 from . import cl as _cl
 from . import do as _do
-from . import normed, orepa, rep, shortcut
-from .nonlinear import with_relu
+from . import normed, orepa, rep
+from .nonlinear import NonlinearChain
+from .shortcut import with_shortcut
 
 
 @dataclass(frozen=True)
@@ -24,12 +26,19 @@ class Block:
     """A block: how it is built, and where it cannot be.
 
     Attributes:
-        build: makes the expression for a place.
+        build: makes the expression for a place, without the options that ``build_expression``
+            adds to it.
         refusal: says why a place is not fit for it, or ''.
+        chain: whether it is a ``Chain`` of factors, which ``shortcut`` and ``nonlinear`` go with.
+        normed: whether it has norms, and takes no other with ``norm``.
+        main: whether it builds its kxk branch as ``main`` says.
     """
 
     build: Callable[[Site], nn.Module]
     refusal: Callable[[Site], str]
+    chain: bool = False
+    normed: bool = False
+    main: bool = False
 
 
 BLOCKS: dict[str, Block] = {}
@@ -38,8 +47,8 @@ BLOCKS: dict[str, Block] = {}
 STRATEGIES = ('cl', 'ck', 'fc', 'auto', 'cl+fc', 'ck+fc')
 """Methods of the paper; each takes the block that suits a layer."""
 
-VARIANTS = ('_shortcut', '_relu')
-"""Endings of blocks that ``shortcut`` and ``nonlinear`` choose, which are no methods."""
+ALIASES = {f'repvgg_{main}': ('repvgg', BlockOptions(main=main)) for main in ('cl', 'ck')}
+"""Former names of methods, each with the block and options that it means."""
 
 
 def fits_everywhere(site: Site) -> str:
@@ -51,6 +60,8 @@ def register_block(
     name: str,
     build: Callable[[Site], nn.Module],
     refusal: Callable[[Site], str] = fits_everywhere,
+    chain: bool = False,
+    normed: bool = False,
 ) -> None:
     """Make a block known: ``method=name`` then expands layers by it.
 
@@ -60,11 +71,14 @@ def register_block(
         name: the method; an identifier. Checkpoints refer to the block by it.
         build: makes the expression (``core/expression``) for a place.
         refusal: returns the reason why a place is unfit, or ''.
+        chain: whether the expression is a ``Chain`` of factors; ``shortcut`` and ``nonlinear`` go
+            with it then.
+        normed: whether the expression has norms; ``norm`` does not go with it then.
 
     Raises:
         ValueError: if the name is taken, or cannot be the name of a submodule.
     """
-    if name in BLOCKS or name in STRATEGIES:
+    if name in (*BLOCKS, *STRATEGIES, *ALIASES):
         raise UserValueError(f'block {name!r} is registered already; choose another name')
     taken = {*dir(nn.Module), *vars(nn.Module()), 'factors', 'weight', 'bias', 'kernel', 'leaf'}
     if not name.isidentifier() or name in taken:
@@ -72,96 +86,118 @@ def register_block(
             f'block name {name!r} cannot be the name of a submodule; use an identifier that '
             'nn.Module does not use'
         )
-    BLOCKS[name] = Block(build, refusal)
+    BLOCKS[name] = Block(build, refusal, chain, normed)
+
+
+BLOCKS.update(
+    cl=Block(_cl.cl, fits_everywhere, chain=True),
+    ck=Block(_ck.ck, _ck.refusal, chain=True),
+    fc=Block(_cl.cl, fits_everywhere, chain=True),
+    orepa=Block(orepa.orepa, Site.not_odd),
+    do=Block(_do.do, _do.refusal),
+    ac=Block(rep.ac, Site.not_odd),
+    rep=Block(rep.rep, Site.not_odd),
+    bn=Block(normed.bn, fits_everywhere, normed=True),
+    repvgg=Block(normed.repvgg, Site.not_odd, normed=True, main=True),
+    qarepvgg=Block(normed.qarepvgg, Site.not_odd, normed=True),
+    mobileone=Block(normed.mobileone, normed.mobileone_refusal, normed=True),
+    acnet=Block(normed.acnet, Site.not_odd, normed=True),
+    dbb=Block(normed.dbb, Site.not_odd, normed=True),
+)
 
 
 def methods() -> list[str]:
     """Return the values of ``method``. Linear layers are expanded by 'fc' alone."""
-    others = [name for name in BLOCKS if not name.endswith(VARIANTS) and name not in STRATEGIES]
-    return [*STRATEGIES, *others]
+    return [*STRATEGIES, *(name for name in BLOCKS if name not in STRATEGIES)]
 
 
-for _name, _build, _refusal in (
-    ('cl', _cl.cl, _cl.refusal),
-    ('ck', _ck.ck, _ck.refusal),
-    ('fc', _cl.cl, _cl.refusal),
-    ('cl_shortcut', shortcut.with_shortcut(_cl.cl), shortcut.refusal),
-    (
-        'ck_shortcut',
-        shortcut.with_shortcut(_ck.ck),
-        lambda site: _ck.refusal(site) or shortcut.refusal(site),
-    ),
-    ('cl_relu', with_relu(_cl.cl), _cl.refusal),
-    ('ck_relu', with_relu(_ck.ck), _ck.refusal),
-    ('fc_relu', with_relu(_cl.cl), _cl.refusal),
-    ('orepa', orepa.orepa, orepa.refusal),
-    ('do', _do.do, _do.refusal),
-    ('ac', rep.ac, rep.refusal),
-    ('rep', rep.rep, rep.refusal),
-    ('acnet', normed.acnet, normed.refusal),
-    ('repvgg', normed.repvgg, normed.refusal),
-    ('dbb', normed.dbb, normed.refusal),
-    ('qarepvgg', normed.qarepvgg, normed.refusal),
-    ('repvgg_cl', normed.repvgg_cl, normed.refusal),
-    ('repvgg_ck', normed.repvgg_ck, lambda site: _ck.refusal(site) or normed.refusal(site)),
-    ('mobileone', normed.mobileone, normed.mobileone_refusal),
-    ('bn', normed.bn, _cl.refusal),
-):
-    BLOCKS[_name] = Block(_build, _refusal)
-
-
-def check_method(method: str, shortcut: bool, nonlinear: str | None = None) -> None:
-    """Refuse a method that there is not.
+def resolve_method(method: str, options: BlockOptions) -> tuple[str, BlockOptions]:
+    """Return the method that a name means, and the options together with those that it means.
 
     Raises:
-        TypeError: if ``shortcut`` is no bool.
-        ValueError: naming the methods.
+        ValueError: for an unknown method, which names the methods, and for an option that does not
+            go with it.
     """
-    if nonlinear is not None:
-        check_choice('nonlinear', nonlinear, ('relu',))
-        chains = method.removesuffix('+fc') in ('cl', 'ck', 'auto', 'fc')
-        if shortcut or not chains:
-            what = 'shortcut=True' if shortcut else f'method={method!r}'
-            raise UserValueError(
-                f"nonlinear='relu' goes between the factors of 'cl', 'ck' and 'fc', not with {what}"
-            )
-    check_choice('method', method, methods())
-    if not isinstance(shortcut, bool):
-        raise UserTypeError(f'shortcut must be True or False, got {shortcut!r}')
-    if shortcut and method.removesuffix('+fc') not in ('cl', 'ck', 'auto'):
-        raise UserValueError(f"shortcut=True goes with 'cl', 'ck' or 'auto', not with {method!r}")
+    given = method
+    if method in ALIASES:
+        method, implied = ALIASES[method]
+        options = replace(options, **implied.chosen)
+    else:
+        check_choice('method', method, methods())
+    strategy = method.removesuffix('+fc')
+    block = BLOCKS['cl' if strategy == 'auto' else strategy]
+    if options.nonlinear and (options.shortcut or options.norm or not block.chain):
+        others = [f'{key}=True' for key in ('shortcut', 'norm') if getattr(options, key)]
+        raise UserValueError(
+            "nonlinear='relu' goes between the factors of 'cl', 'ck' and 'fc', not with "
+            f'{(others or [f"method={given!r}"])[0]}'
+        )
+    if options.shortcut and (strategy == 'fc' or not block.chain):
+        raise UserValueError(f"shortcut=True goes with 'cl', 'ck' or 'auto', not with {given!r}")
+    if options.norm and (strategy == 'fc' or block.normed):
+        has = 'expands linear layers' if strategy == 'fc' else 'has norms of its own'
+        raise UserValueError(
+            f'norm=True goes with linear blocks of convolutions, and {given!r} {has}: leave it out'
+        )
+    if options.main and not block.main:
+        raise UserValueError(f"main={options.main!r} goes with 'repvgg', not with {given!r}")
+    return method, options
 
 
-def choose_block(method: str, shortcut: bool, site: Site, nonlinear: str | None = None) -> str:
-    """The name of the block, a key of ``BLOCKS``, that a method means in this place.
+def choose_block(method: str, site: Site) -> tuple[str, Site]:
+    """Return the block, a key of ``BLOCKS``, that a method means in a place.
+
+    Args:
+        method: a method or a former name of one.
+        site: the place, with the options that were asked for.
+
+    Returns:
+        The block, and the place with the options that the block has there: of a linear layer
+        ``nonlinear`` alone.
 
     Raises:
         ValueError: if there is none; the message is the reason.
     """
-    check_method(method, shortcut, nonlinear)
-    if nonlinear and site.upsampling:
-        raise UserValueError(f'nonlinear={nonlinear!r} is not for transposed convolutions')
-    suffix = f'_{nonlinear}' if nonlinear else '_shortcut' if shortcut else ''
+    method, options = resolve_method(method, site.options)
+    site = replace(site, options=options)
+    if options.nonlinear and site.upsampling:
+        raise UserValueError(f'nonlinear={options.nonlinear!r} is not for transposed convolutions')
     if site.linear:
         if 'fc' not in method.split('+'):
             raise UserValueError(
                 f"method {method!r} expands convolutions only; 'fc', 'cl+fc' or 'ck+fc' expand "
                 'linear layers'
             )
-        return f'fc_{nonlinear}' if nonlinear else 'fc'
-    strategy = method.removesuffix('+fc')
-    if strategy == 'auto':
-        strategy = 'cl' if _ck.refusal(site) else 'ck'
-    if strategy == 'fc':
+        return 'fc', replace(site, options=BlockOptions(nonlinear=options.nonlinear))
+    name = method.removesuffix('+fc')
+    if name == 'auto':
+        name = 'cl' if _ck.refusal(site) else 'ck'
+    if name == 'fc':
         raise UserValueError("'fc' expands linear layers only; use 'cl', 'ck', 'auto', or 'cl+fc'")
-    if strategy == 'ck' and _ck.refusal(site):
+    if name == 'ck' and _ck.refusal(site):
         raise UserValueError(
             f"'ck' needs an odd square kernel larger than 3x3, and {_ck.refusal(site)}; "
             "use 'cl', or 'auto' to take 'ck' only where it fits"
         )
-    name = f'{strategy}{suffix}'
     reason = BLOCKS[name].refusal(site)
+    if not reason and options.shortcut:
+        reason = site.not_odd()
+    if not reason and options.main:
+        reason = BLOCKS[options.main].refusal(site)
     if reason:
-        with_shortcut = ' with a shortcut' if shortcut else ''
-        raise UserValueError(f'{strategy!r}{with_shortcut} does not fit: {reason}')
-    return name
+        raise UserValueError(f'{options.label(name)!r} does not fit: {reason}')
+    return name, site
+
+
+def build_expression(name: str, site: Site) -> nn.Module:
+    """Return the expression of a block in a place, with the options of the place."""
+    block, options = BLOCKS[name], site.options
+
+    def build(site: Site) -> nn.Module:
+        expression = block.build(site)
+        return with_shortcut(expression, site) if options.shortcut else expression
+
+    if options.nonlinear:
+        chain = block.build(site)
+        return NonlinearChain(list(chain), chain.groups)
+    return normed.behind_norm(build, site) if options.norm else build(site)

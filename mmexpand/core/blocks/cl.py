@@ -20,8 +20,3 @@ def cl(site: Site) -> nn.Module:
         site.factor(q, site.out_channels),
     ]
     return Chain(factors, site.groups, factorise_cl, cl_refusal)
-
-
-def refusal(site: Site) -> str:
-    """None: every kernel can be expanded."""
-    return ''

@@ -3,15 +3,13 @@
 Keys and shapes are those of the linear chain, which a checkpoint of this one starts.
 """
 
-from collections.abc import Callable
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from ...errors import UserValueError
 from ..algebra import Affine
 from ..expression import Chain
 from ..probe import Probe
-from ..site import Site
 
 NO_KERNEL = "there is ReLU between its factors (nonlinear='relu'), and no single layer is the same"
 
@@ -31,19 +29,8 @@ class NonlinearChain(Chain):
         Raises:
             ValueError: always.
         """
-        raise ValueError(NO_KERNEL)
+        raise UserValueError(NO_KERNEL)
 
     def kernel_refusal(self) -> str:
         """Why no factors stand for a kernel."""
         return NO_KERNEL
-
-
-def with_relu(chain: Callable[[Site], Chain]) -> Callable[[Site], nn.Module]:
-    """A block that is this chain with ReLU between its factors."""
-
-    def block(site: Site) -> nn.Module:
-        """W3 relu(W2 relu(W1 x))."""
-        linear = chain(site)
-        return NonlinearChain(list(linear), linear.groups)
-
-    return block

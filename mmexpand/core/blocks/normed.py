@@ -1,5 +1,8 @@
 """Blocks with batch norms in their branches: not linear while training, exact in eval mode."""
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import torch
 from torch import nn
 
@@ -12,14 +15,15 @@ from .rep import ac_branches, rep_branches, small_branches
 
 def _sum(site: Site, branches: list[nn.Module]) -> nn.Module:
     # A norm has a shift of its own where the layer has a bias.
-    floored = _is_depthwise(site) or any(isinstance(branch, Identity) for branch in branches)
+    floored = site.is_depthwise or any(isinstance(branch, Identity) for branch in branches)
     norms = [Norm(branch, site.bias, floored) for branch in branches]
     return Sum(norms, site.padding, site.dilation)
 
 
-def _is_depthwise(site: Site) -> bool:
-    """Return whether an output sees one input, which may be dead behind a ReLU."""
-    return site.groups == site.in_channels
+def behind_norm(build: Callable[[Site], nn.Module], site: Site) -> nn.Module:
+    """BN(block): a linear block with a batch norm behind its kernel: ``norm=True``."""
+    # The norm has the bias: what a block without one pads is zero, in front of every factor.
+    return Norm(build(replace(site, bias=False)), site.bias, site.is_depthwise)
 
 
 def bn(site: Site) -> nn.Module:
@@ -28,12 +32,18 @@ def bn(site: Site) -> nn.Module:
     A layer with such a norm is merged as exactly as a block is; what a block gains beyond it, its
     branches have gained.
     """
-    return _sum(site, [site.branch(site.kernel_size).conv()])
+    return behind_norm(Site.conv, site)
 
 
 def repvgg(site: Site) -> nn.Module:
-    """BN(W_kxk) + BN(W_1x1) + BN(I) (Ding et al., "RepVGG", CVPR 2021, Sec. 3.2)."""
-    return _sum(site, rep_branches(site.branch(site.kernel_size)))
+    """BN(W_kxk) + BN(W_1x1) + BN(I) (Ding et al., "RepVGG", CVPR 2021, Sec. 3.2).
+
+    With ``main`` the kxk branch is a chain: BN(W3 W2 W1) of 'cl', BN(3x3 after 3x3 ...) of 'ck'.
+    However the chain starts, its norm sets its scale; the paper's chain alone has none.
+    """
+    plain = site.branch(site.kernel_size)
+    main = {None: Site.conv, 'cl': cl.cl, 'ck': ck.ck}[site.options.main]
+    return _sum(site, [main(plain), *small_branches(plain)])
 
 
 def qarepvgg(site: Site) -> nn.Module:
@@ -42,24 +52,8 @@ def qarepvgg(site: Site) -> nn.Module:
     A channel that is dead behind a ReLU has no variance for a norm of the identity to divide by.
     """
     first, *small = rep_branches(site.branch(site.kernel_size))
-    floored = _is_depthwise(site)
-    branches = [Norm(first, site.bias, floored), *small]
-    return Norm(Sum(branches, site.padding, site.dilation), site.bias, floored)
-
-
-def repvgg_cl(site: Site) -> nn.Module:
-    """BN(W3 W2 W1) + BN(W_1x1) + BN(I): RepVGG's branches, the kxk one expanded as CL.
-
-    However the chain starts, its norm sets its scale; the paper's chain alone has none.
-    """
-    plain = site.branch(site.kernel_size)
-    return _sum(site, [cl.cl(plain), *small_branches(plain)])
-
-
-def repvgg_ck(site: Site) -> nn.Module:
-    """BN(3x3 after 3x3 ...) + BN(W_1x1) + BN(I): the kxk branch expanded as CK."""
-    plain = site.branch(site.kernel_size)
-    return _sum(site, [ck.ck(plain), *small_branches(plain)])
+    branches = [Norm(first, site.bias, site.is_depthwise), *small]
+    return Norm(Sum(branches, site.padding, site.dilation), site.bias, site.is_depthwise)
 
 
 def mobileone(site: Site) -> nn.Module:
@@ -105,8 +99,3 @@ def dbb(site: Site) -> nn.Module:
             Filter(first, average, site.stride, site.dilation),
         ],
     )
-
-
-def refusal(site: Site) -> str:
-    """Why smaller kernels cannot be centred in this one, or ''."""
-    return site.not_odd()

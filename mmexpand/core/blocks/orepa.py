@@ -38,8 +38,3 @@ def orepa(site: Site) -> nn.Module:
         Scale(Separable(depthwise, first.factor(wide, n), EXPANSION, site.groups), 0.5),
     ]
     return Sum(branches, site.padding, site.dilation)
-
-
-def refusal(site: Site) -> str:
-    """Why smaller kernels cannot be centred in this one, or ''."""
-    return site.not_odd()

@@ -35,8 +35,3 @@ def ac(site: Site) -> nn.Module:
     """W = s1 W_kxk + s2 W_1xk + s3 W_kx1, the scales (n) starting at 1."""
     branches = [Scale(branch, 1.0) for branch in ac_branches(site)]
     return Sum(branches, site.padding, site.dilation)
-
-
-def refusal(site: Site) -> str:
-    """Why smaller kernels cannot be centred in this one, or ''."""
-    return site.not_odd()

@@ -1,10 +1,8 @@
-"""A chain beside a per-channel identity: cl and ck with ``shortcut=True``.
+"""A chain beside a per-channel identity: ``shortcut=True``.
 
 Sources: collapsible linear blocks (SESR) have a fixed identity beside the chain;
 Expansion-Squeeze-Blocks add one to ExpandNets. The scales are learnt, and not decayed.
 """
-
-from collections.abc import Callable
 
 from torch import nn
 
@@ -12,19 +10,9 @@ from ..expression import Identity, Scale, Sum
 from ..site import Site
 
 
-def with_shortcut(chain: Callable[[Site], nn.Module]) -> Callable[[Site], nn.Module]:
-    """A block that is this chain beside a shortcut."""
-
-    def block(site: Site) -> nn.Module:
-        """W = beta chain + alpha delta; where in != out, delta is a 1x1 kernel. alpha, beta (n)."""
-        one = site.branch((1, 1)).conv()
-        same = site.in_channels == site.out_channels
-        branches = [Scale(chain(site), 1.0), Scale(Identity(one) if same else one, 1.0)]
-        return Sum(branches, site.padding, site.dilation)
-
-    return block
-
-
-def refusal(site: Site) -> str:
-    """Why a 1x1 cannot be centred in this kernel, or ''."""
-    return site.not_odd()
+def with_shortcut(chain: nn.Module, site: Site) -> nn.Module:
+    """W = beta chain + alpha delta; where in != out, delta is a 1x1 kernel. alpha, beta (n)."""
+    one = site.branch((1, 1)).conv()
+    same = site.in_channels == site.out_channels
+    branches = [Scale(chain, 1.0), Scale(Identity(one) if same else one, 1.0)]
+    return Sum(branches, site.padding, site.dilation)

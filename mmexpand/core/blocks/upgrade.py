@@ -1,35 +1,75 @@
-"""Blocks of checkpoints whose norms had no floor under their variances (before 2026-12)."""
+"""Checkpoints of former versions, brought to the present form.
 
-from collections.abc import MutableMapping
+Before 2026-12 norms had no floor under their variances, options of a block were part of its name,
+and the norm of 'bn' was the only branch of a sum.
+"""
+
+from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..expression import Norm
+from ..options import BlockOptions
+from ..site import SITE_KEY, Site
 from ..statistics import excess
+from . import ALIASES, build_expression
+
+RENAMED = {
+    **ALIASES,
+    'cl_shortcut': ('cl', BlockOptions(shortcut=True)),
+    'ck_shortcut': ('ck', BlockOptions(shortcut=True)),
+    'cl_relu': ('cl', BlockOptions(nonlinear='relu')),
+    'ck_relu': ('ck', BlockOptions(nonlinear='relu')),
+    'fc_relu': ('fc', BlockOptions(nonlinear='relu')),
+}
+"""Former names of blocks, each with the block and options that it means."""
 
 
-def upgrade(
-    expression: nn.Module, state: MutableMapping[str, Tensor], prefix: str, record: str
-) -> None:
-    """Bring the state of a block to the present form; it folds to the same kernel.
-
-    The record of a present block has one integer more. A norm without a floor divides by less in
-    channels of little variance: the weight of the norm takes that up.
+def upgraded(state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return a state dict in the present form; its blocks fold to the same kernels.
 
     Args:
-        expression: the block.
-        state: changed in place.
-        prefix: of the block's keys.
-        record: key of the integers that the block is built from.
+        state_dict: of a model or unit; it is not changed. Its order is kept.
     """
-    sizes = state[record]
-    if len(sizes) % 2:
-        return
-    for name, module in expression.named_modules(prefix=prefix.rstrip('.')):
+    renamed, changed = {}, {}
+    for key in [key for key in state_dict if key.split('.')[-1] == SITE_KEY]:
+        root = key.rpartition('.')[0]
+        *layer, block = root.split('.')
+        name, options = RENAMED.get(block, (block, BlockOptions()))
+        record = state_dict[key].clone()
+        unfloored = len(record) % 2 == 0
+        if unfloored:
+            record = torch.cat((record, record.new_ones(1)))
+        record[-1] += 2 * options.encode()
+        if unfloored or name != block:
+            changed[key] = record
+        if unfloored:
+            changed.update(_floored(state_dict, root, name, record))
+        first = f'{root}.0.' if name == 'bn' else f'{root}.'
+        if name != block or (name == 'bn' and f'{first}norm.weight' in state_dict):
+            renamed[first] = '.'.join([*layer, name, ''])
+            renamed[f'{root}.'] = renamed[first]
+    if not changed and not renamed:
+        return state_dict
+    result = {}
+    for key, value in state_dict.items():
+        old = next((prefix for prefix in renamed if key.startswith(prefix)), '')
+        result[renamed.get(old, '') + key.removeprefix(old)] = changed.get(key, value)
+    return result
+
+
+def _floored(
+    state_dict: Mapping[str, Tensor], root: str, name: str, record: Tensor
+) -> dict[str, Tensor]:
+    """Return the weights of norms that take up what the floor makes them divide by more."""
+    weights = {}
+    site = Site.from_record(record, torch.empty(0, device='meta'))
+    first = f'{root}.0' if name == 'bn' else root
+    for path, module in build_expression(name, site).named_modules(prefix=first):
         if isinstance(module, Norm) and module.floored:
-            name = f'{name}.'.lstrip('.')
-            variance, weight = state[f'{name}norm.running_var'], state[f'{name}norm.weight']
+            variance = state_dict[f'{path}.norm.running_var']
+            weight = state_dict[f'{path}.norm.weight']
             factor = excess(variance.double(), module.norm.eps).sqrt()
-            state[f'{name}norm.weight'] = (weight * factor).to(weight.dtype)
-    state[record] = torch.cat((sizes, sizes.new_ones(1)))
+            weights[f'{path}.norm.weight'] = (weight * factor).to(weight.dtype)
+    return weights

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..algebra import Affine
+from ..compat import add_to_all, lerp_all
 from ..probe import Probe
 from ..statistics import Covariance, Normed, Outputs, excess, join, part
 from .node import PerChannel, centred, fold_node, kernel_refusal, per_channel, set_kernel, shape_of
@@ -23,6 +24,11 @@ class Norm(PerChannel):
         node: what is normalised; without bias.
         bias: whether the layer that is stood for has one.
         floored: whether a channel's variance counts as no less than ``FLOOR`` says.
+
+    Attributes:
+        anchoring: whether a forward pass anchors the norm, in the place of applying it.
+        is_anchored: whether its statistics are of data; not so after ``become_identity``.
+        is_frozen: whether the statistics stay as they are, in training mode too.
     """
 
     def __init__(self, node: nn.Module, bias: bool, floored: bool = False):
@@ -32,7 +38,7 @@ class Norm(PerChannel):
         self.norm = nn.BatchNorm2d(shape_of(node)[0], device=like.device, dtype=like.dtype)
         self.shifts, self.floored = bias, floored
         self.norm.bias.requires_grad_(bias)
-        self.anchoring = False
+        self.anchoring, self.is_anchored, self.is_frozen = False, True, False
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the node, then normalise; while ``anchoring``, anchor the norm instead."""
@@ -45,6 +51,13 @@ class Norm(PerChannel):
         y = self.node(x)
         # By the norm's own class, which a framework may have replaced.
         return functional_call(self.norm, {'weight': gain}, (y,)) if self.floored else self.norm(y)
+
+    def train(self, mode: bool = True) -> nn.Module:
+        """Set the mode; a frozen norm stays in eval mode."""
+        super().train(mode)
+        if self.is_frozen:
+            self.norm.eval()
+        return self
 
     def _gain(self, dtype: torch.dtype) -> Tensor:
         """The norm's weight, less where a channel's variance is below the floor."""
@@ -90,6 +103,7 @@ class Norm(PerChannel):
 
     def become_identity(self) -> None:
         """Make the norm the identity in eval mode; in training mode it is one once anchored."""
+        self.is_anchored = False
         self.norm.reset_running_stats()
         self.norm.bias.zero_()
         self._undo_scale()
@@ -128,6 +142,7 @@ class Norm(PerChannel):
         self.norm.running_var.copy_(variance)
         self._undo_scale()
         self.norm.bias.copy_(mean + shift)
+        self.is_anchored = True
         return shift
 
 
@@ -226,7 +241,7 @@ def _follow(
     """Let running statistics follow as ``F.batch_norm`` does, by the unbiased variance."""
     momentum = norms[0].momentum
     if momentum is None:  # A plain average over all batches.
-        torch._foreach_add_([norm.num_batches_tracked for norm in norms], 1)
+        add_to_all([norm.num_batches_tracked for norm in norms], 1)
         momentum = 1 / norms[0].num_batches_tracked.item()
     sizes = [len(norm.running_mean) for norm in norms]
     unbiased = variance * (samples / max(1, samples - 1))
@@ -236,4 +251,4 @@ def _follow(
     ]
     running = [norm.running_mean for norm in norms] + [norm.running_var for norm in norms]
     new = [value.to(running[0].dtype) for value in (*means, *part(unbiased, sizes))]
-    torch._foreach_lerp_(running, new, momentum)
+    lerp_all(running, new, momentum)

@@ -1,0 +1,57 @@
+"""Private parts of torch, each with the version it was seen in; tests fail when one changes."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+ConvNd = nn.modules.conv._ConvNd
+"""The base class of all convolutions (torch 2.9.1)."""
+
+
+def version(tensor: Tensor) -> int:
+    """Return how often a tensor was changed in place (torch 2.9.1)."""
+    return tensor._version
+
+
+def parameters_of(module: nn.Module) -> dict[str, nn.Parameter | None]:
+    """Return the dictionary of a module's own parameters, which may be written to (torch 2.9.1)."""
+    return module._parameters
+
+
+def padding_by_side(conv: nn.Conv2d) -> list[int]:
+    """Return left, right, top and bottom padding, of padding='same' too (torch 2.9.1)."""
+    return conv._reversed_padding_repeated_twice
+
+
+def output_padding(
+    conv: nn.ConvTranspose2d, x: Tensor, output_size: Sequence[int] | None
+) -> Sequence[int]:
+    """Return the output padding of one call of a transposed convolution (torch 2.9.1)."""
+    axes = conv.stride, conv.padding, conv.kernel_size, 2, conv.dilation
+    return conv._output_padding(x, output_size, *axes)
+
+
+def convolves_as_torch(conv: nn.Conv2d) -> bool:
+    """Return whether a class leaves to torch how a kernel is applied (torch 2.9.1)."""
+    return type(conv)._conv_forward is nn.Conv2d._conv_forward
+
+
+def moments(outputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and biased variance of channels ``(samples, channels)`` (torch 2.9.1)."""
+    return torch.batch_norm_update_stats(outputs, None, None, 0.0)
+
+
+def add_to_all(tensors: Sequence[Tensor], value: float) -> None:
+    """Add a number to tensors in place, in one operation (torch 2.9.1)."""
+    torch._foreach_add_(tensors, value)
+
+
+def multiply_all(tensors: Sequence[Tensor], factor: Tensor) -> None:
+    """Multiply tensors in place by one factor, in one operation (torch 2.9.1)."""
+    torch._foreach_mul_(tensors, factor)
+
+
+def lerp_all(tensors: Sequence[Tensor], ends: Sequence[Tensor], weight: float) -> None:
+    """Interpolate from tensors to others in place, in one operation (torch 2.9.1)."""
+    torch._foreach_lerp_(tensors, ends, weight)

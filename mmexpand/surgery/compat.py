@@ -1,0 +1,56 @@
+"""Private parts of torch, each with the version it was seen in; tests fail when one changes."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Variable
+from torch.nn.parallel import DistributedDataParallel
+
+IGNORED = '_ddp_params_and_buffers_to_ignore'
+"""The attribute of a model that names what DDP leaves alone (torch 2.9.1)."""
+
+REBUILD = {
+    ('torch._utils', name): getattr(torch._utils, name)
+    for name in ('_rebuild_tensor_v2', '_rebuild_parameter')
+}
+"""The functions of a checkpoint that build its tensors, by module and name (torch 2.9.1)."""
+
+
+def call_after_backward(callback: Callable[[], None]) -> None:
+    """Call a function at the end of the running backward pass (torch 2.9.1).
+
+    Callbacks run in the order in which they are queued, those queued meanwhile included.
+    """
+    Variable._execution_engine.queue_callback(callback)
+
+
+def ignored(model: nn.Module) -> list[str]:
+    """Return the names of parameters and buffers that DDP leaves alone."""
+    return list(getattr(model, IGNORED, []))
+
+
+def ignore(model: nn.Module, names: Iterable[str]) -> None:
+    """Let DDP leave alone parameters and buffers of these names, in addition (torch 2.9.1)."""
+    names = [*ignored(model), *names]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
+
+
+def ignore_no_more(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Undo ``ignore`` for parameters and buffers by name (torch 2.9.1)."""
+    for value in tensors.values():
+        value._ddp_ignored = False
+    setattr(model, IGNORED, [name for name in ignored(model) if name not in tensors])
+
+
+def put_module(parent: nn.Module, name: str, module: nn.Module) -> None:
+    """Replace a submodule, whatever the parent does when attributes are set (torch 2.9.1)."""
+    parent._modules[name] = module
+
+
+def carry_over_hooks(old: nn.Module, new: nn.Module) -> None:
+    """Give a module the hooks of another one (torch 2.9.1)."""
+    for attribute, value in vars(old).items():
+        if attribute.startswith(('_forward_', '_backward_')) and isinstance(value, dict):
+            vars(new)[attribute] = value.copy()
+    new._is_full_backward_hook = old._is_full_backward_hook
