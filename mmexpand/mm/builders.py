@@ -1,4 +1,4 @@
-"""Expansion in the ``model`` part of a config."""
+"""Builders that expand a model in the ``model`` part of a config."""
 
 from types import MethodType
 
@@ -14,12 +14,12 @@ from .logs import log
 def ExpandModel(model: dict, data_preprocessor: dict | None = None, **options: object) -> nn.Module:
     """Build a model and expand it.
 
-    What it returns is of the model's own class, with no prefix in its state-dict keys. Patterns
-    are relative to the model.
+    The result has the model's own class and no prefix in its state-dict keys. Patterns are
+    relative to the model.
 
     Args:
         model: any model config.
-        data_preprocessor: what mmengine's Runner adds from the top level of a config.
+        data_preprocessor: the top-level entry of a config, which mmengine's Runner adds.
         **options: see ``ExpandConfig``.
 
     Raises:
@@ -35,7 +35,7 @@ def ExpandModel(model: dict, data_preprocessor: dict | None = None, **options: o
 
 @takes_options
 def ExpandBackbone(backbone: dict, **options: object) -> nn.Module:
-    """Build a backbone and expand it; as ``ExpandModel``, with patterns relative to the backbone.
+    """Build a backbone and expand it, with patterns relative to the backbone.
 
     Args:
         backbone: any backbone config.
@@ -76,12 +76,12 @@ def expand_built(module: nn.Module, cfg: ExpandConfig) -> Plan:
 
 
 def _init_no_more(module: nn.Module) -> None:
-    """In the place of the Runner's call of ``init_weights``; its class's own is back after it."""
+    """Skip one call of ``init_weights``, the Runner's, and restore the class's own method."""
     del module.init_weights
 
 
 def _is_initialised(module: nn.Module) -> bool:
     if 'init_weights' in vars(module):
         return True
-    # A module that is not mmengine's does not say: another expansion then has seen to it.
+    # Only mmengine's modules have is_init; others were initialised by an earlier expansion.
     return getattr(module, 'is_init', is_expanded(module))

@@ -1,4 +1,4 @@
-"""Faults of an expanded training that nothing would tell: looked for in its first steps."""
+"""Checks in the first training steps for faults that would otherwise go unnoticed."""
 
 import logging
 from collections import Counter
@@ -29,11 +29,11 @@ from .logs import log
 
 
 class FirstStepHook(Hook):
-    """Looks at the first training steps of an expanded model.
+    """A hook that checks the first training steps of an expanded model.
 
-    Raises an error if a norm in a branch gets one value per channel, and if the optimizer does
-    not train the factors; warns of norms that are in eval mode with the statistics they start
-    with, and of layers with norms that run several times in a step.
+    It raises an error if a norm in a branch gets one value per channel, or if the optimizer does
+    not train the factors. It warns of norms in eval mode with initial statistics, and of layers
+    with norms that run several times in a step.
     """
 
     priority = 'LOWEST'
@@ -45,15 +45,15 @@ class FirstStepHook(Hook):
         self._calls: Counter | None = None
 
     def before_train(self, runner: Runner) -> None:
-        """Begin to look."""
+        """Start the checks."""
         self._optimizers = SteppedOptimizers()
-        # What is traced must not change after the first iteration.
+        # A compiled model must not change after the first iteration.
         if not runner.cfg.get('compile'):
             guard_norms(unwrap(runner.model))
             self._calls = Counter()
 
     def before_train_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
-        """Look at the norms, and count the calls of this iteration."""
+        """Check the norms, and count the calls of layers in this iteration."""
         if self._calls is None:
             return
         model = unwrap(runner.model)
@@ -61,7 +61,7 @@ class FirstStepHook(Hook):
         self._step.callback(count_calls(model, self._calls))
 
     def after_train_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
-        """Say what was found.
+        """Warn of repeated layers, and check that the optimizer trains the factors.
 
         Raises:
             RuntimeError: if the optimizer steps other parameters than the factors.
@@ -77,7 +77,7 @@ class FirstStepHook(Hook):
             self._stop()
             _check_moved(runner, units, self._left)
             return
-        # One that steps copies of the parameters may write them back: the next step tells.
+        # An optimizer that steps copies of the parameters may write them back later.
         self._left = {
             name: parameter.detach().clone()
             for name, parameter in not_held(units, runner.optim_wrapper, self._optimizers).items()
@@ -87,7 +87,7 @@ class FirstStepHook(Hook):
             self._stop()
 
     def after_train(self, runner: Runner) -> None:
-        """Stop looking."""
+        """Stop the checks."""
         self._stop()
 
     def _stop(self) -> None:
@@ -103,15 +103,15 @@ def watch_first_steps(runner: Runner) -> None:
 
 
 class SteppedOptimizers:
-    """The optimizers of this process that step, and those of them that step no other one.
+    """The optimizers of this process that have stepped.
 
     Attributes:
-        all: those that have stepped.
-        last: those of them that have called no other optimizer's step.
+        all: all optimizers that have stepped.
+        last: optimizers that have not called another optimizer's step.
     """
 
     def __init__(self):
-        # Weakly: where a training fails, nobody stops looking.
+        # Weak references, since nobody stops the checks if a training fails.
         self.all: WeakSet[Optimizer] = WeakSet()
         self.last: WeakSet[Optimizer] = WeakSet()
         self._running: list[bool] = []
@@ -135,7 +135,7 @@ class SteppedOptimizers:
         self.last.clear()
 
     def stop(self) -> None:
-        """Look no more."""
+        """Stop watching."""
         for handle in self._handles:
             handle.remove()
 
@@ -145,12 +145,12 @@ def not_held(
     optim_wrapper: OptimWrapper | OptimWrapperDict,
     stepped: SteppedOptimizers,
 ) -> dict[str, nn.Parameter]:
-    """Return the factors to be trained that no optimizer that stepped holds, on any rank.
+    """Return the trainable factors that no stepped optimizer holds on any rank.
 
     Args:
-        units: by name.
-        optim_wrapper: whose groups say what is to be trained.
-        stepped: in the first step.
+        units: units by name.
+        optim_wrapper: the wrapper whose groups hold the trainable parameters.
+        stepped: the optimizers of the first step.
     """
     wrappers = optim_wrapper.values() if isinstance(optim_wrapper, OptimWrapperDict) else ()
     wrappers = list(wrappers) or [optim_wrapper]
@@ -164,7 +164,7 @@ def not_held(
         for key, parameter in unit.named_parameters()
         if parameter.requires_grad and id(parameter) in wanted
     }
-    # An optimizer may be divided between the ranks.
+    # Each rank may have a part of the optimizer's parameters.
     missing = [name for name, parameter in factors.items() if id(parameter) not in held]
     everywhere = set.intersection(*map(set, all_gather_object(missing)))
     return {name: factors[name] for name in missing if name in everywhere}
@@ -183,8 +183,8 @@ def _check_moved(
         optimizer = getattr(runner.optim_wrapper, 'optimizer', runner.optim_wrapper)
         raise UserRuntimeError(
             f'{len(idle)} factors of expanded layers, {idle[0]} first, are not trained: '
-            f'{type(optimizer).__name__} steps other parameters than those in its groups; use '
-            "another optimizer, or model=dict(type='ExpandModel', ...) instead of ExpandHook"
+            f'{type(optimizer).__name__} steps parameters outside its groups; use another '
+            "optimizer, or model=dict(type='ExpandModel', ...) instead of ExpandHook"
         )
 
 
@@ -199,7 +199,7 @@ def _units_with_norms(model: nn.Module) -> Iterator[tuple[str, ExpandedLayer]]:
 
 
 def guard_norms(model: nn.Module) -> None:
-    """Have norms in branches name their layer where a batch has one value per channel."""
+    """Make norms in branches raise ValueError for a batch with one value per channel."""
     for name, unit in _units_with_norms(model):
         for norm in _norms(unit):
             if not isinstance(norm, nn.SyncBatchNorm):
@@ -216,20 +216,21 @@ def _one_value(name: str, method: str) -> str:
     return (
         f'{name}: the norms in its branches (method {method!r}) get one value per channel, a batch '
         'of 1 on a map of 1x1, which has no variance: use a batch of at least 2 (and '
-        f'drop_last=True), or leave the layer out with exclude={name!r} of ExpandHook'
+        f'drop_last=True), or skip the layer with exclude={name!r} of ExpandHook'
     )
 
 
 def count_calls(model: nn.Module, calls: Counter) -> Callable[[], None]:
     """Count how often layers with norms run in one forward pass of a model.
 
+    Calls outside a forward pass, as of activation checkpointing in the backward pass, are ignored.
+
     Args:
-        model: unwrapped. What runs outside its forward pass, as activation checkpointing does in
-            the backward pass, is not counted.
-        calls: by name; the most of one forward pass.
+        model: the model, without a wrapper.
+        calls: changed in place: the largest count in one forward pass, by layer name.
 
     Returns:
-        What stops counting.
+        A function that stops counting.
     """
     present: Counter = Counter()
     running: list[bool] = []
@@ -244,7 +245,7 @@ def count_calls(model: nn.Module, calls: Counter) -> Callable[[], None]:
 
     def count(name: str, unit: ExpandedLayer, args: tuple, output: Tensor) -> None:
         present[name] += bool(running)
-        # Where a kernel is folded by the batch's statistics no norm is called.
+        # A kernel that is folded by the batch's statistics calls no norm, so check here.
         if output.dim() == 4 and output.numel() == output.shape[1] and _measures(unit):
             raise UserValueError(_one_value(name, unit.method))
 
@@ -271,10 +272,9 @@ def _warn_of_repeated(model: nn.Module, calls: Mapping[str, int]) -> None:
         method = named_units(model)[name].method
         log(
             f'{len(repeated)} expanded layers with norms in their branches run several times in a '
-            f'training step, {name} ({method}, {repeated[name]} times) first: its statistics are '
-            'a mixture of the inputs, which the network predicts with and is not trained with. '
-            f'Leave them out with exclude={sorted(repeated)} of ExpandHook, or take a block '
-            "without norms for them, such as 'cl'",
+            f'training step, {name} ({method}, {repeated[name]} times) first: their statistics mix '
+            'the inputs of all calls, so that prediction differs from training. Skip them with '
+            f"exclude={sorted(repeated)} of ExpandHook, or use a block without norms, such as 'cl'",
             logging.WARNING,
         )
 
@@ -287,10 +287,10 @@ def _warn_of_idle_norms(model: nn.Module) -> None:
     ]
     if idle:
         log(
-            f'{len(idle)} expanded layers are trained with norms that are in eval mode and have '
-            f'the statistics they start with (mean 0, variance 1), {idle[0]} first: nothing is '
-            "normalised. Set norm_eval=False (mmdet's ResNet has True), leave them out with "
-            "exclude=[...] of ExpandHook, or take a block without norms, such as 'cl'",
+            f'{len(idle)} expanded layers are trained with norms in eval mode with initial '
+            f'statistics (mean 0, variance 1), {idle[0]} first: nothing is normalised. Set '
+            "norm_eval=False (mmdet's ResNet has True), skip them with exclude=[...] of "
+            "ExpandHook, or use a block without norms, such as 'cl'",
             logging.WARNING,
         )
 

@@ -1,4 +1,4 @@
-"""The two hooks of a config: one expands before training, one contracts after it."""
+"""ExpandHook, which expands before training, and ContractHook, which contracts after it."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -42,31 +42,31 @@ from .weight_sets import weight_sets
 
 @takes_options
 class ExpandHook(Hook):
-    """Expands the model before training.
+    """A hook that expands the model before training.
 
-    Validation and tests run the compact network: expanded checkpoints are contracted while they
-    are loaded. With ReLU between the factors there is no compact network, and the model is
-    expanded for them too.
+    ``runner.val()`` and ``runner.test()`` run the compact network: expanded checkpoints are
+    contracted while they are loaded. With ReLU between factors no compact network exists, so that
+    they run the expanded network.
 
-    The Runner has built the wrapper, the optimizer and the schedulers by then: those that hold
-    parameters are built again from its config; of a Runner that was built from keyword arguments,
-    the optimizer is given the factors. It runs before EMAHook copies the model. Patterns are
-    relative to the whole model.
+    The hook runs after the Runner has built wrapper, optimizer and schedulers, and before EMAHook
+    copies the model. It builds wrapper, optimizer and schedulers again from the config; an
+    optimizer that the Runner got as an object gets the factors. Patterns are relative to the
+    whole model.
 
     Args:
-        compact_gradients: whether DDP reduces the gradients of folded kernels, which are of the
-            compact network's size, and not the factors'; where a unit's ``forward`` is
-            'layerwise' it can't. Default: True.
-        warm_start: whether a compact training that is resumed (``--resume`` its checkpoint) goes
-            on expanded, the weights preserved, with its schedule and SGD's momentum; what other
-            optimizers keep of expanded layers begins anew. Default: False.
+        compact_gradients: whether DDP reduces the gradients of folded kernels, which have the
+            compact network's size, instead of the factors'. Requires that no unit's ``forward``
+            is 'layerwise'. Default: True.
+        warm_start: whether ``--resume`` of a compact checkpoint continues that training expanded,
+            with its weights, schedule and SGD's momentum; states of other optimizers for expanded
+            layers start empty. Default: False.
         freeze_norms: fraction of the iterations after which norms in branches keep their
-            statistics; training then computes exactly the network that is deployed. Default: None,
+            statistics, so that training computes exactly the deployed network. Default: None,
             never.
         **options: see ``ExpandConfig``.
 
     Raises:
-        TypeError, ValueError: see ``ExpandConfig`` and, once the model is there, ``plan``.
+        TypeError, ValueError: see ``ExpandConfig`` and, when the model is expanded, ``plan``.
     """
 
     priority = 'VERY_HIGH'
@@ -87,15 +87,15 @@ class ExpandHook(Hook):
         self.freeze_norms = freeze_norms
         self.warm_start = warm_start
         self.cfg = ExpandConfig.of(options)
-        # Of the parameters before the expansion, until the optimizer has been given the factors.
+        # Names of the parameters before expansion, by id, until the optimizer is built again.
         self._names: dict[int, str] | None = None
 
     def before_run(self, runner: Runner) -> None:
         """Expand the Runner's model.
 
         Raises:
-            RuntimeError: where the Runner cannot be rebuilt; names the builder to use instead.
-            ValueError: for an option that no expanded model can be trained with.
+            RuntimeError: if the Runner cannot be built again, naming the builder to use instead.
+            ValueError: for an option that expanded models do not support.
         """
         _check_options(runner)
         check_rebuildable(runner)
@@ -122,12 +122,12 @@ class ExpandHook(Hook):
             watch_first_steps(runner)
 
     def before_train(self, runner: Runner) -> None:
-        """Start all ranks alike; hand over what a compact training has left, where one goes on."""
+        """Broadcast the factors, and give the optimizer the state of a warm start."""
         start_alike(unwrap(runner.model))
         self._guard.carry_over(runner)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None) -> None:
-        """Freeze norms in branches once their time has come."""
+        """Freeze norms in branches after ``freeze_norms`` of the iterations."""
         if self.freeze_norms is None or runner.iter < self.freeze_norms * runner.max_iters:
             return
         for unit in named_units(unwrap(runner.model)).values():
@@ -141,8 +141,8 @@ def _warn_of_frozen(model: nn.Module, expanded: list[str]) -> None:
     frozen = [n for n in expanded if not any(p.requires_grad for p in units[n].parameters())]
     if frozen:
         log(
-            f'ExpandHook: {len(frozen)} of them are frozen, {frozen[0]} first, and gain nothing '
-            'by it: leave them out with exclude',
+            f'ExpandHook: {len(frozen)} expanded layers are frozen, {frozen[0]} first, and gain '
+            'nothing from expansion: skip them with exclude',
             logging.WARNING,
         )
 
@@ -150,33 +150,39 @@ def _warn_of_frozen(model: nn.Module, expanded: list[str]) -> None:
 def _check_options(runner: Runner) -> None:
     if runner.cfg.get('efficient_conv_bn_eval'):
         raise UserValueError(
-            'efficient_conv_bn_eval traces convolutions, and an expanded one is none: remove it '
-            "from the config, or set it on mmcv's ConvModule, which traces nothing"
+            'efficient_conv_bn_eval does not support expanded convolutions, which it cannot '
+            "trace: remove it from the config, or set it on mmcv's ConvModule, which does not "
+            'trace'
         )
 
 
 def _check_order(runner: Runner, hook: ExpandHook) -> None:
-    """EMAHook copies what there is; 'preserve' has the network initialised, which is done once."""
+    """Raise ValueError if hooks before this one make its expansion wrong.
+
+    EMAHook would copy the compact network. 'preserve' initialises the network, which happens only
+    once, so that a later ExpandHook's factors would not be initialised.
+    """
     before = runner.hooks[: runner.hooks.index(hook)]
     if any(isinstance(other, EMAHook) for other in before):
         raise UserValueError(
-            'EMAHook comes before ExpandHook, and has copied the network that is not expanded: '
-            f'leave out the priority of ExpandHook, which is {ExpandHook.priority}'
+            'EMAHook comes before ExpandHook and has copied the compact network: remove the '
+            f'priority of ExpandHook, whose default is {ExpandHook.priority}'
         )
-    # What resumes, or has no initialisation, has nothing to lose.
+    # Skip resumed runs and models without init_weights.
     starts = is_training(runner) and not will_resume(runner)
     if not starts or not hasattr(unwrap(runner.model), 'init_weights'):
         return
     expanded = [other.cfg for other in before if isinstance(other, ExpandHook)]
     if hook.cfg.init == 'default' and any(cfg.init == 'preserve' for cfg in expanded):
         raise UserValueError(
-            "an ExpandHook with init='default' comes after one with 'preserve', which has the "
-            'network initialised, so that its own factors would not be: put it in front'
+            "an ExpandHook with init='default' comes after one with 'preserve', which initialises "
+            'the network, so that the factors of the later hook would not be initialised: put the '
+            "hook with init='default' first"
         )
 
 
 def _check_initialisation(runner: Runner) -> None:
-    """What a part preserves, its parent's ``init_cfg`` would write over, factor by factor."""
+    """Raise ValueError if the model's ``init_cfg`` would overwrite preserved factors of a part."""
     if not is_training(runner) or will_resume(runner) or not has_model(runner.cfg):
         return
     given = getattr(unwrap(runner.model), 'init_cfg', None)
@@ -186,29 +192,29 @@ def _check_initialisation(runner: Runner) -> None:
     for name, expansion in configured_expansions(runner.cfg):
         if name and expansion.init == 'preserve':
             raise UserValueError(
-                f'model.init_cfg would write over what {name} preserves: use ExpandHook with '
-                f"include={name!r} and init='preserve' instead of the builder"
+                f'model.init_cfg would overwrite the preserved weights of {name}: use ExpandHook '
+                f"with include={name!r} and init='preserve' instead of the builder"
             )
 
 
-# By these mmengine's initialisations choose layers: a class, or what it is made from.
+# mmengine's initialisations choose layers by the name of their class or of a base class.
 FACTOR_NAMES = {
     kind.__name__ for layer in (nn.Conv2d, nn.Linear) for kind in (layer, *layer.__bases__)
 }
 
 
 def _reaches_factors(init_cfg: Mapping | None) -> bool:
-    """Whether an initialisation is of convolutions or linear layers, which factors are."""
+    """Return whether an initialisation applies to factors, which are convolutions or linear."""
     if init_cfg is None or type_name(init_cfg) == 'Pretrained':
         return False
     layers = init_cfg.get('layer') or ()
     layers = {layers} if isinstance(layers, str) else set(layers)
-    # An override initialises all of a part, whatever its layers are.
+    # An override initialises a whole submodule, whatever its layers are.
     return 'override' in init_cfg or bool(layers & FACTOR_NAMES)
 
 
 def _has_expand_hook(runner: Runner) -> bool:
-    """Whether that one expands the model; else a builder has, or nothing."""
+    """Return whether a Runner has an ExpandHook."""
     return any(isinstance(hook, ExpandHook) for hook in runner.hooks)
 
 
@@ -216,28 +222,27 @@ def _check_contractable(model: nn.Module) -> None:
     for name, unit in named_units(model).items():
         if not unit.has_kernel:
             raise UserValueError(
-                f'{name} cannot be contracted: {kernel_refusal(unit.expression)}; train this stage '
-                'without ContractHook, and start the linear one from its checkpoint with load_from'
+                f'{name} cannot be contracted: {kernel_refusal(unit.expression)}; train without '
+                'ContractHook, and start a linear training from its checkpoint with load_from'
             )
 
 
 class ContractHook(Hook):
-    """Writes the compact network after training, verified and evaluated.
+    """A hook that contracts, verifies, evaluates and writes the compact network after training.
 
-    In the work dir: ``compact_last.pth``, ``compact_best.pth`` where ``save_best`` is on,
-    ``compact_ema.pth`` where EMAHook is on, and ``compact_config.py``, which stock OpenMMLab
-    loads them with; with ``report``, ``report.html``. A dry run on one batch does before the
-    first step all that is done after training.
+    It writes into the work dir: ``compact_last.pth``, with ``save_best`` ``compact_best.pth``,
+    with EMAHook ``compact_ema.pth``, and ``compact_config.py``, with which stock OpenMMLab loads
+    them; with ``report``, ``report.html``. A dry run before the first step tries all these steps
+    on one batch.
 
     Args:
-        compact_gradients: as for ExpandHook, for a model that ExpandModel or ExpandBackbone has
-            expanded.
-        evaluate_expanded: whether to evaluate the expanded model too, for comparison: another
-            pass over the validation data for each set of weights.
-        report: whether to write a page of all this, with curves and predictions.
+        compact_gradients: see ExpandHook; for a model of ExpandModel or ExpandBackbone.
+        evaluate_expanded: whether to evaluate the expanded model too, which takes another pass
+            over the validation data for each weight set.
+        report: whether to write a page with results, curves and predictions.
 
     Raises:
-        ImportError: if a report is wanted, and a package that draws it is missing.
+        ImportError: if ``report`` is set and a package that it requires is missing.
     """
 
     priority = 'LOWEST'
@@ -255,12 +260,12 @@ class ContractHook(Hook):
             check_report()
 
     def before_run(self, runner: Runner) -> None:
-        """Treat a model that a builder has expanded as ExpandHook would have.
+        """Build wrapper and optimizer again, as ExpandHook does, if a builder has expanded.
 
         Raises:
-            CheckpointError: if the run resumes, and no checkpoint in its work dir is whole.
-            ValueError: for an option that no expanded model can be trained with, and for ReLU
-                between factors.
+            CheckpointError: if the run resumes and its work dir has no whole checkpoint.
+            ValueError: for an option that expanded models do not support, and for ReLU between
+                factors.
         """
         _check_contractable(unwrap(runner.model))
         guard_checkpoints(runner)
@@ -277,15 +282,15 @@ class ContractHook(Hook):
             rebuild_optimizer(runner)
 
     def before_train(self, runner: Runner) -> None:
-        """Look whether there will be something to contract; it is tried on the first batch."""
+        """Register the dry run if the model is expanded; otherwise log a warning."""
         model = unwrap(runner.model)
         if not _has_expand_hook(runner):
             start_alike(model)
         self.expanded = is_expanded(model)
         if not self.expanded:
             log(
-                'ContractHook: nothing in this model is expanded, so there will be nothing to '
-                'contract; add ExpandHook, or a builder, to the config. Training goes on',
+                'ContractHook: nothing in this model is expanded, so that nothing will be '
+                'contracted; add ExpandHook or a builder to the config. Training continues',
                 logging.WARNING,
             )
             return
@@ -294,10 +299,10 @@ class ContractHook(Hook):
         put_in_front(runner, self._dry_run)
 
     def after_train(self, runner: Runner) -> None:
-        """Contract, verify, evaluate and write every set of weights, each on its own.
+        """Contract, verify, evaluate and write every weight set, each on its own.
 
         Raises:
-            ContractionError: at the end, naming the sets for which that failed.
+            ContractionError: after all sets, naming the sets that failed.
         """
         if not self.expanded:
             return
@@ -318,9 +323,9 @@ class ContractHook(Hook):
         if failures:
             reasons = '; '.join(f'{name}: {reason}' for name, reason in failures.items())
             raise ContractionError(
-                f'{len(failures)} could not be contracted, and were not written: {reasons}. '
-                'What else there is was written; the expanded checkpoints are in the work dir, '
-                'for tools/contract.py'
+                f'{len(failures)} could not be contracted and are not written: {reasons}. All '
+                'others are written; use tools/contract.py with the expanded checkpoints in the '
+                'work dir'
             )
 
     def _contract(self, runner: Runner, name: str, model: nn.Module) -> None:
@@ -337,9 +342,9 @@ class ContractHook(Hook):
 
 
 def _report(runner: Runner, failures: dict[str, str]) -> None:
-    """Write the report; whatever fails in it is no failure of the training."""
+    """Write the report, and log a warning if it fails."""
     try:
-        # It draws with optional packages.
+        # Imported here, since it requires optional packages.
         from .run_report import write_run_report
 
         notes = [f'{name} could not be contracted: {why}' for name, why in failures.items()]
@@ -352,12 +357,12 @@ def _report(runner: Runner, failures: dict[str, str]) -> None:
 
 
 class ContractionError(UserError, RuntimeError):
-    """Some sets of weights could not be contracted; the message names each with its reason."""
+    """A failure to contract weight sets; the message names each set with its reason."""
 
 
 @contextmanager
 def _collected(failures: dict[str, str], name: str) -> Iterator[None]:
-    """Go on whatever fails: the next set of weights may be fine."""
+    """Collect a failure in this context and continue: the next weight set may be fine."""
     try:
         yield
     except Exception as error:

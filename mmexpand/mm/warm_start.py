@@ -1,4 +1,4 @@
-"""Warm start: a compact training goes on expanded, with its schedule and its momentum."""
+"""Warm start: a compact training continues expanded, with its schedule and momentum."""
 
 import logging
 from collections.abc import Iterator
@@ -17,26 +17,26 @@ from .optim import ExpandOptimWrapperConstructor, by_layer, stand_ins
 from .wrapped_optimizers import keeps_own_groups
 
 MOMENTUM = 'momentum_buffer'
-"""What SGD keeps of a parameter."""
+"""The key of SGD's state of a parameter."""
 
 
 class CompactOptimizer:
-    """The optimizer of a compact training, kept until that of the expanded one can take it up.
+    """The optimizer state of a compact training, kept until the expanded model's optimizer exists.
 
     Args:
-        model: the expanded model, unwrapped: it takes the checkpoint's weights.
-        checkpoint: of the compact training; it becomes one of the expanded training, without the
-            optimizer's state.
+        model: the expanded model without a wrapper; it loads the checkpoint's weights.
+        checkpoint: checkpoint of the compact training. It is changed in place to one of the
+            expanded training, without the optimizer's state.
 
     Raises:
-        CheckpointError: if it does not fit the model.
+        CheckpointError: if the checkpoint does not fit the model.
     """
 
     def __init__(self, model: nn.Module, checkpoint: dict):
         averaged = checkpoint.pop('ema_state_dict', None)
         if averaged is not None:
-            log('Warm start: the moving average starts anew, from the present weights')
-            # EMAHook saves the average as the model, and what is trained as the average.
+            log('Warm start: the moving average starts again, from the current weights')
+            # EMAHook saves the average as state_dict, and the trained weights as ema_state_dict.
             trained = {k.removeprefix('module.'): v for k, v in averaged.items() if k != 'steps'}
             checkpoint['state_dict'] = {**checkpoint['state_dict'], **trained}
         match_checkpoint(model, checkpoint, training=True)
@@ -45,20 +45,20 @@ class CompactOptimizer:
         checkpoint['state_dict'] = model.state_dict()
         self._state = checkpoint.pop('optimizer', None)
         for scheduler in _schedulers(checkpoint.get('param_schedulers', [])):
-            # There can be more groups than before: rates follow from those of the optimizer.
+            # The optimizer may have more groups now, from which the schedulers take their rates.
             scheduler.pop('base_values', None)
             scheduler.pop('_last_value', None)
 
     def carry_over(self, runner: Runner) -> None:
-        """Give the optimizer of the expanded model the rates and the momentum that there were.
+        """Give the expanded model's optimizer the compact training's learning rates and momentum.
 
-        A folded kernel W has moved by momentum M; a factor F gets (dW / dF)^T M: what it would
-        have gathered, had it been there. Where the other factors stay as 'preserve' leaves them,
-        the kernel goes on exactly as the compact one would. Of other optimizers than SGD, what is
-        kept of expanded layers begins anew.
+        A kernel W with momentum M has factors F whose momentum becomes (dW / dF)^T M, as if they
+        had been trained from the start. As long as the other factors stay as 'preserve' set them,
+        the kernel moves exactly as in the compact training. For optimizers other than SGD, the
+        states of expanded layers start empty.
 
         Args:
-            runner: with the weights loaded.
+            runner: a Runner with loaded weights.
         """
         if self._state is None:
             return
@@ -84,17 +84,17 @@ class CompactOptimizer:
             group['lr'] = group.get('initial_lr', group['lr']) * ratio_of[id(group['params'][0])]
         if own_groups:
             log(
-                f'Warm start: the compact training goes on expanded; {type(optimizer).__name__} '
-                'begins anew, since its momentum is that of an optimizer of its own',
+                f'Warm start: the compact training continues expanded. {type(optimizer).__name__} '
+                'starts without its state, since it wraps another optimizer',
                 logging.WARNING,
             )
         elif _carry_momentum(model, optimizer, kept):
-            log('Warm start: the compact training goes on expanded, with its momentum')
+            log('Warm start: the compact training continues expanded, with its momentum')
         else:
             log(
-                f'Warm start: the compact training goes on expanded; what '
-                f'{type(optimizer).__name__} keeps of expanded layers begins anew, since only '
-                "SGD's momentum has a counterpart in their factors",
+                f'Warm start: the compact training continues expanded. {type(optimizer).__name__} '
+                "starts without the state of expanded layers, since only SGD's momentum has an "
+                'equivalent in factors',
                 logging.WARNING,
             )
 
@@ -113,7 +113,7 @@ def _arguments(optim_wrapper: dict) -> dict:
 def _carry_momentum(
     model: nn.Module, optimizer: torch.optim.Optimizer, kept: dict[str, dict]
 ) -> bool:
-    """Whether all that there was of expanded layers is momentum."""
+    """Give factors their momentum; return whether expanded layers had no other state."""
     whole = True
     for name, unit in model.named_modules():
         if isinstance(unit, ExpandedLayer):
@@ -128,12 +128,12 @@ def _carry_momentum(
 def pulled_back(
     unit: ExpandedLayer, weight: Tensor | None, bias: Tensor | None
 ) -> dict[nn.Parameter, Tensor]:
-    """What gradients of a unit's kernel are for its factors.
+    """Return the gradients of a unit's factors for gradients of its kernel and bias.
 
     Args:
-        unit: with any number of factors.
-        weight: in the shape of the layer's weight; None: nothing.
-        bias: in the shape of the layer's bias; None: nothing.
+        unit: the unit, with any number of factors.
+        weight: gradient in the shape of the layer's weight, or None.
+        bias: gradient in the shape of the layer's bias, or None.
     """
     if weight is None and bias is None:
         return {}

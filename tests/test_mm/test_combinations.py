@@ -132,7 +132,7 @@ def test_a_parents_init_cfg_over_a_builder_that_preserves_is_refused(seg_cfg):
     ]
     # With nothing to resume it starts anew.
     for cfg.model.init_cfg, cfg.resume in itertools.product(refused, (False, True)):
-        words = r'model\.init_cfg would write over what backbone .*Hook'
+        words = r'model\.init_cfg would overwrite the preserved weights of backbone .*Hook'
         with pytest.raises(ValueError, match=words):
             Runner.from_cfg(cfg).train()
     # No factor is one.

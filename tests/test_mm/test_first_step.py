@@ -10,7 +10,7 @@ from torch.optim.optimizer import _global_optimizer_pre_hooks
 from tests.runs import log_of, train
 
 REPEATED = 'run several times in a training step, backbone.encoder.0.0.convs.0.conv (bn, 2 times)'
-IDLE = 'trained with norms that are in eval mode and have the statistics they start with'
+IDLE = 'trained with norms in eval mode with initial statistics'
 TWO = {'train_cfg.max_iters': 2}
 
 

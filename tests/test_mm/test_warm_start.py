@@ -100,7 +100,7 @@ def test_the_log_says_what_is_carried_over(optimizer, monkeypatch):
     if optimizer == 'SGD':
         assert all(p in state for p in factors) and 'with its momentum' in said[-1]
     else:
-        assert not any(p in state for p in factors) and 'AdamW keeps' in said[-1]
+        assert not any(p in state for p in factors) and 'AdamW starts without' in said[-1]
 
 
 KERNEL = 'backbone.encoder.0.0.convs.0.conv.weight'
