@@ -13,22 +13,22 @@ FINDINGS = {
     'mmdet/solo': 'Stock changes by 0.10 where its input does by 1e-6.',
     'mmdet/yolact': 'Stock changes by 0.0036 where its input does by 1e-6.',
 }
-"""What was found out about a family that fails; relative to the largest output."""
+"""Findings on families that fail; relative to the largest output."""
 
 INTRO = """\
 # Supported networks
 
-A network of every family of mmdet's and mmsegmentation's own configs, with random weights:
-everything that `cl` takes is expanded at rate 1 with `init='preserve'`, compared with the stock
-network, contracted, compared again, and loaded into the stock network strictly. Everything is
-compared layer by layer and end to end, on two drawn images; a two-stage detector's end are its
-features, since rounding may turn the choice of proposals.
+A network of every family of mmdet's and mmsegmentation's own configs was tried with random
+weights. All layers that `cl` supports are expanded at rate 1 with `init='preserve'`, compared with
+the stock network, contracted, compared again, and loaded into the stock network strictly. Networks
+are compared layer by layer and end to end, on two drawn images; two-stage detectors are compared up
+to their features, since rounding may change the choice of proposals.
 
 ```text
 python tools/analysis_tools/zoo.py
 ```
 
-goes on with what is missing in `resources/zoo/`, and writes this page. On a CPU, with
+continues with the missing families in `resources/zoo/`, and writes this page. On a CPU, with
 {versions}.
 
 {counts}
@@ -39,7 +39,7 @@ def page(results: list[dict], missing: list[str]) -> str:
     """Return the page as Markdown.
 
     Args:
-        results: what zoo_network.py has written, a family each.
+        results: results of zoo_network.py, one per family.
         missing: families that were not run yet.
     """
     by_status = {
@@ -60,7 +60,7 @@ def page(results: list[dict], missing: list[str]) -> str:
             'The comparison with stock or the contraction; no wrong layer is named with "0 of".',
             by_status['failed'],
         ),
-        _words('Not run stock', "The stock network's own words.", by_status['stock']),
+        _words('Not run stock', 'Error messages of the stock network.', by_status['stock']),
     ]
     if missing:
         parts.append(f'## Not tried yet\n\n{", ".join(missing)}\n')
@@ -89,7 +89,7 @@ def table(header: Iterable[str], rows: Iterable[Iterable]) -> str:
 def _exact(results: list[dict]) -> str:
     if not results:
         return ''
-    header = ('config', 'input', 'layers', 'left out', 'parameters', 'expanded')
+    header = ('config', 'input', 'layers', 'skipped', 'parameters', 'expanded')
     header += ('against stock', 'contracted', 'compared', 'layers verified')
     rows = [
         (
@@ -111,7 +111,7 @@ def _exact(results: list[dict]) -> str:
     return (
         f'## Exact\n\nLargest relative errors, in float32: of the expanded network against stock, '
         f'and of the contracted one against the expanded one. The largest of all is {worst:.1e}; '
-        f'no weight that comes back differs from the one that was expanded by more than '
+        f'no contracted weight differs from the original one by more than '
         f'{weights:.1e} of the largest in its tensor.\n\n{table(header, rows)}'
     )
 
@@ -124,11 +124,11 @@ def _reasons(results: list[dict]) -> str:
     if not layers:
         return ''
     rows = ((reason, families[reason], count) for reason, count in layers.most_common())
-    return f'## What is left out, and why\n\n{table(("reason", "families", "layers"), rows)}'
+    return f'## Skipped layers, with reasons\n\n{table(("reason", "families", "layers"), rows)}'
 
 
 def _words(title: str, intro: str, results: list[dict]) -> str:
     if not results:
         return ''
     rows = ((r['family'], r['error'], FINDINGS.get(r['family'], '')) for r in results)
-    return f'## {title}\n\n{intro}\n\n{table(("family", "error", "found out"), rows)}'
+    return f'## {title}\n\n{intro}\n\n{table(("family", "error", "finding"), rows)}'
