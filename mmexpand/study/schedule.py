@@ -93,7 +93,7 @@ def _run_all(
             done += 1
             left = (time.monotonic() - started) / done * (len(wanted) - done + to_come)
             said = _said(study, *ended)
-            of_seeds = f', {to_come} runs of seeds included' if to_come else ''
+            of_seeds = ', all seeds included' if to_come else ''
             _log(
                 f'{done}/{len(wanted)} {futures[future]}: {said}; {left / 60:.0f} min left'
                 f'{of_seeds}'

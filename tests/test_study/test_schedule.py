@@ -186,5 +186,5 @@ def test_time_left_includes_the_seeds_to_come(write_study, runs, monkeypatch):
     run_study(study)
     assert sum(' min left' in line for line in lines) == 6
     tuned = [line for line in lines if line.startswith('4/4')]
-    assert [line.partition('; ')[2] for line in tuned] == ['2 min left, 2 runs of seeds included']
+    assert [line.partition('; ')[2] for line in tuned] == ['2 min left, all seeds included']
     assert lines[-1].endswith('; 0 min left')
