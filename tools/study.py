@@ -111,10 +111,8 @@ def main(args: argparse.Namespace) -> None:
             signal.signal(signal.SIGTERM, before)
     out_dir = Path(args.out_dir or study.work_dir)
     print(write_report(study, out_dir))
-    written = ('study.md', 'study.json', 'curves.png', 'differences.png', 'study.html')
-    print(
-        f'wrote {", ".join(str(out_dir / name) for name in written if (out_dir / name).is_file())}'
-    )
+    names = ('study.md', 'study.json', 'curves.png', 'differences.png', 'study.html')
+    print(f'wrote to {out_dir}: {", ".join(n for n in names if (out_dir / n).is_file())}')
     if args.methods:
         print_best(study)
 
