@@ -1,4 +1,4 @@
-"""Private parts of torch, each with the version it was seen in; tests fail when one changes."""
+"""Access to private parts of torch, each with its version; tests fail when one changes."""
 
 from collections.abc import Callable, Iterable
 
@@ -8,7 +8,7 @@ from torch.autograd import Variable
 from torch.nn.parallel import DistributedDataParallel
 
 IGNORED = '_ddp_params_and_buffers_to_ignore'
-"""The attribute of a model that names what DDP leaves alone (torch 2.9.1)."""
+"""The attribute of a model that names parameters and buffers that DDP ignores (torch 2.9.1)."""
 
 REBUILD = {
     ('torch._utils', name): getattr(torch._utils, name)
@@ -20,18 +20,18 @@ REBUILD = {
 def call_after_backward(callback: Callable[[], None]) -> None:
     """Call a function at the end of the running backward pass (torch 2.9.1).
 
-    Callbacks run in the order in which they are queued, those queued meanwhile included.
+    Callbacks run in the order of queueing, including callbacks that are queued by callbacks.
     """
     Variable._execution_engine.queue_callback(callback)
 
 
 def ignored(model: nn.Module) -> list[str]:
-    """Return the names of parameters and buffers that DDP leaves alone."""
+    """Return the names of parameters and buffers that DDP ignores."""
     return list(getattr(model, IGNORED, []))
 
 
 def ignore(model: nn.Module, names: Iterable[str]) -> None:
-    """Let DDP leave alone parameters and buffers of these names, in addition (torch 2.9.1)."""
+    """Let DDP also ignore the parameters and buffers of these names (torch 2.9.1)."""
     names = [*ignored(model), *names]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
 
@@ -44,12 +44,12 @@ def ignore_no_more(model: nn.Module, tensors: dict[str, Tensor]) -> None:
 
 
 def put_module(parent: nn.Module, name: str, module: nn.Module) -> None:
-    """Replace a submodule, whatever the parent does when attributes are set (torch 2.9.1)."""
+    """Replace a submodule without calling the parent's ``__setattr__`` (torch 2.9.1)."""
     parent._modules[name] = module
 
 
 def carry_over_hooks(old: nn.Module, new: nn.Module) -> None:
-    """Give a module the hooks of another one (torch 2.9.1)."""
+    """Copy the hooks of a module to another module (torch 2.9.1)."""
     for attribute, value in vars(old).items():
         if attribute.startswith(('_forward_', '_backward_')) and isinstance(value, dict):
             vars(new)[attribute] = value.copy()

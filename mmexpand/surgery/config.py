@@ -1,4 +1,4 @@
-"""What a user asks for."""
+"""ExpandConfig: the options of an expansion."""
 
 import inspect
 import re
@@ -60,10 +60,10 @@ class ExpandConfig(BlockOptions):
 
     @classmethod
     def given(cls, cfg: 'ExpandConfig | None', options: Mapping[str, Any]) -> 'ExpandConfig':
-        """Return the config that is given in one object or by options.
+        """Return a config, given either as an object or by options.
 
         Raises:
-            TypeError, ValueError: as above; for both, and for an object of another type.
+            TypeError, ValueError: see ``ExpandConfig``; also for both, or another type of object.
         """
         if cfg is None:
             return cls.of(options)
@@ -74,8 +74,8 @@ class ExpandConfig(BlockOptions):
             )
         if options:
             raise UserTypeError(
-                f'{next(iter(options))} is given beside cfg={cfg}; set it in there, or give all '
-                'options by name'
+                f'{next(iter(options))} is given in addition to cfg={cfg}; set it in cfg, or give '
+                'all options by name'
             )
         return cfg
 
@@ -84,13 +84,13 @@ class ExpandConfig(BlockOptions):
         """Return the config with these options.
 
         Raises:
-            TypeError, ValueError: as above; for an unknown option, with near matches.
+            TypeError, ValueError: see ``ExpandConfig``; also for an unknown option.
         """
         known = [field.name for field in fields(cls)]
         for name in options:
             if name not in known:
                 raise UserTypeError(
-                    f'there is no option {name!r} of ExpandHook, the builders and expand_; '
+                    f'unknown option {name!r} of ExpandHook, the builders and expand_; '
                     + near_matches(name, known)
                 )
         return cls(**options)
@@ -106,7 +106,7 @@ class ExpandConfig(BlockOptions):
             ('default', 'layerwise'),
         ):
             raise UserValueError(
-                f'nonlinear={self.nonlinear!r} has no kernel to preserve or to fold: leave out '
+                f'nonlinear={self.nonlinear!r} has no kernel to preserve or to fold: remove '
                 f'init={self.init!r} and forward={self.forward!r}'
             )
         for key in ('include', 'exclude'):
@@ -117,10 +117,10 @@ Taker = TypeVar('Taker', bound=Callable)
 
 
 def takes_options(taker: Taker) -> Taker:
-    """Show the options of ``ExpandConfig`` in the signature and docstring of what takes them.
+    """Add the options of ``ExpandConfig`` to the signature and docstring of a function or class.
 
     Args:
-        taker: a function or class with ``**options``, which its docstring has a line for.
+        taker: a function or class with ``**options`` and a line for them in its docstring.
     """
     function = taker.__init__ if isinstance(taker, type) else taker
     signature = inspect.signature(function)
@@ -130,7 +130,7 @@ def takes_options(taker: Taker) -> Taker:
         for option in inspect.signature(ExpandConfig).parameters.values()
     ]
     function.__signature__ = signature.replace(parameters=[*own, *options])
-    if taker.__doc__:  # There is none under python -OO.
+    if taker.__doc__:  # python -OO removes docstrings.
         described = re.search(r'(?<=Args:\n).*?(?=\n\n)', ExpandConfig.__doc__, re.DOTALL)[0]
         taker.__doc__ = re.sub(r' {8}\*\*options: .*', lambda _: described, taker.__doc__)
     return taker
@@ -149,6 +149,6 @@ def _as_patterns(key: str, value: str | Sequence[str] | None) -> tuple[str, ...]
                 re.compile(pattern[3:])
             except re.error as error:
                 raise UserValueError(
-                    f'{key}={pattern!r} is no regular expression: {error}'
+                    f'{key}={pattern!r} is not a regular expression: {error}'
                 ) from None
     return tuple(patterns)

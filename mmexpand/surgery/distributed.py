@@ -1,4 +1,4 @@
-"""Compact-size gradients in distributed training: what DDP reduces is the folded kernels'."""
+"""Compact-size gradients in distributed training: DDP reduces gradients of folded kernels."""
 
 from collections.abc import Callable
 from itertools import chain
@@ -14,13 +14,13 @@ from .expand import Unit, named_units
 
 
 def can_reduce_compact(model: nn.Module) -> bool:
-    """Whether every linear unit of a model is run folded; those on 'auto' then are."""
+    """Return whether every linear unit of a model can run folded, by 'folded' or 'auto'."""
     units = _linear_units(model).values()
     return bool(units) and all(unit.forward_order != 'layerwise' for unit in units)
 
 
 def _linear_units(model: nn.Module) -> dict[str, Unit]:
-    """The units with a kernel while training; others are left to DDP as any module is."""
+    """Return the units with a kernel while training; DDP treats others like any module."""
     return {name: unit for name, unit in named_units(model).items() if unit.is_linear}
 
 
@@ -29,21 +29,21 @@ def reduce_compact(
 ) -> DistributedDataParallel:
     """Wrap an expanded model so that DDP reduces compact-size gradients.
 
-    DDP is shown the folded kernels in the place of the factors: its buckets, their overlap with
-    the backward pass, ``no_sync``, unused parameters and static graphs work on them as on any
-    parameter. When its reduction is done, and only then, the factors receive their gradients. The
-    optimizer, the state dict and everything else know the factors alone.
+    DDP sees the folded kernels instead of the factors: buckets, their overlap with the backward
+    pass, ``no_sync``, unused parameters and static graphs work with them as with any parameter.
+    The factors get their gradients after the reduction. Optimizer and state dict know the factors
+    only.
 
     Args:
-        model: every unit of it is to run folded (see ``can_reduce_compact``).
+        model: a model whose linear units can all run folded (see ``can_reduce_compact``).
         wrap: builds the DDP wrapper of the model.
 
     Returns:
-        The wrapper. Its factors are those of rank 0.
+        The wrapper, with the factors of rank 0 on all ranks.
     """
     units = _linear_units(model)
     trained = {n: u for n, u in units.items() if any(p.requires_grad for p in u.parameters())}
-    # Buffers of linear units are constants: broadcast, they would count as changed in every step.
+    # Buffers of linear units are constants: a broadcast would mark them as changed in every step.
     inside = [
         f'{name}.{key}'
         for name, unit in units.items()
@@ -69,7 +69,7 @@ def reduce_compact(
 
 
 def release(wrapper: nn.Module) -> nn.Module:
-    """The model in a wrapper, as it was before ``reduce_compact``, to be wrapped again."""
+    """Undo ``reduce_compact`` and return the model, which can be wrapped again."""
     model = wrapper.module
     delivery = getattr(wrapper, 'delivery', None)
     if delivery is None:
@@ -85,14 +85,14 @@ def release(wrapper: nn.Module) -> nn.Module:
 
 
 class _Delivery:
-    """Delivers gradients to the factors when DDP has finished with a backward pass."""
+    """Delivery of gradients to the factors after DDP's reduction in a backward pass."""
 
     def __init__(self, wrapper: DistributedDataParallel, leaves: list[FoldedLeaf]):
         self._leaves = leaves
         self._sync = True
         self._queued = False
         self._handles = [wrapper.register_forward_pre_hook(self._before_forward)]
-        # Any parameter that DDP sees may be the only one that this rank has used.
+        # Any parameter that DDP sees may be the only parameter that this rank has used.
         units = _linear_units(wrapper.module).values()
         factors = set(chain.from_iterable(unit.parameters() for unit in units))
         others = set(wrapper.module.parameters()) - factors
@@ -102,7 +102,7 @@ class _Delivery:
                 self._handles.append(hook)
 
     def remove(self) -> None:
-        """Deliver no more."""
+        """Stop delivering gradients."""
         for handle in self._handles:
             handle.remove()
 
@@ -121,8 +121,8 @@ class _Delivery:
             call_after_backward(self._requeue)
 
     def _requeue(self) -> None:
-        # Callbacks run in the order they were queued: DDP's last one is queued by now, and the
-        # one queued here comes behind it.
+        # Callbacks run in the order of queueing: DDP's last callback is queued by now, so that
+        # this one runs after it.
         call_after_backward(self._deliver)
 
     def _deliver(self) -> None:

@@ -1,4 +1,4 @@
-"""Replacing layers in a model: the only place that sets attributes on one."""
+"""Expansion and contraction: replacing layers of a model by units, and units by layers."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,29 +21,29 @@ Unit = ExpandedLayer
 def expand_(model: nn.Module, cfg: ExpandConfig | Plan | None = None, **options: object) -> Plan:
     """Expand a model in place.
 
-    Every check is made before the first change. A model whose chosen layers are all expanded
-    already is left as it is.
+    All checks run before the first change. If all chosen layers are expanded already, the model
+    does not change.
 
     Args:
-        model: any model; its optimizer, if there is one, must be built afterwards.
-        cfg: the options in one object, instead of by name; or the plan to execute, of ``plan``,
-            from which layers may have been removed.
+        model: any model; build its optimizer afterwards.
+        cfg: the options in one object, instead of by name; or a plan of ``plan``, from which
+            layers may have been removed.
         **options: see ``ExpandConfig``.
 
     Returns:
-        The plan that was carried out; empty where there was nothing left to do.
+        The executed plan; empty if all chosen layers were expanded already.
 
     Raises:
-        TypeError, ValueError: see ``plan``; also if the model is a single layer, and for a plan
-            that does not fit it.
+        TypeError, ValueError: see ``plan``; also if the model is a single layer, or the plan does
+            not fit it.
     """
     done = (
         _check_plan(model, cfg, options) if isinstance(cfg, Plan) else plan(model, cfg, **options)
     )
     if any(not layer.name for layer in done):
         raise UserValueError(
-            'the model is a single layer, which has no place to be replaced in; make a unit of it '
-            'with from_conv of ExpandedConv2d or ExpandedConvTranspose2d, or '
+            f'cannot replace {type(model).__name__}, which is a single layer and not part of a '
+            'model; use from_conv of ExpandedConv2d or ExpandedConvTranspose2d, or '
             'ExpandedLinear.from_linear'
         )
     replaced = {}
@@ -62,8 +62,8 @@ def _check_plan(model: nn.Module, given: Plan, options: dict) -> Plan:
     for layer in given:
         if layer not in possible:
             raise UserValueError(
-                f'the plan does not fit {type(model).__name__}: {layer.name} cannot be expanded '
-                f'as it says ({layer}); make it again with mmexpand.plan'
+                f'the plan does not fit {type(model).__name__}: {layer.name} cannot be expanded as '
+                f'planned ({layer}); make the plan again with mmexpand.plan'
             )
     return given
 
@@ -84,13 +84,13 @@ def _expand_layer(layer: nn.Module, cfg: ExpandConfig) -> Unit:
 
 
 def contract_(model: nn.Module) -> nn.Module:
-    """Contract a model in place: every unit becomes the exact layer it was.
+    """Contract a model in place: replace each unit by its original layer with the folded kernel.
 
-    Layer types, names and state-dict keys are those of the compact model. A model without units
-    is left as it is.
+    Layer types, names and state-dict keys become those of the compact model. A model without
+    units does not change.
 
     Returns:
-        The model; where the model is a unit itself, the layer it becomes.
+        The model; if it is a unit itself, the contracted layer.
     """
     if isinstance(model, Unit):
         return _contract_unit(model)
@@ -103,15 +103,15 @@ def contract_(model: nn.Module) -> nn.Module:
 
 
 def contract(model: nn.Module) -> nn.Module:
-    """A compact copy of a model; the argument is left as it was."""
+    """Return a compact copy of a model, which is not changed."""
     return contract_(copy_model(model))
 
 
 @contextmanager
 def compact_looks(model: nn.Module) -> Iterator[None]:
-    """Let a model look like the compact one: layers' names, types and parameters' shapes.
+    """Give a model the names, types and shapes of the compact model's layers in this context.
 
-    The layers' parameters have no value. Afterwards the units are back.
+    The layers' parameters have no values. After the context the units are back.
     """
     units = names_of_units(model)
     for unit, aliases in units.items():
@@ -124,17 +124,17 @@ def compact_looks(model: nn.Module) -> Iterator[None]:
 
 
 def is_expanded(model: nn.Module) -> bool:
-    """Whether a model holds a unit."""
+    """Return whether a model has a unit."""
     return any(isinstance(module, Unit) for module in model.modules())
 
 
 def named_units(model: nn.Module) -> dict[str, Unit]:
-    """The units of a model by their (first) names."""
+    """Return the units of a model by their (first) names."""
     return {name: module for name, module in model.named_modules() if isinstance(module, Unit)}
 
 
 def names_of_units(model: nn.Module) -> dict[Unit, list[str]]:
-    """All names of each unit of a model: of one that several modules share, several."""
+    """Return all names of each unit of a model; a shared unit has several."""
     names: dict[Unit, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, Unit):

@@ -1,4 +1,4 @@
-"""Which layers of a model are expanded, into what, and why the others are not."""
+"""Plans: the layers of a model to expand, and the skipped layers with reasons."""
 
 import fnmatch
 import re
@@ -23,20 +23,21 @@ from .plan_table import describe_plan
 from .references import referenced_parameters
 
 ADDS_ITS_INPUT = ('with_res_shortcut', 'use_res_connect', 'add_identity')
-"""What blocks of mmdet, mmseg, mmpretrain and torchvision say where they add their input."""
+"""Attributes that are True in blocks of mmdet, mmseg, mmpretrain and torchvision that add their
+input to their output."""
 
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """One layer to be expanded.
+    """A layer to expand.
 
     Attributes:
-        name: its module name; the first of ``names``.
-        names: all names under which the model holds it.
+        name: name of its module, the first of ``names``.
+        names: all names of its module in the model.
         method: the block: 'cl', 'ck', 'fc', 'orepa', ...
         rate: the expansion rate r.
-        factor_shapes: kernel shapes ``(out, in / groups, kh, kw)``, of a chain the one applied
-            first in front; of a linear layer as 1x1 kernels.
+        factor_shapes: kernel shapes ``(out, in / groups, kh, kw)``, in the order in which a chain
+            applies them; 1x1 kernels for a linear layer.
         params_before: number of parameters of the layer.
         params_after: number of parameters of its factors.
         options: of the block.
@@ -53,13 +54,13 @@ class LayerPlan:
 
     @property
     def label(self) -> str:
-        """The block and its options: 'cl norm', 'repvgg main=cl'."""
+        """Return the block and its options: 'cl norm', 'repvgg main=cl'."""
         return self.options.label(self.method)
 
 
 @dataclass(frozen=True)
 class SkippedLayer:
-    """One layer that is left as it is, and why."""
+    """A layer that is not expanded, and the reason."""
 
     name: str
     reason: str
@@ -67,16 +68,16 @@ class SkippedLayer:
 
 @dataclass(frozen=True)
 class Plan:
-    """What ``expand_`` does to a model; iterates over the layers to be expanded.
+    """The layers that ``expand_`` expands, over which a plan iterates, and the skipped layers.
 
-    ``print(plan)`` shows it as a table.
+    ``print(plan)`` prints a table.
     """
 
     config: ExpandConfig
     layers: list[LayerPlan] = field(default_factory=list)
     skipped: list[SkippedLayer] = field(default_factory=list)
     params_before: int = 0
-    """Parameters of the whole model."""
+    """Number of parameters of the whole model."""
 
     def __iter__(self):
         return iter(self.layers)
@@ -90,13 +91,13 @@ class Plan:
 
     @property
     def params_after(self) -> int:
-        """Parameters of the whole model once expanded."""
+        """Return the number of parameters of the whole model after expansion."""
         return self.params_before + sum(x.params_after - x.params_before for x in self.layers)
 
 
 @takes_options
 def plan(model: nn.Module, cfg: ExpandConfig | None = None, **options: object) -> Plan:
-    """Decide which layers to expand. Changes nothing.
+    """Return the plan of an expansion, without changing the model.
 
     Args:
         model: any model.
@@ -136,7 +137,7 @@ def plan(model: nn.Module, cfg: ExpandConfig | None = None, **options: object) -
 
 
 def _layer_names(model: nn.Module) -> dict[nn.Module, list[str]]:
-    """Every convolution or linear layer, or what looks like one, with all its names."""
+    """Return convolutions, linear layers and similar layers of a model, with all their names."""
     names: dict[nn.Module, list[str]] = {}
     inside_units: set[nn.Module] = set()
     for name, module in model.named_modules(remove_duplicate=False):
@@ -148,7 +149,7 @@ def _layer_names(model: nn.Module) -> dict[nn.Module, list[str]]:
 
 
 def _is_layer(module: nn.Module) -> bool:
-    # Deformable and the like derive from nn.Module alone, but own a kernel and say 'Conv'.
+    # Deformable and similar convolutions derive from nn.Module only: look for a name and a weight.
     classes = (nn.Linear, ConvNd, ExpandedLayer)
     if isinstance(module, classes):
         return True
@@ -157,7 +158,7 @@ def _is_layer(module: nn.Module) -> bool:
 
 
 def matches(name: str, pattern: str) -> bool:
-    """Whether a module name has this prefix, fits this glob or this regular expression."""
+    """Return whether a module name has a prefix, or matches a glob or regular expression."""
     if pattern.startswith('re:'):
         return re.search(pattern[3:], name) is not None
     if any(character in pattern for character in '*?['):
@@ -166,7 +167,7 @@ def matches(name: str, pattern: str) -> bool:
 
 
 def _kinds(model: nn.Module, names: dict[nn.Module, list[str]]) -> dict[str, set[str]]:
-    """By name, what patterns can say of a layer beside its name; see ``ExpandConfig``."""
+    """Return the kinds of each layer that patterns can name, by layer; see ``ExpandConfig``."""
     adding = [
         f'{name}.'
         for name, module in model.named_modules()
@@ -186,7 +187,7 @@ def _kinds(model: nn.Module, names: dict[nn.Module, list[str]]) -> dict[str, set
 
 
 def _choose(kinds: dict[str, set[str]], cfg: ExpandConfig) -> tuple[set[str], set[str]]:
-    """The names that are chosen, and those that are excluded."""
+    """Return the names of chosen layers and of excluded layers."""
 
     def selected(key: str, patterns: Iterable[str]) -> set[str]:
         found = set()

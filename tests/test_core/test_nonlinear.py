@@ -79,8 +79,8 @@ def test_other_blocks_are_refused(method):
     [
         (dict(nonlinear='gelu'), "nonlinear must be one of 'relu', got 'gelu'"),
         (dict(shortcut=True), 'not with shortcut=True'),
-        (dict(init='preserve'), "no kernel to preserve or to fold: leave out init='preserve'"),
-        (dict(forward='folded'), "leave out init='default' and forward='folded'"),
+        (dict(init='preserve'), "no kernel to preserve or to fold: remove init='preserve'"),
+        (dict(forward='folded'), "remove init='default' and forward='folded'"),
     ],
 )
 def test_what_needs_a_kernel_is_refused(changes, message):

@@ -149,15 +149,15 @@ def test_a_plan_that_does_not_fit_is_refused(net):
     ('cfg', 'options', 'words'),
     [
         ('repvgg', {}, "cfg must be an ExpandConfig, got 'repvgg'"),
-        (ExpandConfig(), dict(rate=2), 'rate is given beside cfg'),
-        (None, dict(metod='cl'), "no option 'metod' .*near matches: method"),
+        (ExpandConfig(), dict(rate=2), 'rate is given in addition to cfg'),
+        (None, dict(metod='cl'), "unknown option 'metod' .*near matches: method"),
     ],
 )
 def test_options_that_cannot_be_used_are_refused(net, cfg, options, words):
     for function in (mmexpand.plan, mmexpand.expand_):
         with pytest.raises(TypeError, match=words):
             function(net, cfg, **options)
-    with pytest.raises(TypeError, match='rate is given beside cfg'):
+    with pytest.raises(TypeError, match='rate is given in addition to cfg'):
         mmexpand.expand_(net, mmexpand.plan(net), rate=2)
     assert not mmexpand.is_expanded(net)
 

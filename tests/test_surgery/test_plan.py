@@ -141,7 +141,7 @@ def test_exclude():
         (dict(include='backbone', exclude='bakbone.conv1'), r'near matches: backbone\.conv1'),
         (dict(include='kernel:4x4'), 'near matches: kernel:7x7, kernel:3x3'),
         (dict(include='re:xyz'), 'layers are: backbone.conv1'),
-        (dict(exclude='re:['), r"exclude='re:\[' is no regular expression"),
+        (dict(exclude='re:['), r"exclude='re:\[' is not a regular expression"),
         (dict(method='ck', include='backbone.conv1'), 'backbone.conv1: .*3x3'),
         (dict(method='fc', include='backbone.conv1'), 'linear layers only'),
         (dict(init='preserve', rate=0.5), 'impossible for backbone.conv1 .*rate=0.5'),

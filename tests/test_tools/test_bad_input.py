@@ -78,7 +78,7 @@ CASES = [
     (f'{TRAIN} --cfg-options train_dataloader.dataset.type=Nowhere', 'no Nowhere.*custom_im'),
     (
         f'{TRAIN} --cfg-options custom_hooks.0.rates=4',
-        "no option 'rates' of ExpandHook.*near matches: rate",
+        "unknown option 'rates' of ExpandHook.*near matches: rate",
     ),
     (f'{TRAIN} --cfg-options custom_hooks.0.rate=0', 'rate must be'),
     (f'{TRAIN} --cfg-options custom_hooks.0.rate=four', 'rate must be'),
@@ -96,7 +96,7 @@ CASES = [
         'impossible for',
     ),
     ('plan.py {CONFIG} --include head.none', 'matches no convolution'),
-    ('plan.py {CONFIG} --include re:[', "include='re:\\[' is no regular expression"),
+    ('plan.py {CONFIG} --include re:[', "include='re:\\[' is not a regular expression"),
     ('plan.py {CONFIG} --rate -1', 'rate must be'),
     ('plan.py {CONFIG} --method cx', 'method must be one of'),
     ('plan.py {CONFIG} --method fc', 'nothing to expand'),
