@@ -58,7 +58,7 @@ def expansions(args: argparse.Namespace, cfg: Config) -> list:
         return [(name, replace(expansion, **given)) for name, expansion in found]
     if not given:
         raise ConfigError(f'{args.config} expands nothing; name a block, e.g. --method cl')
-    return [('', mmexpand.ExpandConfig(**given))]
+    return [('', mmexpand.ExpandConfig(**given, init='default'))]
 
 
 def describe(plans: list, costs: dict) -> str:
@@ -97,6 +97,7 @@ def main(args: argparse.Namespace) -> None:
     )
     if args.dry_run:
         done = dry_run_training(cfg, expansion_of(args))
+        print(f'Start: {done.start}')
         held = '' if done.memory is None else f', at most {done.memory / 2**20:,.0f} MiB held'
         print(
             f'Dry run: one iteration trained (loss {done.loss:.4g}{held}), contracted, verified '

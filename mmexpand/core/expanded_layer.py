@@ -45,6 +45,7 @@ class ExpandedLayer(nn.Module):
         factors: of 'cl', 'ck' and 'fc': the chain, the one applied first in front. The expression
             of any other block, or of a transposed convolution, is an attribute of the block's name.
         leaf: what the network sees of the kernel where compact-size gradients are on, else None.
+        given: None, or a list that records the weight and bias that were given last; not copied.
     """
 
     def __init__(self, layer: nn.Module, block: str, site: Site, forward: str):
@@ -66,6 +67,7 @@ class ExpandedLayer(nn.Module):
         self.kernel = self._new_kernel()
         self.leaf: FoldedLeaf | None = None
         self._offered: Offer | None = None
+        self.given: list[tuple[Tensor, Tensor | None]] | None = None
         self.train(layer.training)
 
     @property
@@ -276,7 +278,7 @@ class ExpandedLayer(nn.Module):
 
     def __getstate__(self) -> dict:
         """Pickle and deep-copy without kept products: a copy is not part of a reducer."""
-        return {**self.__dict__, 'kernel': None, 'leaf': None}
+        return {**self.__dict__, 'kernel': None, 'leaf': None, 'given': None}
 
     def __setstate__(self, state: dict) -> None:
         """Take up a pickled or copied state; the kernel is folded again."""
@@ -307,6 +309,8 @@ class ExpandedLayer(nn.Module):
         # Nothing that moves the factors to a GPU moves what is offered.
         if offered.weight_was_written and self.is_linear:
             self.set_weight(offered.weight, offered.bias)
+            if self.given:
+                self.given.clear()  # An initialisation's is random, as a rule.
         elif offered.bias_was_written:
             add_bias(self.expression, offered.bias.to(self.like.device) - self.bias)
 
@@ -324,6 +328,8 @@ class ExpandedLayer(nn.Module):
         reason = kernel_refusal(self.expression)
         if reason:
             raise UserValueError(reason)
+        if self.given is not None:
+            self.given[:] = [(weight, bias)]
         weight, bias = (t if t is None else t.to(self.like.device).double() for t in (weight, bias))
         for norm in self._norms:
             norm.become_identity()
@@ -386,9 +392,11 @@ class ExpandedLayer(nn.Module):
         fits = held == {key: tuple(value.shape) for key, value in mine.items()}
         for norm in self._norms:
             norm.is_anchored |= fits
+        shape = None if weight is None else tuple(weight.shape)
+        own = self.site.weight_shape
+        if fits and shape == own and self.given is not None:
+            self.given[:] = [(weight, bias)]
         if not fits and (held or weight is not None):
-            shape = None if weight is None else tuple(weight.shape)
-            own = self.site.weight_shape
             if shape == own and (bias is not None) == self.site.bias:
                 self._set_loaded_weight(weight, bias, prefix.rstrip('.'))
             else:

@@ -1,12 +1,17 @@
 """Builders that expand a model in the ``model`` part of a config."""
 
+import copy
+from collections.abc import Callable
+from functools import partial
 from types import MethodType
 
 from mmengine.registry import MODELS
 from torch import nn
 
-from ..surgery import ExpandConfig, Plan, expand_, is_expanded, named_units, plan
+from ..surgery import ExpandConfig, Plan, expand_, is_expanded, named_units
 from ..surgery.config import takes_options
+from ..surgery.plan import make_plan
+from .given import given_layers
 from .logs import log
 
 
@@ -28,8 +33,10 @@ def ExpandModel(model: dict, data_preprocessor: dict | None = None, **options: o
     cfg = ExpandConfig.of(options)
     if data_preprocessor is not None:
         model = {'data_preprocessor': data_preprocessor, **model}
+    # Some constructors write to their config.
+    again = partial(MODELS.build, copy.deepcopy(model))
     built = MODELS.build(model)
-    expand_built(built, cfg)
+    expand_built(built, cfg, again)
     return built
 
 
@@ -47,18 +54,30 @@ def ExpandBackbone(backbone: dict, **options: object) -> nn.Module:
     return ExpandModel(backbone, **options)
 
 
-def expand_built(module: nn.Module, cfg: ExpandConfig) -> Plan:
+def expand_built(
+    module: nn.Module, cfg: ExpandConfig, build: Callable[[], nn.Module] | None = None
+) -> Plan:
     """Expand a module that has just been built, before its ``init_weights`` was called.
 
     'preserve' needs the weights that are to be preserved: ``init_weights`` is called first, and
     does nothing when the Runner calls it. (mmengine's own does nothing a second time, but what a
     network's class adds to it would write to the factors.)
+
+    Args:
+        module: of any class.
+        cfg: the options.
+        build: builds the module again, for 'auto'; None: nothing can, and 'auto' is 'preserve'.
     """
-    if cfg.init == 'preserve' and hasattr(module, 'init_weights') and not _is_initialised(module):
+    given, initialised = None, _is_initialised(module)
+    if cfg.init == 'auto' and build is not None and not initialised:
+        given = given_layers(module, build)
+    # Whether the Runner's call of init_weights is to reach the factors.
+    initialise = cfg.init == 'default' or given is not None
+    if not initialise and not initialised and hasattr(module, 'init_weights'):
         module.init_weights()
         # Bound, so that a copy's is its own.
         module.init_weights = MethodType(_init_no_more, module)
-    planned = plan(module, cfg)
+    planned = make_plan(module, cfg, given)
     if planned:
         more = planned.params_after - planned.params_before
         # Weights, gradients and momentum, in float32.
@@ -67,8 +86,17 @@ def expand_built(module: nn.Module, cfg: ExpandConfig) -> Plan:
             f'and about {12 * more / 1e6:,.1f} MB with gradients and momentum while training\n'
             f'{planned}'
         )
+    preserved = {
+        layer.name: module.get_submodule(layer.name)
+        for layer in planned
+        if layer.init == 'preserve'
+    }
     expand_(module, planned)
-    if cfg.init == 'default':
+    for name, unit in named_units(module).items():
+        if unit.given is None:
+            layer = preserved.get(name)
+            unit.given = [] if layer is None else [(layer.weight, layer.bias)]
+    if initialise:
         # Some networks write to a layer's weight in their own init_weights.
         for unit in named_units(module).values():
             unit.offer_weight()

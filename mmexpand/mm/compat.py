@@ -28,6 +28,11 @@ def set_load_path(runner: Runner, path: str) -> None:
     runner._load_from = path
 
 
+def load_again(runner: Runner) -> None:
+    """Have a Runner that has loaded its checkpoint load it again (mmengine 0.10.7)."""
+    runner._has_loaded = False
+
+
 def has_train_loop(runner: Runner) -> bool:
     """Return whether a Runner has built its train loop (mmengine 0.10.7)."""
     return isinstance(runner._train_loop, BaseLoop)

@@ -22,9 +22,9 @@ from .checkpoints import DISTILL_LOSSES, is_training, match_checkpoint, unwrap
 from .compact_config import make_compact_config
 from .compat import run_forward
 from .config_file import is_packaged, open_config
-from .dry_run import random_state_kept
 from .logs import log
 from .models import converts_channels
+from .random_state import random_state_kept
 from .rebuild import check_rebuildable, rebuild_optimizer, rewrap
 
 

@@ -2,12 +2,10 @@
 
 import io
 import logging
-import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dist import is_main_process
@@ -24,6 +22,7 @@ from .contraction import Contraction, compact_checkpoint, contract_and_verify, h
 from .evaluation import evaluate_one_batch, first_batch
 from .logs import log
 from .models import build_compact_model
+from .random_state import random_state_kept
 from .ranks import describe, together
 
 
@@ -132,16 +131,3 @@ def _refused(step: str, way_out: str) -> Iterator[None]:
         raise DryRunError(
             f'post-training step "{step}" would fail: {describe(error)}; {way_out}'
         ) from error
-
-
-@contextmanager
-def random_state_kept() -> Iterator[None]:
-    """Restore the random states of Python, numpy and torch after this context."""
-    states: list[Any] = [random.getstate(), np.random.get_state()]
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    try:
-        with torch.random.fork_rng(devices):
-            yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])

@@ -13,6 +13,7 @@ from .compact_config import hook_configs, type_name
 from .hooks import ContractHook
 from .launch import build_runner, temporary_work_dir, training_splits
 from .models import set_expansion
+from .start import StartHook
 
 
 @HOOKS.register_module()
@@ -29,11 +30,13 @@ class DryRun:
 
     Attributes:
         loss: the training loss.
+        start: words on the start of the expanded layers; see ``StartHook``.
         memory: peak memory in bytes, of the GPU or, without a GPU, of this process; None if the
             system does not report it.
     """
 
     loss: float
+    start: str | None
     memory: int | None
 
 
@@ -72,7 +75,8 @@ def dry_run_training(cfg: Config, expand: dict | None = None) -> DryRun:
         runner = build_runner(cfg, training_splits(cfg))
         runner.train()
         loss = runner.message_hub.get_scalar('train/loss').current()
-    return DryRun(float(loss), _peak_memory())
+        starts = [hook.words for hook in runner.hooks if isinstance(hook, StartHook)]
+    return DryRun(float(loss), next(iter(starts), None), _peak_memory())
 
 
 def _peak_memory() -> int | None:

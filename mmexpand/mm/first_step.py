@@ -24,8 +24,9 @@ from torch.optim.optimizer import (
 from ..core.expanded_layer import ExpandedLayer
 from ..errors import UserRuntimeError, UserValueError
 from ..surgery import named_units
-from .checkpoints import unwrap
+from .checkpoints import put_in_front, unwrap
 from .logs import log
+from .start import StartHook
 
 
 class FirstStepHook(Hook):
@@ -100,6 +101,8 @@ def watch_first_steps(runner: Runner) -> None:
     """Have a Runner's first training steps looked at, once."""
     if not any(isinstance(hook, FirstStepHook) for hook in runner.hooks):
         runner.register_hook(FirstStepHook(), priority='LOWEST')
+        # Before DistillHook, which adds hooks to the model that copies would have.
+        put_in_front(runner, StartHook())
 
 
 class SteppedOptimizers:

@@ -21,9 +21,9 @@ from ..stack import check_installed
 from ..surgery import contract, is_expanded
 from ..surgery.copying import copy_model
 from .checkpoints import unwrap
-from .dry_run import random_state_kept
 from .evaluation import worker_options
 from .logs import log
+from .random_state import random_state_kept
 from .ranks import on_main
 
 FILE, PICTURE = 'gradient_confusion.json', 'gradient_confusion.png'

@@ -3,6 +3,8 @@
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from mmengine.hooks import EMAHook, Hook
@@ -19,6 +21,7 @@ from ..surgery.config import takes_options
 from .builders import expand_built
 from .checkpoints import is_training, put_in_front, unwrap
 from .compact_config import type_name
+from .compat import load_again
 from .contraction import (
     check_writable,
     contract_and_check,
@@ -33,7 +36,7 @@ from .first_step import watch_first_steps
 from .guard import guard_checkpoints
 from .logs import log
 from .lost_hooks import warn_of_lost_hooks
-from .models import configured_expansions
+from .models import build_compact_model, configured_expansions
 from .ranks import describe, on_main, start_alike
 from .rebuild import check_rebuildable, rebuild_optimizer, rewrap
 from .resume import will_resume
@@ -104,11 +107,17 @@ class ExpandHook(Hook):
         self._guard.warm_start |= self.warm_start
         if is_training(runner):
             warn_of_lost_hooks(runner.cfg)
+            if not getattr(unwrap(runner.model), 'is_init', True):
+                load_again(runner)  # Weights that a validation has loaded are initialised now.
         elif self.cfg.nonlinear is None:
             return
         model = unwrap(runner.model)
         names = {id(p): name for name, p in model.named_parameters()}
-        plan = expand_built(model, self.cfg)
+        cfg = self.cfg
+        if cfg.init == 'auto' and will_resume(runner):
+            cfg = replace(cfg, init='default')  # The checkpoint has all weights.
+        build = partial(build_compact_model, runner.cfg) if has_model(runner.cfg) else None
+        plan = expand_built(model, cfg, build)
         if plan:
             self._names = names
             _warn_of_frozen(model, [layer.name for layer in plan])

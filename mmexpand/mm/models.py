@@ -1,6 +1,7 @@
 """The compact or expanded model of a config, built without a Runner."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from mmengine.config import Config
@@ -28,7 +29,10 @@ def build_compact_model(cfg: Config) -> nn.Module:
 
 
 def configured_expansions(cfg: Config) -> list[Expansion]:
-    """Return the expansions of the ExpandHooks and builders in a config."""
+    """Return the expansions of the ExpandHooks and builders in a config.
+
+    'auto' becomes 'default': weights are loaded into these models, or have no influence.
+    """
     expansions = [
         ('', _expand_config(hook, ()))
         for hook in hook_configs(cfg)
@@ -155,7 +159,8 @@ def _builder_expansions(node: Any, path: str) -> Iterator[Expansion]:
 def _expand_config(node: Mapping, others: tuple[str, ...]) -> ExpandConfig:
     own = ('compact_gradients', 'warm_start', 'freeze_norms')
     ignored = {'type', 'priority', '_scope_', *own, *others}
-    return ExpandConfig.of({key: value for key, value in node.items() if key not in ignored})
+    cfg = ExpandConfig.of({key: value for key, value in node.items() if key not in ignored})
+    return replace(cfg, init='default') if cfg.init == 'auto' else cfg
 
 
 def converts_channels(data_preprocessor: nn.Module) -> bool:

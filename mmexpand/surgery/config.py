@@ -8,11 +8,13 @@ from typing import Any, TypeVar
 
 from ..core.blocks import resolve_method
 from ..core.expanded_layer import FORWARDS
-from ..core.factorise import INITS
+from ..core.factorise import INITS as BLOCK_INITS
 from ..core.names import check_choice, near_matches
 from ..core.options import BlockOptions
 from ..core.site import check_rate
 from ..errors import UserTypeError, UserValueError
+
+INITS = ('auto', *BLOCK_INITS)
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,11 @@ class ExpandConfig(BlockOptions):
             MobileNetV2 that are not). None: every layer that the method can expand.
             Default: None.
         exclude: which of those not; patterns as in ``include``. Default: None.
-        init: 'default' (the factors' own initialisation, as in the paper) or 'preserve'
-            (factors whose product is the present weight). Default: 'default'.
+        init: how a block starts: 'preserve' (from the layer's present weight), 'default' (from
+            the block's own initialisation, as in the paper), or 'auto' ('preserve' for layers
+            whose weight was given, 'default' for random ones; a weight was given if building the
+            model again gives the same; the hook and the builders build again, ``expand_`` cannot
+            and preserves all layers). With ``nonlinear``, 'auto' is 'default'. Default: 'auto'.
         forward: 'layerwise' (the paper's chain), 'folded' (one convolution with the product),
             or 'auto' (the cheaper, per layer, input size and device). Blocks with norms in their
             branches are run branch by branch, or folded by statistics of a part of the pixels.
@@ -55,7 +60,7 @@ class ExpandConfig(BlockOptions):
     rate: float = 4
     include: str | Sequence[str] | None = None
     exclude: str | Sequence[str] | None = None
-    init: str = 'default'
+    init: str = 'auto'
     forward: str = 'auto'
 
     @classmethod
@@ -100,6 +105,8 @@ class ExpandConfig(BlockOptions):
         resolve_method(self.method, self.options)
         check_rate(self.rate)
         check_choice('init', self.init, INITS)
+        if self.nonlinear and self.init == 'auto':
+            object.__setattr__(self, 'init', 'default')
         check_choice('forward', self.forward, FORWARDS)
         if self.nonlinear and (self.init, self.forward) not in (
             ('default', 'auto'),

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from torch import nn
 
@@ -49,7 +50,7 @@ def expand_(model: nn.Module, cfg: ExpandConfig | Plan | None = None, **options:
     replaced = {}
     for layer in done:
         old = model.get_submodule(layer.name)
-        replaced[old] = _expand_layer(old, done.config)
+        replaced[old] = _expand_layer(old, done.config, layer.init)
     for layer, unit in zip(done, replaced.values(), strict=True):
         _replace(model, layer.names, unit)
     replace_references(model, replaced)
@@ -58,9 +59,10 @@ def expand_(model: nn.Module, cfg: ExpandConfig | Plan | None = None, **options:
 
 def _check_plan(model: nn.Module, given: Plan, options: dict) -> Plan:
     """Refuse a plan that was made for another model, or changed."""
-    possible = plan(model, given.config, **options).layers
+    # A layer's start may be chosen in the plan.
+    possible = plan(model, replace(given.config, init='default'), **options).layers
     for layer in given:
-        if layer not in possible:
+        if replace(layer, init='default') not in possible:
             raise UserValueError(
                 f'the plan does not fit {type(model).__name__}: {layer.name} cannot be expanded as '
                 f'planned ({layer}); make the plan again with mmexpand.plan'
@@ -68,11 +70,11 @@ def _check_plan(model: nn.Module, given: Plan, options: dict) -> Plan:
     return given
 
 
-def _expand_layer(layer: nn.Module, cfg: ExpandConfig) -> Unit:
+def _expand_layer(layer: nn.Module, cfg: ExpandConfig, init: str) -> Unit:
     how = dict(
         rate=cfg.rate,
         method=cfg.method,
-        init=cfg.init,
+        init=init,
         forward=cfg.forward,
         **cfg.options.chosen,
     )

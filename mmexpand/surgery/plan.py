@@ -3,7 +3,7 @@
 import fnmatch
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -40,6 +40,7 @@ class LayerPlan:
             applies them; 1x1 kernels for a linear layer.
         params_before: number of parameters of the layer.
         params_after: number of parameters of its factors.
+        init: how its block starts: 'preserve' or 'default', as in ``ExpandConfig``.
         options: of the block.
     """
 
@@ -50,6 +51,7 @@ class LayerPlan:
     factor_shapes: tuple[Shape, ...]
     params_before: int
     params_after: int
+    init: str
     options: BlockOptions = BlockOptions()  # noqa: RUF009  (never changed)
 
     @property
@@ -110,9 +112,20 @@ def plan(model: nn.Module, cfg: ExpandConfig | None = None, **options: object) -
     Raises:
         TypeError, ValueError: for options, see ``ExpandConfig``.
         ValueError: if a pattern matches no layer, if every layer is skipped (unless because it
-            is expanded already), or if 'preserve' is asked for at a rate that makes it impossible.
+            is expanded already), or if a layer is to be preserved at a rate that makes it
+            impossible.
     """
-    cfg = ExpandConfig.given(cfg, options)
+    return make_plan(model, ExpandConfig.given(cfg, options))
+
+
+def make_plan(model: nn.Module, cfg: ExpandConfig, given: Set[str] | None = None) -> Plan:
+    """Decide which layers to expand, as ``plan`` does.
+
+    Args:
+        model: any model.
+        cfg: the options.
+        given: names of layers whose weights were given, for ``init='auto'``; None: all.
+    """
     names = _layer_names(model)
     owners = Counter(
         id(parameter)
@@ -129,7 +142,9 @@ def plan(model: nn.Module, cfg: ExpandConfig | None = None, **options: object) -
         if reason:
             result.skipped.append(SkippedLayer(aliases[0], reason))
         else:
-            result.layers.append(_plan_layer(layer, aliases, cfg))
+            kept = cfg.init == 'auto' and (given is None or not given.isdisjoint(aliases))
+            init = 'preserve' if kept or cfg.init == 'preserve' else 'default'
+            result.layers.append(_plan_layer(layer, aliases, cfg, init))
     expanded_already = any(layer.reason == EXPANDED_ALREADY for layer in result.skipped)
     if not result.layers and not expanded_already:
         raise UserValueError(f'nothing to expand in {type(model).__name__}: {_why(result.skipped)}')
@@ -238,15 +253,16 @@ def _refuse(layer: nn.Module, owners: Counter, held: dict[int, str], cfg: Expand
     return ''
 
 
-def _plan_layer(layer: nn.Module, aliases: list[str], cfg: ExpandConfig) -> LayerPlan:
+def _plan_layer(layer: nn.Module, aliases: list[str], cfg: ExpandConfig, init: str) -> LayerPlan:
     # On the meta device it takes no memory, and has all shapes.
     block, site = choose_block(cfg.method, Site.of(layer, cfg.rate, cfg.options, 'meta'))
     expression = build_expression(block, site)
-    impossible = cfg.init == 'preserve' and kernel_refusal(expression)
+    impossible = init == 'preserve' and kernel_refusal(expression)
     if impossible:
         raise UserValueError(
-            f"init='preserve' is impossible for {aliases[0]} with method={cfg.method!r} and "
-            f"rate={cfg.rate}: {impossible}; or exclude the layer, or use init='default'"
+            f'init={cfg.init!r} cannot preserve the weight of {aliases[0]} with '
+            f'method={cfg.method!r} and rate={cfg.rate}: {impossible}; or exclude the layer, or '
+            "discard its weight with init='default'"
         )
     return LayerPlan(
         aliases[0],
@@ -256,6 +272,7 @@ def _plan_layer(layer: nn.Module, aliases: list[str], cfg: ExpandConfig) -> Laye
         tuple(tuple(as_kernel(factor.weight).shape) for factor in leaves(expression)),
         _count(layer),
         _count(expression),
+        init,
         site.options,
     )
 

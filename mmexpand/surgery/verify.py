@@ -123,7 +123,7 @@ def verify(
             f'{", ".join(layers.diverged)}: training has diverged; lower the learning rate, or '
             'clip gradients'
         )
-    errors = _errors(reference, output)
+    errors = relative_errors(reference, output)
     if not errors:
         raise UserValueError('the forward pass returned no tensor to compare; return its outputs')
     # An infinite score marks a masked element.
@@ -262,7 +262,16 @@ def _layerwise(units: Iterable[Unit]) -> Iterator[None]:
                 unit.forward = forward
 
 
-def _errors(reference: Any, output: Any) -> list[float]:
+def relative_errors(reference: Any, output: Any) -> list[float]:
+    """Return the largest error of each tensor, relative to its largest magnitude.
+
+    Args:
+        reference: tensors in any nesting of lists, tuples and dicts.
+        output: tensors in the same nesting.
+
+    Raises:
+        VerificationError: if they differ in structure.
+    """
     if isinstance(reference, Tensor):
         if not isinstance(output, Tensor) or output.shape != reference.shape:
             raise VerificationError(
@@ -279,7 +288,7 @@ def _errors(reference: Any, output: Any) -> list[float]:
                 f'{type(output).__name__} compact'
             )
         pairs = zip(reference, output, strict=True)
-        return [error for pair in pairs for error in _errors(*pair)]
+        return [error for pair in pairs for error in relative_errors(*pair)]
     return []
 
 

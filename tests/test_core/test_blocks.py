@@ -124,7 +124,8 @@ def test_preserve(how, groups):
 def test_norms_start_from_given_weights(how, bias, groups, forward):
     torch.manual_seed(0)
     size, stride = sizes(how)[0], 2 if groups == 1 else 1
-    conv = nn.Conv2d(4, 8, size, stride, padding=1, groups=groups, bias=bias).double()
+    geometry = dict(stride=stride, padding=1, dilation=3 - stride, groups=groups)
+    conv = nn.Conv2d(4, 8, size, bias=bias, **geometry).double()
     unit = ExpandedConv2d.from_conv(conv, 4, init='preserve', forward=forward, **how)
     batches = torch.randn(3, 4, 4, 28, 28, dtype=torch.float64).relu()
     assert steps(4 * (28 // stride) ** 2, unit.site) != (1, 1), 'the sample is all pixels'
@@ -150,7 +151,7 @@ def test_norms_start_from_given_weights(how, bias, groups, forward):
 def test_a_state_dict_contracts_without_a_model(how, bias):
     net = nn.Sequential(nn.Conv2d(4, 8, sizes(how)[0], groups=2, bias=bias), nn.BatchNorm2d(8))
     net = net.double()
-    mmexpand.expand_(net, ExpandConfig(rate=0.5, **how))
+    mmexpand.expand_(net, ExpandConfig(rate=0.5, init='default', **how))
     trained(net)
     state_dict = net.state_dict()
     assert is_expanded_state_dict(state_dict)

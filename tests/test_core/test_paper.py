@@ -47,7 +47,7 @@ def test_the_papers_network_contracts_exactly(method):
     torch.manual_seed(0)
     compact = small_net().double()
     expanded = small_net().double()
-    mmexpand.expand_(expanded, ExpandConfig(method, 2))
+    mmexpand.expand_(expanded, ExpandConfig(method, 2, init='default'))
     x = torch.randn(4, 3, 32, 32, dtype=torch.float64)
     optimizer = torch.optim.SGD(expanded.parameters(), 0.01)
     for _ in range(3):

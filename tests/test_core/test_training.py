@@ -29,7 +29,7 @@ def net(forward, method='cl'):
         nn.Flatten(),
         nn.Linear(32, 5),
     ).double()
-    mmexpand.expand_(model, ExpandConfig(method, 2, forward=forward))
+    mmexpand.expand_(model, ExpandConfig(method, 2, init='default', forward=forward))
     return model
 
 

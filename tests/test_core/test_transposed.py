@@ -155,7 +155,7 @@ def test_a_state_dict_contracts_without_a_model(how, groups):
     net = nn.Sequential(
         transposed(8, size, groups=groups, stride=2), nn.Conv2d(8, 4, size, bias=False).double()
     )
-    mmexpand.expand_(net, ExpandConfig(rate=0.5, **how))
+    mmexpand.expand_(net, ExpandConfig(rate=0.5, init='default', **how))
     trained(net)
     state_dict = net.state_dict()
     assert is_expanded_state_dict(state_dict)

@@ -1,6 +1,7 @@
 """What every process of test_ranks.py runs: a training of two ranks that draw differently.
 
-Writes the factors that each rank has at the end beside the work dir.
+Writes the factors that each rank has at the end, and how far its start was from the checkpoint,
+beside the work dir.
 """
 
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import nn
 from mmexpand.mm.checkpoints import unwrap
 from mmexpand.mm.models import build_compact_model
 from mmexpand.mm.runtime import prepare_cpu
+from mmexpand.mm.start import StartHook
 from tests.conftest import small_config
 from tests.processes import work
 
@@ -37,8 +39,10 @@ class Averaging(EncoderDecoder):
 
 def main(street: str, directory: Path, hooks: str) -> None:
     cfg = small_config(street, directory / 'work_dir', **{'model.type': 'Averaging'})
-    if hooks == 'one':
+    if hooks in ('one', 'norms'):
         cfg.custom_hooks[0].include = ['backbone.encoder', 'auxiliary']
+        if hooks == 'norms':
+            cfg.custom_hooks[0].method = 'repvgg'
     else:
         # The first one's reduction at compact size has to give way to the second's.
         how = dict(layerwise=dict(forward='layerwise'), factors=dict(compact_gradients=False))
@@ -55,6 +59,8 @@ def main(street: str, directory: Path, hooks: str) -> None:
     runner.train()
     factors = dict(unwrap(runner.model).named_parameters())
     torch.save(factors, directory / f'factors_{dist.get_rank()}.pth')
+    start = next(hook.words for hook in runner.hooks if isinstance(hook, StartHook))
+    (directory / f'start_{dist.get_rank()}.txt').write_text(start)
 
 
 if __name__ == '__main__':

@@ -626,7 +626,7 @@ def test_efficient_conv_bn_eval_of_a_conv_module(forward):
         (dict(rates=4), 'rates'),
         (dict(include='backbone.encodr'), 'near matches: backbone.encoder'),
         (dict(method='ck'), '3x3'),
-        (dict(init='preserve', rate=0.5), 'impossible for'),
+        (dict(init='preserve', rate=0.5), 'cannot preserve'),
     ],
 )
 def test_bad_input_is_refused_before_training(seg_cfg, expand, words):

@@ -30,6 +30,7 @@ def images(tmp_path):
 def test_a_segmentor(seg_cfg, images):
     visualizer = dict(type='SegLocalVisualizer', name='visualizer')
     cfg = seg_cfg(visualizer=visualizer, **{'train_cfg.max_iters': 2})
+    cfg.custom_hooks[0].update(method='repvgg')
     Runner.from_cfg(cfg).train()
     work_dir = Path(cfg.work_dir)
     inferencer = MMSegInferencer(

@@ -41,7 +41,7 @@ def test_expands_and_contracts_exactly(name, method):
     keys = list(model.state_dict())
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     transposed = {n for n, m in model.named_modules() if isinstance(m, nn.ConvTranspose2d)}
-    plan = mmexpand.expand_(model, ExpandConfig(method, 1.5))
+    plan = mmexpand.expand_(model, ExpandConfig(method, 1.5, init='default'))
     assert len(plan) > 30
     assert transposed <= {layer.name for layer in plan}
     assert bool(transposed) == ('centernet' in name)

@@ -41,7 +41,9 @@ def test_modes():
 def test_expanded_and_contracted_computes_the_same(method):
     torch.manual_seed(0)
     model = SmallNet(7, (4, 8), image_size=8).double()
-    mmexpand.expand_(model, mmexpand.ExpandConfig(method, rate=2, include='features'))
+    mmexpand.expand_(
+        model, mmexpand.ExpandConfig(method, rate=2, init='default', include='features')
+    )
     images = torch.randn(2, 3, 8, 8, dtype=torch.float64)
     compact = mmexpand.contract(model)
     assert list(compact.state_dict()) == list(SmallNet(7, (4, 8), image_size=8).state_dict())

@@ -47,7 +47,7 @@ def perturb(model):
 def test_contract_gives_back_the_network(net, method, forward):
     keys, types = list(net.state_dict()), [type(m) for m in net.modules()]
     original = copy.deepcopy(net)
-    mmexpand.expand_(net, ExpandConfig(method, 2, forward=forward))
+    mmexpand.expand_(net, ExpandConfig(method, 2, init='default', forward=forward))
     assert mmexpand.is_expanded(net)
     perturb(net)
     x = torch.randn(2, 3, 8, 8, dtype=torch.float64)

@@ -23,7 +23,7 @@ def test_old_checkpoints_contract_to_the_same_weights(method):
         nn.ReLU(),
         nn.Conv2d(4, 4, 3, padding=1),
     )
-    mmexpand.expand_(net, ExpandConfig(method, 2))
+    mmexpand.expand_(net, ExpandConfig(method, 2, init='default'))
     net.load_state_dict(saved['expanded'])
     for compact in (mmexpand.contract(net).state_dict(), contract_state_dict(saved['expanded'])):
         assert compact.keys() == saved['compact'].keys()

@@ -64,7 +64,7 @@ def test_every_layer_is_planned_or_skipped_with_its_reason():
 
 
 def test_entries_say_what_becomes_of_a_layer():
-    plan = mmexpand.plan(net(), ExpandConfig('auto', 2, include='backbone'))
+    plan = mmexpand.plan(net(), ExpandConfig('auto', 2, include='backbone', init='default'))
     first, second = plan
     assert first.method == 'cl'
     assert first.factor_shapes == ((6, 3, 1, 1), (8, 6, 3, 3), (4, 8, 1, 1))
@@ -76,7 +76,9 @@ def test_entries_say_what_becomes_of_a_layer():
 
 
 def test_rounding():
-    plan = mmexpand.plan(nn.Sequential(nn.Conv2d(3, 10, 3)), ExpandConfig(rate=0.25))
+    plan = mmexpand.plan(
+        nn.Sequential(nn.Conv2d(3, 10, 3)), ExpandConfig(rate=0.25, init='default')
+    )
     assert plan.layers[0].factor_shapes == ((1, 3, 1, 1), (3, 1, 3, 3), (10, 3, 1, 1))
 
 
@@ -144,7 +146,8 @@ def test_exclude():
         (dict(exclude='re:['), r"exclude='re:\[' is not a regular expression"),
         (dict(method='ck', include='backbone.conv1'), 'backbone.conv1: .*3x3'),
         (dict(method='fc', include='backbone.conv1'), 'linear layers only'),
-        (dict(init='preserve', rate=0.5), 'impossible for backbone.conv1 .*rate=0.5'),
+        (dict(init='preserve', rate=0.5), 'cannot preserve .* backbone.conv1 with .*rate=0.5'),
+        (dict(rate=0.5), "init='auto' cannot preserve .*or use init='default'"),
     ],
 )
 def test_errors_name_the_way_out(fields, words):

@@ -93,7 +93,7 @@ CASES = [
     (f'{TRAIN} --cfg-options custom_hooks.0.method=ck', '3x3'),
     (
         f'{TRAIN} --cfg-options custom_hooks.0.init=preserve custom_hooks.0.rate=0.5',
-        'impossible for',
+        'cannot preserve the weight of',
     ),
     ('plan.py {CONFIG} --include head.none', 'matches no convolution'),
     ('plan.py {CONFIG} --include re:[', "include='re:\\[' is not a regular expression"),

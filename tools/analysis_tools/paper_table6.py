@@ -70,7 +70,7 @@ def parse_args() -> argparse.Namespace:
 def network(method: str, rate: int | None) -> nn.Module:
     model = SmallNet(kernel_size=7, channels=(8, 16, 32, 64))
     if METHODS[method]:
-        config = ExpandConfig(rate=rate, forward='layerwise', **METHODS[method])
+        config = ExpandConfig(rate=rate, init='default', forward='layerwise', **METHODS[method])
         mmexpand.expand_(model, config)
     return model.train()  # In eval mode a unit is one convolution.
 

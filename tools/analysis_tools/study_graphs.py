@@ -132,7 +132,7 @@ def build_model(cfg: Config) -> nn.Module:
         fields = dict(hook)
         if fields.pop('type') != 'ExpandHook':
             raise UserValueError(f'{hook.type} is not ExpandHook; use study.py')
-        expand_(model, ExpandConfig(**fields))
+        expand_(model, ExpandConfig(**{'init': 'default', **fields}))
     return model
 
 

@@ -1,0 +1,122 @@
+"""The start of an expanded training: how many layers have given weights, and how well these fit."""
+
+import copy
+import logging
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from torch import nn
+
+from ..surgery import contract_, named_units
+from ..surgery.copying import copy_model
+from ..surgery.verify import full_precision, relative_errors
+from .checkpoints import unwrap
+from .evaluation import preprocess
+from .guard import guard_checkpoints
+from .logs import log
+from .models import features, tensor_outputs
+from .random_state import random_state_kept
+from .ranks import describe
+
+LARGE = 0.01
+"""The distance in eval mode from which on the log warns: rounding does not explain it."""
+
+
+class StartHook(Hook):
+    """Says in the log, at the first training step, what the expanded layers start from.
+
+    Where weights were given, the expanded network is compared with the network that has these
+    weights, on the batch of the step.
+
+    Attributes:
+        words: what the log says; None before the first step, and where a training is resumed.
+    """
+
+    def __init__(self):
+        self.words: str | None = None
+        self._looked = False
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Look at the first step, and let the given weights go."""
+        if self._looked:
+            return
+        self._looked = True
+        model = unwrap(runner.model)
+        units = named_units(model)
+        if not runner.iter or guard_checkpoints(runner).warm_start:
+            self.words, level = _describe_start(model, data_batch, bool(runner.cfg.get('compile')))
+            log(self.words, level)
+        for unit in units.values():
+            unit.given = None
+
+
+def _describe_start(model: nn.Module, batch: Any, compiled: bool) -> tuple[str, int]:
+    units = named_units(model)
+    others = [name for name, unit in units.items() if not unit.given]
+    words = f'{len(units) - len(others)} of {len(units)} expanded layers start from given weights'
+    if others:
+        words += f', {len(others)} from their initialisation, {others[0]} first'
+    if len(others) == len(units) or compiled:
+        return words, logging.INFO
+    try:
+        distances = distance_to_given(model, batch)
+    except Exception as error:
+        return f'{words}; not compared with the given network ({describe(error)})', logging.INFO
+    shown = ' and '.join(f'{value:.1e} in {mode} mode' for mode, value in distances.items())
+    level = logging.INFO if distances['eval'] < LARGE else logging.WARNING
+    return (
+        f'{words}; on the first batch outputs differ from those of the given network by at most '
+        f'{shown} (relative to the largest)',
+        level,
+    )
+
+
+def distance_to_given(model: nn.Module, batch: Any) -> dict[str, float]:
+    """Compare an expanded model with the compact one that has the weights its units were given.
+
+    Other units keep the kernel that they fold to, in both models and both modes. Copies are run:
+    the model, its norms and random states are left alone.
+
+    Args:
+        model: unwrapped; its units have recorded what they were given.
+        batch: of the train loop.
+
+    Returns:
+        The largest difference of an output, relative to the largest output, in 'eval' and
+        'training' mode.
+    """
+    given = {name: unit.given[0] for name, unit in named_units(model).items() if unit.given}
+    with random_state_kept(), full_precision(), torch.no_grad():
+        data = preprocess(model, batch, training=True)
+        expanded, compact = copy_model(model), contract_(copy_model(model))
+        for name, unit in named_units(expanded).items():
+            if name not in given:
+                unit.freeze_norms()
+        for name, (weight, bias) in given.items():
+            layer = compact.get_submodule(name)
+            layer.weight.copy_(weight)
+            if bias is not None:
+                layer.bias.copy_(bias)
+        found = {}
+        for mode in ('eval', 'training'):
+            outputs = [
+                _run(network.train(mode == 'training'), data) for network in (expanded, compact)
+            ]
+            found[mode] = max(relative_errors(*outputs))
+    return found
+
+
+def _run(model: nn.Module, data: dict) -> Any:
+    """Return a model's outputs, or its features if it has no outputs without labels."""
+    # Both networks draw the same, as dropout does.
+    torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
+    try:
+        return tensor_outputs(model, copy.deepcopy(data))
+    except Exception:
+        return features(model, copy.deepcopy(data))
