@@ -34,7 +34,7 @@ def test_parameter_counts_of_table_6(method, include, counts):
     assert in_the_papers_units(sum(p.numel() for p in model.parameters())) == '150.35K'
     for rate, expected in zip((2, 4, 8), counts, strict=True):
         model = small_net()
-        cfg = ExpandConfig(method, rate, include=include)
+        cfg = ExpandConfig(method, rate, include=include, init='default')
         plan = mmexpand.plan(model, cfg)
         mmexpand.expand_(model, cfg)
         params = sum(p.numel() for p in model.parameters())

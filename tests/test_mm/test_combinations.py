@@ -112,7 +112,8 @@ def test_a_later_hook_preserves_what_the_framework_initialises(seg_cfg):
 
 
 def test_the_other_order_is_refused(seg_cfg):
-    cfg = seg_cfg(custom_hooks=[expand('decode_head', init='preserve'), expand('backbone.encoder')])
+    later = expand('backbone.encoder', init='default')
+    cfg = seg_cfg(custom_hooks=[expand('decode_head', init='preserve'), later])
     with pytest.raises(ValueError, match=r"init='default' comes after one with 'preserve'.*front"):
         Runner.from_cfg(cfg).train()
 

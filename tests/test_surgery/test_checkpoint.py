@@ -38,7 +38,7 @@ def net():
 @pytest.mark.parametrize('rate', [0.5, 4])
 def test_contract_state_dict_needs_no_model(method, rate):
     expanded = net()
-    mmexpand.expand_(expanded, ExpandConfig(method, rate))
+    mmexpand.expand_(expanded, ExpandConfig(method, rate, init='default'))
     state_dict = expanded.state_dict()
     assert is_expanded_state_dict(state_dict)
     compact = contract_state_dict(state_dict)

@@ -147,7 +147,7 @@ def test_exclude():
         (dict(method='ck', include='backbone.conv1'), 'backbone.conv1: .*3x3'),
         (dict(method='fc', include='backbone.conv1'), 'linear layers only'),
         (dict(init='preserve', rate=0.5), 'cannot preserve .* backbone.conv1 with .*rate=0.5'),
-        (dict(rate=0.5), "init='auto' cannot preserve .*or use init='default'"),
+        (dict(rate=0.5), "init='auto' cannot preserve .*init='default'"),
     ],
 )
 def test_errors_name_the_way_out(fields, words):

@@ -81,7 +81,7 @@ def _seed():
 def check(model, layers):
     """Trained, contracted in a copy, and in place."""
     fresh = copy.deepcopy(model)
-    mmexpand.expand_(model, ExpandConfig(rate=2))
+    mmexpand.expand_(model, ExpandConfig(rate=2, init='default'))
     before = copy.deepcopy(model.state_dict())
     x = train(model)
     model.eval()

@@ -16,7 +16,7 @@ def models():
     expanded = nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Dropout(0.5)
     )
-    mmexpand.expand_(expanded)
+    mmexpand.expand_(expanded, init='default')
     return expanded, mmexpand.contract(expanded)
 
 
