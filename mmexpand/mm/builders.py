@@ -82,8 +82,8 @@ def expand_built(
         more = planned.params_after - planned.params_before
         # Weights, gradients and momentum, in float32.
         log(
-            f'Expanding {len(planned)} layers: {more:,} parameters more, {4 * more / 1e6:,.1f} MB, '
-            f'and about {12 * more / 1e6:,.1f} MB with gradients and momentum while training\n'
+            f'Expanding {len(planned)} layers: {more:,} more parameters ({4 * more / 1e6:,.1f} MB; '
+            f'about {12 * more / 1e6:,.1f} MB with gradients and momentum while training)\n'
             f'{planned}'
         )
     preserved = {

@@ -152,9 +152,9 @@ def _check_nonlinear(model: nn.Module, checkpoint: Mapping, starts: bool) -> Non
     if wrong:
         raise CheckpointError(
             f"{min(wrong)} has ReLU between its factors (nonlinear='relu') in the "
-            f'{"checkpoint" if theirs else "model"}, which no convolution or linear chain equals: '
-            'use the config that the checkpoint was trained with, or, to start a linear training '
-            'from it, the same method, rate and include with load_from'
+            f'{"checkpoint" if theirs else "model"}, so that no convolution or linear chain is '
+            'equal to it: use the config that the checkpoint was trained with, or, to start a '
+            'linear training from it, the same method, rate and include with load_from'
         )
 
 
@@ -231,7 +231,7 @@ def check_shapes(model: nn.Module, checkpoint: Mapping) -> None:
         raise CheckpointError(
             f'the checkpoint lacks {len(missing)} of the parameters of {type(model).__name__}, '
             f'{missing[0]} first; it is of another network (its keys are like '
-            f'{next(iter(state_dict), "(none)")!r})'
+            f'{next(iter(state_dict), "(none)")!r}): use a checkpoint of this network'
         )
     for key, value in model.state_dict().items():
         given = state_dict.get(key, value)
@@ -257,7 +257,7 @@ def _classes(checkpoint: Mapping) -> str:
     meta = checkpoint.get('meta', {}).get('dataset_meta') or {}
     classes = meta.get('classes', meta.get('CLASSES'))
     if not classes:
-        return '; it is of another network'
+        return '; it is of another network: use a checkpoint of this network'
     shown = ', '.join(map(str, classes[:5])) + (', ...' if len(classes) > 5 else '')
     return (
         f'; it was trained on {len(classes)} classes ({shown}): set num_classes and the '

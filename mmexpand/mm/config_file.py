@@ -73,5 +73,5 @@ def check_keys(cfg: Config, *needed: str) -> None:
     if missing:
         raise ConfigError(
             f'{cfg.filename or "the config"} lacks {", ".join(missing)}; use a complete config, '
-            'not a part of one that other configs name in _base_'
+            'not one that is only a _base_ of others'
         )

@@ -167,7 +167,10 @@ def _build_loss(name: str, cfg: dict) -> nn.Module:
 def _build_teacher(config: str, checkpoint: str) -> nn.Module:
     """Return the teacher's compact model, frozen and in eval mode."""
     if not is_packaged(config) and not Path(config).is_file():
-        raise UserValueError(f'DistillHook: teacher_config={config!r} does not exist')
+        raise UserValueError(
+            f'DistillHook: teacher_config={config!r} does not exist; use a path, or a name like '
+            'mmseg::unet/...'
+        )
     weights = load_checkpoint(checkpoint)
     cfg = make_compact_config(open_config(config))
     if cfg.get('data_preprocessor') is not None:

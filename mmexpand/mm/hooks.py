@@ -332,9 +332,8 @@ class ContractHook(Hook):
         if failures:
             reasons = '; '.join(f'{name}: {reason}' for name, reason in failures.items())
             raise ContractionError(
-                f'{len(failures)} could not be contracted and are not written: {reasons}. All '
-                'others are written; use tools/contract.py with the expanded checkpoints in the '
-                'work dir'
+                f'{len(failures)} of the compact files could not be written: {reasons}. The others '
+                'are written; use tools/contract.py with the expanded checkpoints in the work dir'
             )
 
     def _contract(self, runner: Runner, name: str, model: nn.Module) -> None:

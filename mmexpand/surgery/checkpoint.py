@@ -110,7 +110,7 @@ def _unreadable(path: Path) -> str:
     if path.suffix == '.safetensors':
         return f'{path} is not a PyTorch checkpoint; use the .pth file beside it'
     size = path.stat().st_size
-    return f'{path} ({size} bytes) is truncated, corrupt or not a checkpoint; use an older one'
+    return f'{path} ({size} bytes) is truncated, corrupt or not a checkpoint; use an older file'
 
 
 def save_checkpoint(checkpoint: Mapping[str, Any], path: str | os.PathLike) -> None:

@@ -245,7 +245,7 @@ def _refuse(layer: nn.Module, owners: Counter, held: dict[int, str], cfg: Expand
         return 'it shares a parameter with another layer'
     places = [held[id(p)] for p in layer.parameters() if id(p) in held]
     if places:
-        return f'the model keeps its parameter in {places[0]} too, and would go on with that'
+        return f'the model also holds its parameter in {places[0]}, outside its modules'
     try:
         choose_block(cfg.method, Site.of(layer, cfg.rate, cfg.options))
     except ValueError as error:

@@ -150,7 +150,7 @@ def _complaint(result: Verification, tolerance: float) -> str:
         )
     return (
         f'contraction changes the model: {changed}; {len(wrong)} of {len(result.layers)} layers '
-        f'are wrong, from the worst layer {named}'
+        f'are wrong: worst layer {named}'
     )
 
 

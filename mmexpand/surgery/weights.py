@@ -65,7 +65,7 @@ def load_weights(path: str | os.PathLike) -> dict[str, Tensor]:
         checkpoint = torch.load(path, map_location='cpu', pickle_module=_PICKLE, weights_only=False)
     except Exception as error:
         raise CheckpointError(
-            f'{path} is truncated or corrupt ({error}); use an older one'
+            f'{path} is truncated or corrupt ({error}); use an older checkpoint'
         ) from error
     finally:
         if forced is not None:
