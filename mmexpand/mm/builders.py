@@ -33,7 +33,7 @@ def ExpandModel(model: dict, data_preprocessor: dict | None = None, **options: o
     cfg = ExpandConfig.of(options)
     if data_preprocessor is not None:
         model = {'data_preprocessor': data_preprocessor, **model}
-    # Some constructors write to their config.
+    # A copy, since some constructors write to their config.
     again = partial(MODELS.build, copy.deepcopy(model))
     built = MODELS.build(model)
     expand_built(built, cfg, again)
@@ -59,28 +59,28 @@ def expand_built(
 ) -> Plan:
     """Expand a module that has just been built, before its ``init_weights`` was called.
 
-    'preserve' needs the weights that are to be preserved: ``init_weights`` is called first, and
-    does nothing when the Runner calls it. (mmengine's own does nothing a second time, but what a
-    network's class adds to it would write to the factors.)
+    'preserve' requires initialised weights, so that ``init_weights`` is called first and skipped
+    when the Runner calls it. (mmengine's own ``init_weights`` does nothing a second time, but a
+    network's class may extend it by code that would write to the factors.)
 
     Args:
-        module: of any class.
+        module: a module of any class.
         cfg: the options.
-        build: builds the module again, for 'auto'; None: nothing can, and 'auto' is 'preserve'.
+        build: builds the module again, for 'auto'; None makes 'auto' the same as 'preserve'.
     """
     given, initialised = None, _is_initialised(module)
     if cfg.init == 'auto' and build is not None and not initialised:
         given = given_layers(module, build)
-    # Whether the Runner's call of init_weights is to reach the factors.
+    # True if the Runner's own call of init_weights will initialise the factors.
     initialise = cfg.init == 'default' or given is not None
     if not initialise and not initialised and hasattr(module, 'init_weights'):
         module.init_weights()
-        # Bound, so that a copy's is its own.
+        # A bound method, so that a copy of the module gets a method of its own.
         module.init_weights = MethodType(_init_no_more, module)
     planned = make_plan(module, cfg, given)
     if planned:
         more = planned.params_after - planned.params_before
-        # Weights, gradients and momentum, in float32.
+        # 4 bytes for a float32 weight, 12 with its gradient and momentum.
         log(
             f'Expanding {len(planned)} layers: {more:,} more parameters ({4 * more / 1e6:,.1f} MB; '
             f'about {12 * more / 1e6:,.1f} MB with gradients and momentum while training)\n'
@@ -97,7 +97,7 @@ def expand_built(
             layer = preserved.get(name)
             unit.given = [] if layer is None else [(layer.weight, layer.bias)]
     if initialise:
-        # Some networks write to a layer's weight in their own init_weights.
+        # Some networks write to a layer's weight in init_weights: units must have one.
         for unit in named_units(module).values():
             unit.offer_weight()
     return planned

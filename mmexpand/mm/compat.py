@@ -29,7 +29,7 @@ def set_load_path(runner: Runner, path: str) -> None:
 
 
 def load_again(runner: Runner) -> None:
-    """Have a Runner that has loaded its checkpoint load it again (mmengine 0.10.7)."""
+    """Make a Runner load its checkpoint again (mmengine 0.10.7)."""
     runner._has_loaded = False
 
 
@@ -64,12 +64,12 @@ def run_forward(model: nn.Module, data: Any, mode: str) -> Any:
 
 
 def clips_as_mmengine(wrapper: OptimWrapper) -> bool:
-    """Return whether a wrapper's class clips gradients as its base does (mmengine 0.10.7)."""
+    """Return whether a wrapper's class clips gradients as OptimWrapper does (mmengine 0.10.7)."""
     return type(wrapper)._clip_grad is OptimWrapper._clip_grad
 
 
 def set_clip(wrapper: OptimWrapper, clip: Callable[[OptimWrapper], None]) -> None:
-    """Set the function that a wrapper clips gradients with (mmengine 0.10.7)."""
+    """Set the function with which a wrapper clips gradients (mmengine 0.10.7)."""
     wrapper._clip_grad = MethodType(clip, wrapper)
 
 

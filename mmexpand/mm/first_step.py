@@ -98,10 +98,10 @@ class FirstStepHook(Hook):
 
 
 def watch_first_steps(runner: Runner) -> None:
-    """Have a Runner's first training steps looked at, once."""
+    """Add the checks of the first training steps to a Runner, unless it has them."""
     if not any(isinstance(hook, FirstStepHook) for hook in runner.hooks):
         runner.register_hook(FirstStepHook(), priority='LOWEST')
-        # Before DistillHook, which adds hooks to the model that copies would have.
+        # Before DistillHook, whose hooks on the model would be copied with it.
         put_in_front(runner, StartHook())
 
 

@@ -1,4 +1,4 @@
-"""Weights that a constructor gives: building the model again gives the same."""
+"""Detection of given weights: building the model again gives the same weights."""
 
 import logging
 import random
@@ -17,16 +17,16 @@ from .ranks import describe
 def given_layers(module: nn.Module, build: Callable[[], nn.Module]) -> set[str] | None:
     """Return the names of the layers whose weights the constructor gives.
 
-    The module is built a second time under another random state. Equal weights were given: loaded,
-    drawn with a seed of the constructor's own, or constant. A layer that the second module lacks
-    counts as given. The second module is freed, and random states are kept.
+    The module is built a second time with another random state. Equal weights count as given: they
+    are loaded, constant, or drawn with a fixed seed. So do layers that the second module lacks.
+    The second module is freed, and random states are restored.
 
     Args:
-        module: as its constructor left it.
-        build: builds it again.
+        module: a module as its constructor returned it.
+        build: builds the module again.
 
     Returns:
-        The names; None if it cannot be built again.
+        The names, or None if the module cannot be built again.
     """
     try:
         with random_state_kept():
@@ -36,8 +36,8 @@ def given_layers(module: nn.Module, build: Callable[[], nn.Module]) -> set[str] 
             again = build()
     except Exception as error:
         log(
-            "init='auto' takes all weights as given: the model cannot be built a second time to "
-            f'compare ({describe(error)})',
+            "init='auto' takes all weights as given: the model cannot be built a second time for "
+            f'a comparison ({describe(error)})',
             logging.WARNING,
         )
         return None

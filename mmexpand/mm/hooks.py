@@ -108,7 +108,7 @@ class ExpandHook(Hook):
         if is_training(runner):
             warn_of_lost_hooks(runner.cfg)
             if not getattr(unwrap(runner.model), 'is_init', True):
-                load_again(runner)  # Weights that a validation has loaded are initialised now.
+                load_again(runner)  # Initialisation overwrites weights that a val loop has loaded.
         elif self.cfg.nonlinear is None:
             return
         model = unwrap(runner.model)

@@ -31,7 +31,7 @@ def build_compact_model(cfg: Config) -> nn.Module:
 def configured_expansions(cfg: Config) -> list[Expansion]:
     """Return the expansions of the ExpandHooks and builders in a config.
 
-    'auto' becomes 'default': weights are loaded into these models, or have no influence.
+    'auto' becomes 'default', since the initial weights of these models are not used.
     """
     expansions = [
         ('', _expand_config(hook, ()))
@@ -42,11 +42,11 @@ def configured_expansions(cfg: Config) -> list[Expansion]:
 
 
 def set_expansion(cfg: Config, options: Mapping[str, Any]) -> None:
-    """Set options of all ExpandHooks and builders of a config; add both hooks where it has none.
+    """Set options of all ExpandHooks and builders of a config, or add both hooks if it has none.
 
     Args:
         cfg: changed in place.
-        options: arguments of ``ExpandHook``; empty: nothing is changed.
+        options: arguments of ``ExpandHook``; if empty, nothing changes.
     """
     if not options:
         return

@@ -1,4 +1,4 @@
-"""Random states of torch, NumPy and Python."""
+"""A context that keeps the random states of Python, numpy and torch."""
 
 import random
 from collections.abc import Iterator

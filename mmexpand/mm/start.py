@@ -1,4 +1,4 @@
-"""The start of an expanded training: how many layers have given weights, and how well these fit."""
+"""A report, at the first training step, on the weights that an expanded training starts from."""
 
 import copy
 import logging
@@ -23,17 +23,17 @@ from .random_state import random_state_kept
 from .ranks import describe
 
 LARGE = 0.01
-"""The distance in eval mode from which on the log warns: rounding does not explain it."""
+"""The distance in eval mode from which on the log warns, since rounding cannot cause it."""
 
 
 class StartHook(Hook):
-    """Says in the log, at the first training step, what the expanded layers start from.
+    """A hook that logs, at the first training step, what the expanded layers start from.
 
-    Where weights were given, the expanded network is compared with the network that has these
-    weights, on the batch of the step.
+    If layers start from given weights, the hook compares the expanded network with the compact
+    network that has these weights, on the batch of the step.
 
     Attributes:
-        words: what the log says; None before the first step, and where a training is resumed.
+        words: the logged message; None before the first step, and in a resumed training.
     """
 
     def __init__(self):
@@ -41,7 +41,7 @@ class StartHook(Hook):
         self._looked = False
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Look at the first step, and let the given weights go."""
+        """Log the start at the first step, and free the given weights."""
         if self._looked:
             return
         self._looked = True
@@ -76,14 +76,14 @@ def _describe_start(model: nn.Module, batch: Any, compiled: bool) -> tuple[str, 
 
 
 def distance_to_given(model: nn.Module, batch: Any) -> dict[str, float]:
-    """Compare an expanded model with the compact one that has the weights its units were given.
+    """Compare an expanded model with the compact model that has its given weights.
 
-    Other units keep the kernel that they fold to, in both models and both modes. Copies are run:
-    the model, its norms and random states are left alone.
+    Units without given weights use their folded kernel, in both models and both modes. Copies
+    run, so that the model, its norms and random states do not change.
 
     Args:
-        model: unwrapped; its units have recorded what they were given.
-        batch: of the train loop.
+        model: the model, without a wrapper; its units hold their given weights.
+        batch: a batch of the train loop.
 
     Returns:
         The largest difference of an output, relative to the largest output, in 'eval' and
@@ -112,7 +112,7 @@ def distance_to_given(model: nn.Module, batch: Any) -> dict[str, float]:
 
 def _run(model: nn.Module, data: dict) -> Any:
     """Return a model's outputs, or its features if it has no outputs without labels."""
-    # Both networks draw the same, as dropout does.
+    # Both networks must draw the same random numbers, as for dropout.
     torch.manual_seed(0)
     np.random.seed(0)
     random.seed(0)

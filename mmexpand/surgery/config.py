@@ -19,41 +19,41 @@ INITS = ('auto', *BLOCK_INITS)
 
 @dataclass(frozen=True)
 class ExpandConfig(BlockOptions):
-    """How to expand a model.
+    """The options of an expansion.
 
     Args:
-        method: 'cl' (1x1, kxk, 1x1), 'ck' (a chain of 3x3), 'fc' (linear layers), 'cl+fc',
-            'ck+fc', or 'auto' ('ck' where an odd square kernel > 3 allows it, else 'cl'); other
-            linear blocks: 'orepa', 'do', 'ac', 'rep'; blocks with norms in their branches:
-            'acnet', 'repvgg', 'dbb', 'qarepvgg', 'mobileone', and as their control 'bn', one norm
-            behind the layer. Default: 'cl'.
+        method: the block. Linear blocks: 'cl' (1x1, kxk, 1x1), 'ck' (a chain of 3x3), 'fc' (linear
+            layers), 'cl+fc', 'ck+fc', 'auto' ('ck' for odd square kernels > 3, else 'cl'),
+            'orepa', 'do', 'ac', 'rep'. Blocks with norms in their branches: 'acnet', 'repvgg',
+            'dbb', 'qarepvgg', 'mobileone', and their control 'bn', one norm behind the layer.
+            Default: 'cl'.
         rate: the expansion rate r > 0 of 'cl', 'ck' and 'fc'; channel counts are rounded, at
-            least 1. Of 'mobileone' the number of kxk branches. Default: 4.
-        include: which layers: module-name prefixes, globs, or regular expressions ('re:...'); or
-            by what they are: 'kernel:3x3' (any size), 'kind:depthwise', 'kind:linear', and
-            'kind:residual', inside a block that adds its input (Sec. 4.1 expands the 3x3 of
-            MobileNetV2 that are not). None: every layer that the method can expand.
+            least 1. For 'mobileone' the number of kxk branches. Default: 4.
+        include: patterns of layers to expand: module-name prefixes, globs, regular expressions
+            ('re:...'), or the kinds 'kernel:3x3' (any size), 'kind:depthwise', 'kind:linear' and
+            'kind:residual' (inside a block that adds its input; Sec. 4.1 expands the 3x3 layers
+            of MobileNetV2 in other blocks). None: every layer that the method can expand.
             Default: None.
-        exclude: which of those not; patterns as in ``include``. Default: None.
-        init: how a block starts: 'preserve' (from the layer's present weight), 'default' (from
-            the block's own initialisation, as in the paper), or 'auto' ('preserve' for layers
-            whose weight was given, 'default' for random ones; a weight was given if building the
-            model again gives the same; the hook and the builders build again, ``expand_`` cannot
-            and preserves all layers). With ``nonlinear``, 'auto' is 'default'. Default: 'auto'.
-        forward: 'layerwise' (the paper's chain), 'folded' (one convolution with the product),
-            or 'auto' (the cheaper, per layer, input size and device). Blocks with norms in their
-            branches are run branch by branch, or folded by statistics of a part of the pixels.
-            Default: 'auto'.
-        shortcut: whether 'cl' or 'ck' has a per-channel identity beside it. Default: False.
-        norm: whether a batch norm is behind the kernel of a linear block, of convolutions alone:
-            it sets the scale, however the block starts. Default: False.
-        main: 'cl' or 'ck': the chain in the place of the kxk branch of 'repvgg'. Default: None.
-        nonlinear: 'relu' between the factors of 'cl', 'ck' and 'fc': a network to start the
-            linear one from, by its checkpoint (Sec. 5.3). It is run layer by layer, and can't be
+        exclude: patterns of layers to skip, as in ``include``. Default: None.
+        init: the start of a block: 'preserve' (from the layer's current weight), 'default' (from
+            the block's own initialisation, as in the paper), or 'auto' ('preserve' for given
+            weights, 'default' for random weights; a weight is given if building the model again
+            gives the same weight; the hook and the builders build again, ``expand_`` cannot and
+            preserves all layers). With ``nonlinear``, 'auto' is 'default'. Default: 'auto'.
+        forward: 'layerwise' (one factor after another, as in the paper), 'folded' (one
+            convolution with the folded kernel), or 'auto' (the cheaper, per layer, input size and
+            device). Blocks with norms in their branches run branch by branch, or folded by
+            statistics of a sample of the pixels. Default: 'auto'.
+        shortcut: whether 'cl' or 'ck' has a per-channel identity as a branch. Default: False.
+        norm: whether a linear block of a convolution has a batch norm behind its kernel, which
+            sets the scale for any start of the block. Default: False.
+        main: the chain, 'cl' or 'ck', that replaces the kxk branch of 'repvgg'. Default: None.
+        nonlinear: 'relu' between the factors of 'cl', 'ck' and 'fc', for a network whose
+            checkpoint starts a linear training (Sec. 5.3). It runs layerwise, and cannot be
             contracted. Default: None.
 
     Raises:
-        TypeError, ValueError: for a value that means nothing; the message names the key.
+        TypeError, ValueError: for an unusable value, naming the option.
     """
 
     method: str = 'cl'

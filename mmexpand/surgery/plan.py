@@ -40,8 +40,8 @@ class LayerPlan:
             applies them; 1x1 kernels for a linear layer.
         params_before: number of parameters of the layer.
         params_after: number of parameters of its factors.
-        init: how its block starts: 'preserve' or 'default', as in ``ExpandConfig``.
-        options: of the block.
+        init: the start of its block: 'preserve' or 'default', as in ``ExpandConfig``.
+        options: options of the block.
     """
 
     name: str
@@ -112,19 +112,18 @@ def plan(model: nn.Module, cfg: ExpandConfig | None = None, **options: object) -
     Raises:
         TypeError, ValueError: for options, see ``ExpandConfig``.
         ValueError: if a pattern matches no layer, if every layer is skipped (unless because it
-            is expanded already), or if a layer is to be preserved at a rate that makes it
-            impossible.
+            is expanded already), or if the rate makes it impossible to preserve a layer's weight.
     """
     return make_plan(model, ExpandConfig.given(cfg, options))
 
 
 def make_plan(model: nn.Module, cfg: ExpandConfig, given: Set[str] | None = None) -> Plan:
-    """Decide which layers to expand, as ``plan`` does.
+    """Return the plan of an expansion, as ``plan`` does.
 
     Args:
         model: any model.
         cfg: the options.
-        given: names of layers whose weights were given, for ``init='auto'``; None: all.
+        given: names of layers with given weights, for ``init='auto'``; None for all layers.
     """
     names = _layer_names(model)
     owners = Counter(
