@@ -140,7 +140,7 @@ def measure(model: nn.Module, loader: DataLoader, pairs: int, seed: int) -> dict
         seed: seed of batches and augmentations.
 
     Returns:
-        The finite similarities, by factors and by folded kernels.
+        The finite similarities by factors and by folded kernels, equal for a compact model.
     """
     expanded = copy_model(model)
     networks = {FACTORS: expanded}

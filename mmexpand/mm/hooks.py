@@ -166,7 +166,7 @@ def _check_options(runner: Runner) -> None:
 
 
 def _check_order(runner: Runner, hook: ExpandHook) -> None:
-    """Raise ValueError if hooks before this one make its expansion wrong.
+    """Raise ValueError if an earlier hook makes an ExpandHook's expansion wrong.
 
     EMAHook would copy the compact network. 'preserve' initialises the network, which happens only
     once, so that a later ExpandHook's factors would not be initialised.
