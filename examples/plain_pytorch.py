@@ -80,7 +80,8 @@ def main() -> None:
 
     torch.manual_seed(0)
     model = network()
-    plan = mmexpand.plan(model, method='repvgg')
+    # The network starts at random: so do its blocks. Without init, its weights are preserved.
+    plan = mmexpand.plan(model, method='repvgg', init='default')
     print(plan)
     mmexpand.expand_(model, plan)
 
