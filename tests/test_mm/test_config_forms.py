@@ -263,6 +263,7 @@ def test_hooks_in_default_hooks(seg_cfg, tmp_path):
 
 def test_a_runner_from_keyword_arguments(seg_cfg):
     cfg = seg_cfg()
+    cfg.custom_hooks[0].init = 'default'  # 'auto' preserves where nothing can build again.
     keys = ('train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler', 'default_hooks')
     keys += ('custom_hooks', 'val_dataloader', 'val_cfg', 'val_evaluator', 'log_processor')
     keys += ('default_scope', 'model', 'randomness')
