@@ -1,4 +1,4 @@
-"""Checks that a checkpoint fits a model before mmengine's Runner loads it."""
+"""Checks and conversions of checkpoints before mmengine's Runner loads them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -243,7 +243,7 @@ def check_shapes(model: nn.Module, checkpoint: Mapping) -> None:
 
 
 def _parameter_names(model: nn.Module, state_dict: Mapping) -> list[str]:
-    """Return the keys that a checkpoint must have: factors, or the units' compact weights."""
+    """Return the keys that a checkpoint must have, with the units' factors or compact weights."""
     names = [name for name, _ in model.named_parameters()]
     if is_expanded_state_dict(state_dict):
         return names

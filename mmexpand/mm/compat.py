@@ -59,7 +59,7 @@ def base_files(path: str) -> list[str]:
 
 
 def run_forward(model: nn.Module, data: Any, mode: str) -> Any:
-    """Run a model as its own steps do (mmengine 0.10.7)."""
+    """Run a model as its ``train_step`` and ``val_step`` do (mmengine 0.10.7)."""
     return model._run_forward(data, mode=mode)
 
 

@@ -61,7 +61,7 @@ class DryRunHook(Hook):
 
 
 def dry_run(model: nn.Module, runner: Runner, meta: dict, train_batch: Any) -> None:
-    """Contract, verify, evaluate, format and serialise once, on all ranks.
+    """Contract, verify, evaluate, build the compact config and serialise once, on all ranks.
 
     Random states, data loaders, the evaluator and the model stay unchanged, so that training is
     exactly the same as without a dry run.

@@ -164,7 +164,7 @@ def _expand_config(node: Mapping, others: tuple[str, ...]) -> ExpandConfig:
 
 
 def converts_channels(data_preprocessor: nn.Module) -> bool:
-    """Return whether a data preprocessor swaps the channels BGR and RGB."""
+    """Return whether a data preprocessor reverses the order of the images' channels."""
     # The names in mmengine and mmdet, in mmseg, and in mmpretrain.
     names = ('_channel_conversion', 'channel_conversion', 'to_rgb')
     return any(getattr(data_preprocessor, name, False) for name in names)

@@ -1,4 +1,4 @@
-"""The sets of weights that a training leaves: last, best and averaged."""
+"""The weight sets of a training: last, best and averaged."""
 
 import logging
 import os
