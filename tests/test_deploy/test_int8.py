@@ -197,7 +197,7 @@ def test_options_without_int8_are_refused(capsys):
         (['--int8-keep', 'auto'], 'add --int8 N'),
         (['--int8-target', 'arm'], 'add --int8 N'),
         (['--int8', '2', '--int8-drop', '-1'], 'must be at least 0'),
-        (['--int8', '2', '--int8-keep', 'auto', '--raw'], '--raw leaves out'),
+        (['--int8', '2', '--int8-keep', 'auto', '--raw'], 'leave out --raw'),
         (['--raw', '--logits'], 'use one of them'),
     ):
         assert run('export_onnx.py', *base, *options)[0] == 2

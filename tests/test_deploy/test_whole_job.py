@@ -390,7 +390,7 @@ def test_options_that_do_not_fit_together(capsys):
     for options, words in (
         (['--uint8'], 'add --preprocess'),
         (['--preprocess', 'bgr', '--uint8', '--ncnn'], 'leave out --uint8'),
-        (['--raw', '--evaluate'], '--raw leaves out'),
+        (['--raw', '--evaluate'], 'leave out --raw'),
     ):
         assert run('export_onnx.py', *base, *options)[0] == 2
         assert words in capsys.readouterr().err
