@@ -20,9 +20,9 @@ from ..core.expression import (
     as_kernel,
     shape_of,
 )
+from ..core.layer_spec import LayerSpec
 from ..core.names import near_matches
 from ..core.options import BlockOptions
-from ..core.site import Site
 from ..errors import UserValueError
 
 CHANNELS, RATE = 8, 4
@@ -95,11 +95,11 @@ def _expression(block: str, options: BlockOptions, sizes: Sequence[int]) -> nn.M
     raise UserValueError(f'{reason}; choose another --kernel-size')
 
 
-def _site(size: int, options: BlockOptions, linear: bool) -> Site:
+def _site(size: int, options: BlockOptions, linear: bool) -> LayerSpec:
     if linear:
-        return Site(CHANNELS, CHANNELS, (1, 1), RATE, linear=True, options=options)
+        return LayerSpec(CHANNELS, CHANNELS, (1, 1), RATE, linear=True, options=options)
     padding = size // 2, size // 2
-    return Site(CHANNELS, CHANNELS, (size, size), RATE, padding=padding, options=options)
+    return LayerSpec(CHANNELS, CHANNELS, (size, size), RATE, padding=padding, options=options)
 
 
 def _layout(node: nn.Module) -> _Part:

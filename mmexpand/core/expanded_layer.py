@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..errors import UserValueError
 from .algebra import Affine
+from .batch_sample import BatchSample
 from .blocks import build_expression
 from .blocks.nonlinear import NonlinearChain
 from .blocks.upgrade import upgraded
@@ -19,15 +20,14 @@ from .expression import (
     add_bias,
     apply_macs,
     as_kernel,
+    factors_of,
     fold_macs,
     kernel_refusal,
-    leaves,
 )
 from .folded import FoldedKernel, fold_layer
-from .leaf import FoldedLeaf
+from .folded_parameter import FoldedParameter
+from .layer_spec import SPEC_KEY, LayerSpec
 from .offer import Offer
-from .probe import Probe
-from .site import SITE_KEY, Site
 from .strategies import STRATEGIES, choose
 
 FORWARDS = tuple(STRATEGIES)
@@ -41,31 +41,32 @@ class ExpandedLayer(nn.Module):
 
     Attributes:
         method: the block: a key of ``BLOCKS``.
-        site: the place of the layer.
+        spec: the layer's.
         factors: of 'cl', 'ck' and 'fc': the chain, the one applied first in front. The expression
             of any other block, or of a transposed convolution, is an attribute of the block's name.
-        leaf: what the network sees of the kernel where compact-size gradients are on, else None.
+        folded_parameter: what the network sees of the kernel where compact-size gradients are on,
+            else None.
         given: None, or a list that records the weight and bias that were given last; not copied.
     """
 
-    def __init__(self, layer: nn.Module, block: str, site: Site, forward: str):
+    def __init__(self, layer: nn.Module, block: str, spec: LayerSpec, forward: str):
         super().__init__()
-        self.method, self.site = block, site
-        expression = build_expression(block, site)
+        self.method, self.spec = block, spec
+        expression = build_expression(block, spec)
         # A state dict tells by the name that a layer is transposed.
-        chain = isinstance(expression, Chain) and site.upsampling is None
+        chain = isinstance(expression, Chain) and spec.upsampling is None
         self._root = FACTORS if chain else block
         self.add_module(self._root, expression)
         if self._root != FACTORS:
             # A state dict alone is to say what it is the expression of.
-            expression.register_buffer(SITE_KEY, site.record().to(site.like.device))
+            expression.register_buffer(SPEC_KEY, spec.record().to(spec.like.device))
         self._norms = [module for module in expression.modules() if isinstance(module, Norm)]
         self.forward_order = forward
         # The layer without its parameters, in a tuple so that it is no submodule: contraction
         # gives back this class with these attributes and hooks.
         self._layer = (_without_parameters(layer),)
         self.kernel = self._new_kernel()
-        self.leaf: FoldedLeaf | None = None
+        self.folded_parameter: FoldedParameter | None = None
         self._offered: Offer | None = None
         self.given: list[tuple[Tensor, Tensor | None]] | None = None
         self.train(layer.training)
@@ -78,12 +79,12 @@ class ExpandedLayer(nn.Module):
     @property
     def rate(self) -> float:
         """The expansion rate."""
-        return self.site.rate
+        return self.spec.rate
 
     @property
     def groups(self) -> int:
         """The number of groups."""
-        return self.site.groups
+        return self.spec.groups
 
     @property
     def has_kernel(self) -> bool:
@@ -106,7 +107,7 @@ class ExpandedLayer(nn.Module):
         self._strategy = choose(forward, self.has_kernel, bool(self._norms))
 
     def _new_kernel(self) -> FoldedKernel:
-        return FoldedKernel(self.expression, self.site.turn, self._lay_out)
+        return FoldedKernel(self.expression, self.spec.turn, self._as_memory_format)
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer: the same shapes in and out as the layer it stands for.
@@ -150,8 +151,8 @@ class ExpandedLayer(nn.Module):
         try:
             with torch.autocast(x.device.type, enabled=False):
                 layerwise = self.forward_order == 'layerwise'
-                probe = None if layerwise else self._probe(x, *call)
-                self._apply_branches(x, *call) if probe is None else self.fold(probe)
+                sample = None if layerwise else self._sample(x, *call)
+                self._apply_branches(x, *call) if sample is None else self.fold(sample)
         finally:
             for norm in self._norms:
                 norm.anchoring = False
@@ -205,7 +206,7 @@ class ExpandedLayer(nn.Module):
         """Apply the expression, layer by layer."""
         raise NotImplementedError
 
-    def _probe(self, x: Tensor, *call: object) -> Probe | None:
+    def _sample(self, x: Tensor, *call: object) -> BatchSample | None:
         """Return the pixels that norms are measured at where the block runs folded."""
         raise NotImplementedError
 
@@ -218,7 +219,7 @@ class ExpandedLayer(nn.Module):
         if self._offered is not None:
             return self._offered.weight
         self._check_kernel()
-        return self.site.as_weight(self._read()[0])
+        return self.spec.as_weight(self._read()[0])
 
     @property
     def bias(self) -> Tensor | None:
@@ -226,7 +227,7 @@ class ExpandedLayer(nn.Module):
         if self._offered is not None:
             return self._offered.bias
         self._check_kernel()
-        return self._read()[1] if self.site.bias else None
+        return self._read()[1] if self.spec.bias else None
 
     def _check_kernel(self) -> None:
         # To those who ask first, as initialisations do, it is a module without a weight.
@@ -235,14 +236,14 @@ class ExpandedLayer(nn.Module):
 
     def _read(self) -> Affine:
         """What a module that reads the weight, in place of calling the layer, computes with."""
-        if self.leaf is not None and self.training and torch.is_grad_enabled():
-            return self.leaf.refresh()
+        if self.folded_parameter is not None and self.training and torch.is_grad_enabled():
+            return self.folded_parameter.refresh()
         return self.fold()
 
     @property
     def factor_shapes(self) -> list[Shape]:
         """Kernel shapes of the factors; of a chain the one applied first in front."""
-        return [tuple(as_kernel(factor.weight).shape) for factor in leaves(self.expression)]
+        return [tuple(as_kernel(factor.weight).shape) for factor in factors_of(self.expression)]
 
     @property
     def like(self) -> Tensor:
@@ -251,15 +252,15 @@ class ExpandedLayer(nn.Module):
 
     def folded(self) -> Affine:
         """The kernel and bias that the layer is applied with; kept until a factor changes."""
-        if self.training and self.leaf is not None:
-            return self.leaf.refresh()
+        if self.training and self.folded_parameter is not None:
+            return self.folded_parameter.refresh()
         return self.kernel.get()
 
-    def fold(self, probe: Probe | None = None) -> Affine:
+    def fold(self, sample: BatchSample | None = None) -> Affine:
         """The kernel and bias, 4-dimensional, folded from the present factors."""
-        return fold_layer(self.expression, self.site.turn, probe)
+        return fold_layer(self.expression, self.spec.turn, sample)
 
-    def _lay_out(self, kernel: Tensor) -> Tensor:
+    def _as_memory_format(self, kernel: Tensor) -> Tensor:
         """Give a kernel the memory format that the network runs in."""
         return kernel
 
@@ -278,7 +279,7 @@ class ExpandedLayer(nn.Module):
 
     def __getstate__(self) -> dict:
         """Pickle and deep-copy without kept products: a copy is not part of a reducer."""
-        return {**self.__dict__, 'kernel': None, 'leaf': None, 'given': None}
+        return {**self.__dict__, 'kernel': None, 'folded_parameter': None, 'given': None}
 
     def __setstate__(self, state: dict) -> None:
         """Take up a pickled or copied state; the kernel is folded again."""
@@ -333,20 +334,22 @@ class ExpandedLayer(nn.Module):
         weight, bias = (t if t is None else t.to(self.like.device).double() for t in (weight, bias))
         for norm in self._norms:
             norm.become_identity()
-        self.expression.set_kernel(self.site.turn(as_kernel(weight)), bias)
+        self.expression.set_kernel(self.spec.turn(as_kernel(weight)), bias)
 
     def _contract(self) -> nn.Module:
         self.take_offered()
         with torch.no_grad():
             weight, bias = self.expression.fold(torch.float64)
         dtype = self.like.dtype
-        weight = self.site.as_weight(self.site.turn(weight)).to(dtype).contiguous()
-        return self._as_layer(self._lay_out(weight), None if bias is None else bias.to(dtype))
+        weight = self.spec.as_weight(self.spec.turn(weight)).to(dtype).contiguous()
+        return self._as_layer(
+            self._as_memory_format(weight), None if bias is None else bias.to(dtype)
+        )
 
     def stand_in(self) -> nn.Module:
         """The layer it came from, its parameters of no value: to be looked at, not to be run."""
-        bias = self.like.new_empty(self.site.out_channels) if self.site.bias else None
-        return self._as_layer(self.like.new_empty(self.site.weight_shape), bias)
+        bias = self.like.new_empty(self.spec.out_channels) if self.spec.bias else None
+        return self._as_layer(self.like.new_empty(self.spec.weight_shape), bias)
 
     def _as_layer(self, weight: Tensor, bias: Tensor | None) -> nn.Module:
         trained = {
@@ -359,7 +362,7 @@ class ExpandedLayer(nn.Module):
         }
         layer = _without_parameters(self._layer[0])
         layer.weight = nn.Parameter(weight, trained['weight'])
-        if self.site.bias:
+        if self.spec.bias:
             layer.bias = nn.Parameter(bias, trained['bias'])
         return layer.train(self.training)
 
@@ -393,18 +396,18 @@ class ExpandedLayer(nn.Module):
         for norm in self._norms:
             norm.is_anchored |= fits
         shape = None if weight is None else tuple(weight.shape)
-        own = self.site.weight_shape
+        own = self.spec.weight_shape
         if fits and shape == own and self.given is not None:
             self.given[:] = [(weight, bias)]
         if not fits and (held or weight is not None):
-            if shape == own and (bias is not None) == self.site.bias:
+            if shape == own and (bias is not None) == self.spec.bias:
                 self._set_loaded_weight(weight, bias, prefix.rstrip('.'))
             else:
                 found = 'factors of other shapes' if shape is None else f'a weight of shape {shape}'
                 found += '' if shape is None else f' with{"out" * (bias is None)} bias'
                 error_msgs.append(
                     f'size mismatch for {prefix}weight: the checkpoint holds {found}, the layer '
-                    f'has {own} with{"out" * (not self.site.bias)} bias'
+                    f'has {own} with{"out" * (not self.spec.bias)} bias'
                 )
             state_dict.clear()
             state_dict.update(self.state_dict(prefix=prefix))
@@ -429,7 +432,7 @@ class ExpandedLayer(nn.Module):
 
     def extra_repr(self) -> str:
         """What the unit stands for."""
-        block = self.site.options.label(self.method)
+        block = self.spec.options.label(self.method)
         return f'{self._layer[0]}, method={block!r}, rate={self.rate}'
 
 

@@ -17,10 +17,10 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .algebra import Affine
+from .batch_sample import BatchSample
 from .capture import CapturedProduct, captured
 from .compat import parameters_of, version
 from .expression import Chain, fold_node
-from .probe import Probe
 from .product import ChainProduct, fits, memory
 
 Product = ChainProduct | CapturedProduct
@@ -58,7 +58,7 @@ class KernelGradient:
 
 
 def fold_layer(
-    expression: nn.Module, turn: Callable[[Tensor], Tensor], probe: Probe | None = None
+    expression: nn.Module, turn: Callable[[Tensor], Tensor], sample: BatchSample | None = None
 ) -> Affine:
     """Return the kernel and bias of a layer in the dtype of its factors; differentiable.
 
@@ -67,12 +67,12 @@ def fold_layer(
     Args:
         expression: the block.
         turn: makes the layer's kernel of the expression's.
-        probe: inputs that norms take their statistics from; None: the running ones.
+        sample: inputs that norms take their statistics from; None: the running ones.
     """
     like = next(expression.parameters())
     wide = like.dtype if like.dtype == torch.float64 else torch.float32
     with torch.autocast(like.device.type, enabled=False):
-        weight, bias = fold_node(expression, wide, probe)
+        weight, bias = fold_node(expression, wide, sample)
     return turn(weight).to(like.dtype), None if bias is None else bias.to(like.dtype)
 
 
@@ -93,17 +93,17 @@ class FoldedKernel:
     Args:
         expression: linear, at least in eval mode.
         turn: makes the layer's kernel of the expression's, and back; it moves values.
-        lay_out: gives a kernel the memory format that the network runs in.
+        as_memory_format: gives a kernel the memory format that the network runs in.
     """
 
     def __init__(
         self,
         expression: nn.Module,
         turn: Callable[[Tensor], Tensor],
-        lay_out: Callable[[Tensor], Tensor],
+        as_memory_format: Callable[[Tensor], Tensor],
     ):
         _count_optimizer_steps()
-        self._expression, self._turn, self._lay_out = expression, turn, lay_out
+        self._expression, self._turn, self._as_memory_format = expression, turn, as_memory_format
         self.gradient = KernelGradient()
         self.captures = False
         self._kept: _Folded | None = None
@@ -151,13 +151,13 @@ class FoldedKernel:
             product = self._chain_product()
             if product is not None:
                 (weight, bias), saved = product.multiply()
-                affine = self._lay_out(self._turn(weight)), bias
+                affine = self._as_memory_format(self._turn(weight)), bias
                 # Not the kernel, which keeps the result: see ``_Fold``.
                 turn = self._turn
                 return affine, lambda weight, bias: product.pull_back(saved, turn(weight), bias)
             with _detached(expression) as parameters, torch.enable_grad(), _saved_as_usual():
                 weight, bias = fold_layer(expression, self._turn)
-                weight = self._lay_out(weight)
+                weight = self._as_memory_format(weight)
         affine = weight.detach(), None if bias is None else bias.detach()
         return affine, _graph_pull_back((weight, bias), parameters)
 

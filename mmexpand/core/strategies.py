@@ -28,7 +28,7 @@ def folded(unit: 'ExpandedLayer', x: Tensor, *call: object) -> Tensor:
 
 def cheaper(unit: 'ExpandedLayer', x: Tensor, *call: object) -> Tensor:
     """Apply the folded kernel where that is cheaper, and where its gradient is reduced."""
-    folds = unit.leaf is not None or (
+    folds = unit.folded_parameter is not None or (
         unit.count_macs(x.shape, folded=True) <= unit.count_macs(x.shape, folded=False)
     )
     return (folded if folds else layerwise)(unit, x, *call)
@@ -52,11 +52,11 @@ def measured(
         # No statistics to take: as of proposals of which none is left.
         return (folded if sampled else layerwise)(unit, x, *call)
     unit.anchor_norms(x, *call)
-    probe = unit._probe(x, *call) if sampled else None
-    if probe is None:
+    sample = unit._sample(x, *call) if sampled else None
+    if sample is None:
         return layerwise(unit, x, *call)
-    weight, bias = unit.fold(probe)
-    return unit._apply_kernel(x, unit._lay_out(weight), bias, *call)
+    weight, bias = unit.fold(sample)
+    return unit._apply_kernel(x, unit._as_memory_format(weight), bias, *call)
 
 
 STRATEGIES: dict[str, Strategy] = dict(auto=cheaper, layerwise=layerwise, folded=folded)

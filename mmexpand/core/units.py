@@ -9,16 +9,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import UserTypeError, UserValueError
+from .batch_sample import NESTED_SAMPLES, SAMPLES, BatchSample, steps
 from .blocks import choose_block
 from .compat import output_padding, padding_by_side
 from .eligibility import refusal
 from .expanded_layer import FORWARDS, ExpandedLayer
-from .expression import Chain, Norm, leaves
+from .expression import Chain, Norm, factors_of
 from .factorise import INITS
+from .layer_spec import LayerSpec, check_rate, output_size, pads_apart
 from .names import check_choice
 from .options import BlockOptions
-from .probe import NESTED_SAMPLES, SAMPLES, Probe, steps
-from .site import Site, check_rate, output_size, pads_apart
 
 FEW = 64
 """Pixels below which norms in branches see the batch itself: the gradient of statistics, which a
@@ -67,8 +67,8 @@ class ExpandedConv(ExpandedLayer):
             ValueError: for an unknown or unfit method, rate, init or forward.
         """
         _check(conv, cls.KIND, rate, init, forward)
-        site = Site.of(conv, rate, BlockOptions(**options))
-        unit = cls(conv, *choose_block(method, site), forward)
+        spec = LayerSpec.of(conv, rate, BlockOptions(**options))
+        unit = cls(conv, *choose_block(method, spec), forward)
         _carry_over(unit, conv, init)
         return unit
 
@@ -93,7 +93,7 @@ class ExpandedConv(ExpandedLayer):
         """Return the image that the expression is applied to."""
         raise NotImplementedError
 
-    def _lay_out(self, kernel: Tensor) -> Tensor:
+    def _as_memory_format(self, kernel: Tensor) -> Tensor:
         # A channels_last kernel would turn the whole network channels_last.
         return kernel.contiguous(memory_format=self.memory_format)
 
@@ -101,11 +101,11 @@ class ExpandedConv(ExpandedLayer):
         # Some factors are in the format that folding wants: they must not spread it.
         return self.expression(self._pad(x, *call)).contiguous(memory_format=self.memory_format)
 
-    def _probe(self, x: Tensor, *call: object) -> Probe | None:
+    def _sample(self, x: Tensor, *call: object) -> BatchSample | None:
         pixels = self._layer_pixels(x.shape)
         if pixels < FEW or (self.forward_order == 'auto' and not self._measures_cheaply(x)):
             return None
-        return Probe(self._pad(x, *call), self.site, self._least_samples)
+        return BatchSample(self._pad(x, *call), self.spec, self._least_samples)
 
     @property
     def _least_samples(self) -> int:
@@ -118,8 +118,8 @@ class ExpandedConv(ExpandedLayer):
         On a GPU they never do: there the number of operations counts, and branches have fewer.
         Statistics apply every norm's kernel, at the size of the layer's, to the sampled pixels.
         """
-        pixels, out = self._layer_pixels(x.shape), self.site.out_channels
-        sampled = pixels // math.prod(steps(pixels, self.site, self._least_samples))
+        pixels, out = self._layer_pixels(x.shape), self.spec.out_channels
+        sampled = pixels // math.prod(steps(pixels, self.spec, self._least_samples))
         if x.device.type != 'cpu' or sampled == pixels:
             return False
         norms = len(self._norms)
@@ -128,23 +128,23 @@ class ExpandedConv(ExpandedLayer):
         measuring = MEASURED_MAC * norms * applied // pixels * sampled
         return measuring <= branches + NORM_MACS * norms * pixels * out
 
-    def _lay_out_factors(self) -> None:
+    def _reformat_factors(self) -> None:
         # Kernels with the channels last are the matrices that folding multiplies: no copies.
         if not self.is_linear:
             return
         for module in self.expression.modules():
             if isinstance(module, Chain):
-                for factor in leaves(module):
+                for factor in factors_of(module):
                     weight = factor.weight.data
                     factor.weight.data = weight.contiguous(memory_format=torch.channels_last)
 
     def _apply(self, fn, recurse: bool = True) -> nn.Module:  # noqa: ANN001
         """Move or cast, keeping the factors' layout; a new memory format is the folded kernel's."""
         super()._apply(fn, recurse)
-        probe = torch.empty(2, 2, 2, 2, device=self.like.device)
-        probe = probe.contiguous(memory_format=self.memory_format)
-        self.memory_format = _memory_format(fn(probe))
-        self._lay_out_factors()
+        image = torch.empty(2, 2, 2, 2, device=self.like.device)
+        image = image.contiguous(memory_format=self.memory_format)
+        self.memory_format = _memory_format(fn(image))
+        self._reformat_factors()
         self.forget_products()
         return self
 
@@ -286,8 +286,8 @@ class ExpandedLinear(ExpandedLayer):
         _check(linear, nn.Linear, rate, init, forward)
         if 'fc' not in method.split('+'):
             raise UserValueError(f"a linear layer is expanded by 'fc', got {method!r}")
-        site = Site.of(linear, rate, BlockOptions(**options))
-        unit = cls(linear, *choose_block(method, site), forward)
+        spec = LayerSpec.of(linear, rate, BlockOptions(**options))
+        unit = cls(linear, *choose_block(method, spec), forward)
         _carry_over(unit, linear, init)
         return unit
 
@@ -302,7 +302,7 @@ class ExpandedLinear(ExpandedLayer):
         return torch.Size(input_shape[:-1]).numel()
 
     def _apply_kernel(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.linear(x, self.site.as_weight(weight), bias)
+        return F.linear(x, self.spec.as_weight(weight), bias)
 
     def _apply_branches(self, x: Tensor) -> Tensor:
         return self.expression(x)
@@ -327,7 +327,7 @@ def _carry_over(unit: ExpandedLayer, layer: nn.Module, init: str) -> None:
         parameter.requires_grad_(like is not None and like.requires_grad)
     unit.train(layer.training)
     if isinstance(unit, ExpandedConv):
-        unit._lay_out_factors()
+        unit._reformat_factors()
     if init == 'preserve':
         unit.set_weight(layer.weight, layer.bias)
 

@@ -55,7 +55,7 @@ def describe_units(model: nn.Module) -> dict[str, dict[str, Any]]:
             method=unit.method,
             rate=unit.rate,
             factor_shapes=unit.factor_shapes,
-            **unit.site.options.chosen,
+            **unit.spec.options.chosen,
         )
         for name, unit in named_units(model).items()
     }

@@ -17,7 +17,7 @@ from ..core.blocks import build_expression
 from ..core.blocks.upgrade import upgraded
 from ..core.expanded_layer import FACTORS
 from ..core.expression import as_kernel
-from ..core.site import SITE_KEY, Site
+from ..core.layer_spec import SPEC_KEY, LayerSpec
 from ..errors import UserError, UserTypeError
 from ..files import written_whole
 from ..stack import check_installed
@@ -28,7 +28,7 @@ WEIGHTS_ONLY = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
 """Environment variable that makes every ``torch.load`` run no code from a file."""
 
 _FACTOR = re.compile(rf'(?:(?P<layer>.+)\.)?(?P<block>{FACTORS})\.\d+\.(?:weight|bias)')
-_SITE = re.compile(rf'(?:(?P<layer>.+)\.)?(?P<block>\w+)\.{SITE_KEY}')
+_SITE = re.compile(rf'(?:(?P<layer>.+)\.)?(?P<block>\w+)\.{SPEC_KEY}')
 
 
 class CheckpointError(UserError, RuntimeError):
@@ -247,10 +247,10 @@ def _contract_chain(state_dict: Mapping[str, Tensor], _: str) -> tuple[Tensor, T
 @torch.no_grad()
 def _contract_block(state_dict: Mapping[str, Tensor], block: str) -> tuple[Tensor, Tensor | None]:
     like = next(value for value in state_dict.values() if value.is_floating_point())
-    site = Site.from_record(state_dict[SITE_KEY], like)
-    expression = build_expression(block, site)
-    expression.load_state_dict({k: v for k, v in state_dict.items() if k != SITE_KEY})
+    spec = LayerSpec.from_record(state_dict[SPEC_KEY], like)
+    expression = build_expression(block, spec)
+    expression.load_state_dict({k: v for k, v in state_dict.items() if k != SPEC_KEY})
     weight, bias = expression.fold(torch.float64)
-    return site.turn(weight).to(like.dtype).contiguous(), None if bias is None else bias.to(
+    return spec.turn(weight).to(like.dtype).contiguous(), None if bias is None else bias.to(
         like.dtype
     )

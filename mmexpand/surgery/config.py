@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 from ..core.blocks import resolve_method
 from ..core.expanded_layer import FORWARDS
 from ..core.factorise import INITS as BLOCK_INITS
+from ..core.layer_spec import check_rate
 from ..core.names import check_choice, near_matches
 from ..core.options import BlockOptions
-from ..core.site import check_rate
 from ..errors import UserTypeError, UserValueError
 
 INITS = ('auto', *BLOCK_INITS)

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..core.compat import parameters_of
-from ..core.leaf import FoldedLeaf
+from ..core.folded_parameter import FoldedParameter
 from .compat import call_after_backward, ignore, ignore_no_more
 from .expand import Unit, named_units
 
@@ -51,20 +51,20 @@ def reduce_compact(
     ]
     ignore(model, inside)
     for unit in trained.values():
-        unit.leaf = FoldedLeaf(unit)
+        unit.folded_parameter = FoldedParameter(unit)
         # Registered while DDP looks for parameters, and not a moment longer.
-        for index, leaf in enumerate(unit.leaf.parameters):
-            unit.register_parameter(f'leaf_{index}', leaf)
+        for index, folded in enumerate(unit.folded_parameter.parameters):
+            unit.register_parameter(f'folded_{index}', folded)
     try:
         wrapper = wrap(model)
     finally:
         for unit in trained.values():
             own = parameters_of(unit)
-            for name in [key for key in own if key.startswith('leaf_')]:
+            for name in [key for key in own if key.startswith('folded_')]:
                 del own[name]
     for parameter in chain.from_iterable(unit.parameters() for unit in units.values()):
         torch.distributed.broadcast(parameter.data, 0, group=wrapper.process_group)
-    wrapper.delivery = _Delivery(wrapper, [unit.leaf for unit in trained.values()])
+    wrapper.delivery = _Delivery(wrapper, [unit.folded_parameter for unit in trained.values()])
     return wrapper
 
 
@@ -77,7 +77,7 @@ def release(wrapper: nn.Module) -> nn.Module:
     delivery.remove()
     inside = {}
     for name, unit in _linear_units(model).items():
-        unit.leaf = None
+        unit.folded_parameter = None
         for key, value in chain(unit.named_parameters(), unit.named_buffers()):
             inside[f'{name}.{key}'] = value
     ignore_no_more(model, inside)
@@ -87,8 +87,8 @@ def release(wrapper: nn.Module) -> nn.Module:
 class _Delivery:
     """Delivery of gradients to the factors after DDP's reduction in a backward pass."""
 
-    def __init__(self, wrapper: DistributedDataParallel, leaves: list[FoldedLeaf]):
-        self._leaves = leaves
+    def __init__(self, wrapper: DistributedDataParallel, folded_parameters: list[FoldedParameter]):
+        self._folded = folded_parameters
         self._sync = True
         self._queued = False
         self._handles = [wrapper.register_forward_pre_hook(self._before_forward)]
@@ -96,7 +96,7 @@ class _Delivery:
         units = _linear_units(wrapper.module).values()
         factors = set(chain.from_iterable(unit.parameters() for unit in units))
         others = set(wrapper.module.parameters()) - factors
-        for parameter in chain(others, *(leaf.parameters for leaf in leaves)):
+        for parameter in chain(others, *(folded.parameters for folded in folded_parameters)):
             if parameter.requires_grad:
                 hook = parameter.register_post_accumulate_grad_hook(self._after_accumulation)
                 self._handles.append(hook)
@@ -112,8 +112,8 @@ class _Delivery:
             self._sync = wrapper.require_backward_grad_sync
             # Here, and not where a layer is first used: that may be inside of a checkpoint, which
             # expects the same of its second forward.
-            for leaf in self._leaves:
-                leaf.refresh()
+            for folded in self._folded:
+                folded.refresh()
 
     def _after_accumulation(self, _: nn.Parameter) -> None:
         if self._sync and not self._queued:
@@ -127,5 +127,5 @@ class _Delivery:
 
     def _deliver(self) -> None:
         self._queued = False
-        for leaf in self._leaves:
-            leaf.deliver()
+        for folded in self._folded:
+            folded.deliver()

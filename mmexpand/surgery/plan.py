@@ -12,10 +12,10 @@ from ..core.blocks import build_expression, choose_block
 from ..core.compat import ConvNd, parameters_of
 from ..core.eligibility import EXPANDED_ALREADY, refusal
 from ..core.expanded_layer import ExpandedLayer
-from ..core.expression import Shape, as_kernel, kernel_refusal, leaves
+from ..core.expression import Shape, as_kernel, factors_of, kernel_refusal
+from ..core.layer_spec import LayerSpec
 from ..core.names import near_matches
 from ..core.options import BlockOptions
-from ..core.site import Site
 from ..core.units import ExpandedLinear
 from ..errors import UserValueError
 from .config import ExpandConfig, takes_options
@@ -156,7 +156,7 @@ def _layer_names(model: nn.Module) -> dict[nn.Module, list[str]]:
     inside_units: set[nn.Module] = set()
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, ExpandedLayer):
-            inside_units.update(leaves(module))
+            inside_units.update(factors_of(module))
         if module not in inside_units and _is_layer(module):
             names.setdefault(module, []).append(name)
     return names
@@ -246,7 +246,7 @@ def _refuse(layer: nn.Module, owners: Counter, held: dict[int, str], cfg: Expand
     if places:
         return f'the model also holds its parameter in {places[0]}, outside its modules'
     try:
-        choose_block(cfg.method, Site.of(layer, cfg.rate, cfg.options))
+        choose_block(cfg.method, LayerSpec.of(layer, cfg.rate, cfg.options))
     except ValueError as error:
         return str(error)
     return ''
@@ -254,8 +254,8 @@ def _refuse(layer: nn.Module, owners: Counter, held: dict[int, str], cfg: Expand
 
 def _plan_layer(layer: nn.Module, aliases: list[str], cfg: ExpandConfig, init: str) -> LayerPlan:
     # On the meta device it takes no memory, and has all shapes.
-    block, site = choose_block(cfg.method, Site.of(layer, cfg.rate, cfg.options, 'meta'))
-    expression = build_expression(block, site)
+    block, spec = choose_block(cfg.method, LayerSpec.of(layer, cfg.rate, cfg.options, 'meta'))
+    expression = build_expression(block, spec)
     impossible = init == 'preserve' and kernel_refusal(expression)
     if impossible:
         raise UserValueError(
@@ -268,11 +268,11 @@ def _plan_layer(layer: nn.Module, aliases: list[str], cfg: ExpandConfig, init: s
         tuple(aliases),
         block,
         cfg.rate,
-        tuple(tuple(as_kernel(factor.weight).shape) for factor in leaves(expression)),
+        tuple(tuple(as_kernel(factor.weight).shape) for factor in factors_of(expression)),
         _count(layer),
         _count(expression),
         init,
-        site.options,
+        spec.options,
     )
 
 

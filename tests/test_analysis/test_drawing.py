@@ -7,8 +7,8 @@ import pytest
 
 from mmexpand.analysis.drawing import draw_block, drawings
 from mmexpand.core.blocks import build_expression
-from mmexpand.core.expression import Norm, leaves
-from mmexpand.core.site import Site
+from mmexpand.core.expression import Norm, factors_of
+from mmexpand.core.layer_spec import LayerSpec
 from tests.tools_in_process import run_apart
 
 ROOT = Path(__file__).parents[2]
@@ -18,7 +18,7 @@ OWN = """
 from mmexpand.core.blocks import register_block
 from mmexpand.core.expression import Sum
 
-register_block('twins', lambda site: Sum([site.conv(), site.conv()], site.padding, site.dilation))
+register_block('twins', lambda spec: Sum([spec.conv(), spec.conv()], spec.padding, spec.dilation))
 """
 
 
@@ -37,13 +37,13 @@ def test_every_factor_and_norm_has_a_box(name):
     block, options = drawings()[name]
     linear = block == 'fc'
     size = (1, 1) if linear else (5, 5)
-    site = Site(8, 8, size, 4, padding=(2, 2), linear=linear, options=options)
-    expression = build_expression(block, site)
+    spec = LayerSpec(8, 8, size, 4, padding=(2, 2), linear=linear, options=options)
+    expression = build_expression(block, spec)
     drawing = draw_block(name, 5)
     norms = sum(isinstance(module, Norm) for module in expression.modules())
-    assert boxes(drawing, 'factor') == len(leaves(expression))
+    assert boxes(drawing, 'factor') == len(factors_of(expression))
     assert boxes(drawing, 'norm') == norms
-    assert drawing.count('>ReLU<') == (len(leaves(expression)) - 1) * bool(options.nonlinear)
+    assert drawing.count('>ReLU<') == (len(factors_of(expression)) - 1) * bool(options.nonlinear)
 
 
 def test_every_branch_joins_the_sum():

@@ -12,10 +12,10 @@ from torch.nn import functional as F
 import mmexpand
 from mmexpand import ExpandConfig, ExpandedConv2d
 from mmexpand.core import statistics
+from mmexpand.core.batch_sample import steps
 from mmexpand.core.blocks import ALIASES, BLOCKS
 from mmexpand.core.blocks.filters import cosines
 from mmexpand.core.expression import Norm
-from mmexpand.core.probe import steps
 from mmexpand.surgery.checkpoint import contract_state_dict, is_expanded_state_dict
 
 LINEAR = [
@@ -128,7 +128,7 @@ def test_norms_start_from_given_weights(how, bias, groups, forward):
     conv = nn.Conv2d(4, 8, size, bias=bias, **geometry).double()
     unit = ExpandedConv2d.from_conv(conv, 4, init='preserve', forward=forward, **how)
     batches = torch.randn(3, 4, 4, 28, 28, dtype=torch.float64).relu()
-    assert steps(4 * (28 // stride) ** 2, unit.site) != (1, 1), 'the sample is all pixels'
+    assert steps(4 * (28 // stride) ** 2, unit.spec) != (1, 1), 'the sample is all pixels'
     unit.eval()
     for x in batches:
         assert relative_error(unit(x), conv(x)) < 1e-10
@@ -228,7 +228,7 @@ def test_norms_measured_on_all_pixels_are_batch_norms(how):
     for unit in (measured.first, measured.second):
         unit.forward_order = 'folded'
     x = torch.randn(2, 4, 9, 8, dtype=torch.float64)
-    assert steps(2 * 9 * 8, measured.first.site) == (1, 1)
+    assert steps(2 * 9 * 8, measured.first.spec) == (1, 1)
     torch.testing.assert_close(measured(x), branches(x), rtol=1e-9, atol=1e-9)
     for ours, theirs in zip(norms(measured), norms(branches), strict=True):
         torch.testing.assert_close(ours.running_var, theirs.running_var)
@@ -366,7 +366,7 @@ def test_training_with_norms_learns_and_contracts_exactly(how, forward):
     model = Net(how).double()
     mmexpand.expand_(model, ExpandConfig(forward=forward, **how))
     optimizer = torch.optim.SGD(model.parameters(), 0.02, momentum=0.9)
-    taken = steps(8 * 24 * 24, model.first.site, model.first._least_samples)
+    taken = steps(8 * 24 * 24, model.first.spec, model.first._least_samples)
     assert taken == ((3, 3) if how['method'] in ('dbb', 'qarepvgg') else (5, 3))
     losses = []
     for _ in range(40):
@@ -421,7 +421,7 @@ def test_a_norm_behind_a_block_normalises_what_its_kernel_gives(how, bias, forwa
     inside, norm = unit.expression.node, unit.expression.norm
     assert not any('bias' in key for key, _ in inside.named_parameters())
     x = torch.randn(8, 4, 15, 14, dtype=torch.float64)
-    assert steps(8 * 7 * 6, unit.site) == (1, 1)
+    assert steps(8 * 7 * 6, unit.spec) == (1, 1)
     y = F.conv2d(x, inside.fold(torch.float64)[0], None, 2, 1)
     expected = F.batch_norm(y, None, None, norm.weight, norm.bias, True)
     found = unit(x)

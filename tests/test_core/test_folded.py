@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import mmexpand
 from mmexpand import ExpandConfig, ExpandedConv2d, ExpandedLinear
 from mmexpand.core.folded import FoldedKernel
-from mmexpand.core.leaf import FoldedLeaf
+from mmexpand.core.folded_parameter import FoldedParameter
 
 
 def unit_of(kernel=3, bias=True, inputs=4, outputs=6, method='cl', **how):
@@ -179,17 +179,17 @@ def test_operations_that_a_unit_adds_to_a_step(method, most):
     ('method', 'kernel', 'groups'), [('cl', 3, 1), ('cl', 3, 2), ('ck', 5, 1), ('ck', 7, 4)]
 )
 def test_leaves_deliver_the_same_gradients(method, kernel, groups):
-    """Under DDP the network runs on leaves, whose gradients are reduced."""
+    """Under DDP the network runs on folded parameters, whose gradients are reduced."""
     conv = nn.Conv2d(8, 12, kernel, groups=groups).double()
     folded = ExpandedConv2d.from_conv(conv, 4, method, forward='folded')
     unit = copy.deepcopy(folded)
-    unit.leaf = FoldedLeaf(unit)
+    unit.folded_parameter = FoldedParameter(unit)
     x = torch.randn(2, 8, 12, 12, dtype=torch.float64)
     for _ in range(2):  # the second adds to the first
         folded(x).square().sum().backward()
         unit(x).square().sum().backward()
-        assert unit.leaf.weight.grad is not None
-        unit.leaf.deliver()
+        assert unit.folded_parameter.weight.grad is not None
+        unit.folded_parameter.deliver()
     for ours, theirs in zip(unit.factors.parameters(), folded.factors.parameters(), strict=True):
         assert theirs.grad.abs().max() > 0
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-12, atol=1e-12)

@@ -14,9 +14,9 @@ import mmexpand
 from mmexpand import ExpandConfig, ExpandedConv2d, ExpandedConvTranspose2d
 from mmexpand.analysis.complexity import layer_costs
 from mmexpand.core.algebra import transpose
-from mmexpand.core.leaf import FoldedLeaf
-from mmexpand.core.probe import steps
-from mmexpand.core.site import Site
+from mmexpand.core.batch_sample import steps
+from mmexpand.core.folded_parameter import FoldedParameter
+from mmexpand.core.layer_spec import LayerSpec
 from mmexpand.mm.warm_start import pulled_back
 from mmexpand.surgery.checkpoint import contract_state_dict, is_expanded_state_dict
 from mmexpand.surgery.verify import IN_MODEL, ON_RANDOM, VerificationError
@@ -118,7 +118,7 @@ def test_norms_are_measured_on_pixels_of_every_kind(how, stride):
     torch.testing.assert_close(measured(x), branches(x), rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(measured.to_conv().weight, branches.to_conv().weight)
     # Of stride 3, every third pixel would be of one kind.
-    assert steps(2500, measured.site) == {2: (3, 3), 3: (1, 1)}[stride]
+    assert steps(2500, measured.spec) == {2: (3, 3), 3: (1, 1)}[stride]
 
 
 def test_norms_start_from_given_weights():
@@ -178,12 +178,12 @@ def test_factors_of_a_convolution_are_not_taken_for_a_transposed_ones(how):
 
 
 def test_the_record_of_other_layers_is_what_it_was():
-    site = Site.of(nn.Conv2d(4, 6, (3, 5), groups=2, stride=2), 1.5)
-    assert site.record().tolist() == [4, 6, 3, 5, 2, 1, 3, 2, 1]
-    site = Site.of(nn.ConvTranspose2d(4, 6, (3, 5), groups=2, stride=(2, 1)), 1.5)
-    back = Site.from_record(site.record(), torch.empty(0))
+    spec = LayerSpec.of(nn.Conv2d(4, 6, (3, 5), groups=2, stride=2), 1.5)
+    assert spec.record().tolist() == [4, 6, 3, 5, 2, 1, 3, 2, 1]
+    spec = LayerSpec.of(nn.ConvTranspose2d(4, 6, (3, 5), groups=2, stride=(2, 1)), 1.5)
+    back = LayerSpec.from_record(spec.record(), torch.empty(0))
     assert back.upsampling == (2, 1)
-    assert torch.equal(back.record(), site.record())
+    assert torch.equal(back.record(), spec.record())
 
 
 def macs(run, x):
@@ -211,24 +211,24 @@ def test_costs_are_those_that_torch_counts(how):
 
 @pytest.mark.parametrize('method', ['cl', 'do'])
 @pytest.mark.parametrize('groups', [1, 2])
-def test_gradients_arrive_through_a_leaf(method, groups):
+def test_gradients_arrive_through_a_folded_parameter(method, groups):
     conv = transposed(8, 3, stride=2, groups=groups)
     folded = trained(ExpandedConvTranspose2d.from_conv(conv, 4, method, forward='folded'))
     unit = copy.deepcopy(folded)
-    unit.leaf = FoldedLeaf(unit)
-    assert unit.leaf.weight.shape == conv.weight.shape
+    unit.folded_parameter = FoldedParameter(unit)
+    assert unit.folded_parameter.weight.shape == conv.weight.shape
     x = torch.randn(2, 4, 6, 6, dtype=torch.float64)
     folded(x).square().sum().backward()
     unit(x).square().sum().backward()
-    unit.leaf.deliver()
+    unit.folded_parameter.deliver()
     for ours, theirs in zip(unit.parameters(), folded.parameters(), strict=True):
         assert theirs.grad.abs().max() > 0
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-12, atol=1e-12)
         assert ours.grad.stride() == ours.stride()
     # Momentum of the layer becomes the factors' on the same way.
-    leaves = unit.leaf.weight, unit.leaf.bias
+    parameters = unit.folded_parameter.weight, unit.folded_parameter.bias
     unit(x).square().sum().backward()
-    found = pulled_back(unit, *(leaf.grad for leaf in leaves))
+    found = pulled_back(unit, *(parameter.grad for parameter in parameters))
     for ours, theirs in zip(unit.parameters(), folded.parameters(), strict=True):
         torch.testing.assert_close(found[ours], theirs.grad, rtol=1e-12, atol=1e-12)
 

@@ -18,13 +18,13 @@ from mmexpand import register_block
 from mmexpand.core.expression import Scale, Sum
 
 
-def twins(site):
+def twins(spec):
     """W = 0.5 W_1 + 0.5 W_2."""
-    branches = [Scale(site.conv(site.bias), 0.5) for _ in range(2)]
-    return Sum(branches, site.padding, site.dilation)
+    branches = [Scale(spec.conv(spec.bias), 0.5) for _ in range(2)]
+    return Sum(branches, spec.padding, spec.dilation)
 
 
-register_block('twins', twins, lambda site: 'it has groups' if site.groups > 1 else '')
+register_block('twins', twins, lambda spec: 'it has groups' if spec.groups > 1 else '')
 '''
 
 
@@ -68,4 +68,4 @@ def test_a_registered_block_is_planned_and_drawn(module):
 @pytest.mark.parametrize('name', ['cl', 'auto', 'forward', 'two words'])
 def test_names_that_cannot_be(name):
     with pytest.raises(ValueError, match=name):
-        register_block(name, lambda site: site.conv())
+        register_block(name, lambda spec: spec.conv())

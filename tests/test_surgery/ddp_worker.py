@@ -170,7 +170,7 @@ def run(case: str) -> None:
             bytes_plain=counters[1][0] / STEPS,
             bytes_of_compact_network=sum(p.numel() * p.element_size() for p in trained),
             state_dict_keys=len(nets[0].state_dict()) == len(nets[2].state_dict()),
-            copies=not hasattr(copy.deepcopy(nets[0]).neck.leaf, 'weight'),
+            copies=not hasattr(copy.deepcopy(nets[0]).neck.folded_parameter, 'weight'),
         )
         print(json.dumps({case: result}), flush=True)
 

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from mmexpand.analysis.benchmark import run_group
 from mmexpand.analysis.cases import Case
 from mmexpand.analysis.steps import OPTIMIZERS, Settings
-from mmexpand.core.site import check_rate
+from mmexpand.core.layer_spec import check_rate
 from mmexpand.mm.command_line import add_config_arguments, count, device, read_config, tool
 from mmexpand.mm.contraction import check_writable
 

@@ -1,7 +1,7 @@
 """Blocks: what stands for a layer while training, one formula each.
 
-A block is a function from the place of a layer (``Site``) to an expression of linear parts
-(``core/expression``), and says which places it does not fit. ``register_block`` adds one.
+A block is a function from a layer's spec (``LayerSpec``) to an expression of linear parts
+(``core/expression``), and says which layers it does not fit. ``register_block`` adds one.
 """
 
 from collections.abc import Callable
@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from ...errors import UserValueError
+from ..layer_spec import LayerSpec
 from ..names import check_choice
 from ..options import BlockOptions
-from ..site import Site
 from . import ck as _ck
 from . import cl as _cl
 from . import do as _do
@@ -26,16 +26,16 @@ class Block:
     """A block: how it is built, and where it cannot be.
 
     Attributes:
-        build: makes the expression for a place, without the options that ``build_expression``
+        build: makes the expression for a layer, without the options that ``build_expression``
             adds to it.
-        refusal: says why a place is not fit for it, or ''.
+        refusal: says why a layer is unfit for it, or ''.
         chain: whether it is a ``Chain`` of factors, which ``shortcut`` and ``nonlinear`` go with.
         normed: whether it has norms, and takes no other with ``norm``.
         main: whether it builds its kxk branch as ``main`` says.
     """
 
-    build: Callable[[Site], nn.Module]
-    refusal: Callable[[Site], str]
+    build: Callable[[LayerSpec], nn.Module]
+    refusal: Callable[[LayerSpec], str]
     chain: bool = False
     normed: bool = False
     main: bool = False
@@ -51,15 +51,15 @@ ALIASES = {f'repvgg_{main}': ('repvgg', BlockOptions(main=main)) for main in ('c
 """Former names of methods, each with the block and options that it means."""
 
 
-def fits_everywhere(site: Site) -> str:
+def fits_everywhere(spec: LayerSpec) -> str:
     """Return no reason: every layer can be expanded."""
     return ''
 
 
 def register_block(
     name: str,
-    build: Callable[[Site], nn.Module],
-    refusal: Callable[[Site], str] = fits_everywhere,
+    build: Callable[[LayerSpec], nn.Module],
+    refusal: Callable[[LayerSpec], str] = fits_everywhere,
     chain: bool = False,
     normed: bool = False,
 ) -> None:
@@ -69,8 +69,8 @@ def register_block(
 
     Args:
         name: the method; an identifier. Checkpoints refer to the block by it.
-        build: makes the expression (``core/expression``) for a place.
-        refusal: returns the reason why a place is unfit, or ''.
+        build: makes the expression (``core/expression``) for a layer.
+        refusal: returns the reason why a layer is unfit, or ''.
         chain: whether the expression is a ``Chain`` of factors; ``shortcut`` and ``nonlinear`` go
             with it then.
         normed: whether the expression has norms; ``norm`` does not go with it then.
@@ -80,7 +80,8 @@ def register_block(
     """
     if name in (*BLOCKS, *STRATEGIES, *ALIASES):
         raise UserValueError(f'block {name!r} is registered already; choose another name')
-    taken = {*dir(nn.Module), *vars(nn.Module()), 'factors', 'weight', 'bias', 'kernel', 'leaf'}
+    own = {'factors', 'weight', 'bias', 'kernel', 'folded_parameter', 'spec', 'method'}
+    taken = {*dir(nn.Module), *vars(nn.Module()), *own}
     if not name.isidentifier() or name in taken:
         raise UserValueError(
             f'block name {name!r} cannot be the name of a submodule; use an identifier that '
@@ -93,16 +94,16 @@ BLOCKS.update(
     cl=Block(_cl.cl, fits_everywhere, chain=True),
     ck=Block(_ck.ck, _ck.refusal, chain=True),
     fc=Block(_cl.cl, fits_everywhere, chain=True),
-    orepa=Block(orepa.orepa, Site.not_odd),
+    orepa=Block(orepa.orepa, LayerSpec.not_odd),
     do=Block(_do.do, _do.refusal),
-    ac=Block(rep.ac, Site.not_odd),
-    rep=Block(rep.rep, Site.not_odd),
+    ac=Block(rep.ac, LayerSpec.not_odd),
+    rep=Block(rep.rep, LayerSpec.not_odd),
     bn=Block(normed.bn, fits_everywhere, normed=True),
-    repvgg=Block(normed.repvgg, Site.not_odd, normed=True, main=True),
-    qarepvgg=Block(normed.qarepvgg, Site.not_odd, normed=True),
+    repvgg=Block(normed.repvgg, LayerSpec.not_odd, normed=True, main=True),
+    qarepvgg=Block(normed.qarepvgg, LayerSpec.not_odd, normed=True),
     mobileone=Block(normed.mobileone, normed.mobileone_refusal, normed=True),
-    acnet=Block(normed.acnet, Site.not_odd, normed=True),
-    dbb=Block(normed.dbb, Site.not_odd, normed=True),
+    acnet=Block(normed.acnet, LayerSpec.not_odd, normed=True),
+    dbb=Block(normed.dbb, LayerSpec.not_odd, normed=True),
 )
 
 
@@ -144,60 +145,60 @@ def resolve_method(method: str, options: BlockOptions) -> tuple[str, BlockOption
     return method, options
 
 
-def choose_block(method: str, site: Site) -> tuple[str, Site]:
-    """Return the block, a key of ``BLOCKS``, that a method means in a place.
+def choose_block(method: str, spec: LayerSpec) -> tuple[str, LayerSpec]:
+    """Return the block, a key of ``BLOCKS``, that a method means for a layer.
 
     Args:
         method: a method or a former name of one.
-        site: the place, with the options that were asked for.
+        spec: of the layer, with the options that were asked for.
 
     Returns:
-        The block, and the place with the options that the block has there: of a linear layer
+        The block, and the spec with the options that the block has: of a linear layer
         ``nonlinear`` alone.
 
     Raises:
         ValueError: if there is none; the message is the reason.
     """
-    method, options = resolve_method(method, site.options)
-    site = replace(site, options=options)
-    if options.nonlinear and site.upsampling:
+    method, options = resolve_method(method, spec.options)
+    spec = replace(spec, options=options)
+    if options.nonlinear and spec.upsampling:
         raise UserValueError(f'nonlinear={options.nonlinear!r} is not for transposed convolutions')
-    if site.linear:
+    if spec.linear:
         if 'fc' not in method.split('+'):
             raise UserValueError(
                 f"method {method!r} expands convolutions only; 'fc', 'cl+fc' or 'ck+fc' expand "
                 'linear layers'
             )
-        return 'fc', replace(site, options=BlockOptions(nonlinear=options.nonlinear))
+        return 'fc', replace(spec, options=BlockOptions(nonlinear=options.nonlinear))
     name = method.removesuffix('+fc')
     if name == 'auto':
-        name = 'cl' if _ck.refusal(site) else 'ck'
+        name = 'cl' if _ck.refusal(spec) else 'ck'
     if name == 'fc':
         raise UserValueError("'fc' expands linear layers only; use 'cl', 'ck', 'auto', or 'cl+fc'")
-    if name == 'ck' and _ck.refusal(site):
+    if name == 'ck' and _ck.refusal(spec):
         raise UserValueError(
-            f"'ck' needs an odd square kernel larger than 3x3, and {_ck.refusal(site)}; "
+            f"'ck' needs an odd square kernel larger than 3x3, and {_ck.refusal(spec)}; "
             "use 'cl', or 'auto' to take 'ck' only where it fits"
         )
-    reason = BLOCKS[name].refusal(site)
+    reason = BLOCKS[name].refusal(spec)
     if not reason and options.shortcut:
-        reason = site.not_odd()
+        reason = spec.not_odd()
     if not reason and options.main:
-        reason = BLOCKS[options.main].refusal(site)
+        reason = BLOCKS[options.main].refusal(spec)
     if reason:
         raise UserValueError(f'{options.label(name)!r} does not fit: {reason}')
-    return name, site
+    return name, spec
 
 
-def build_expression(name: str, site: Site) -> nn.Module:
-    """Return the expression of a block in a place, with the options of the place."""
-    block, options = BLOCKS[name], site.options
+def build_expression(name: str, spec: LayerSpec) -> nn.Module:
+    """Return the expression of a block for a layer, with the options of its spec."""
+    block, options = BLOCKS[name], spec.options
 
-    def build(site: Site) -> nn.Module:
-        expression = block.build(site)
-        return with_shortcut(expression, site) if options.shortcut else expression
+    def build(spec: LayerSpec) -> nn.Module:
+        expression = block.build(spec)
+        return with_shortcut(expression, spec) if options.shortcut else expression
 
     if options.nonlinear:
-        chain = block.build(site)
+        chain = block.build(spec)
         return NonlinearChain(list(chain), chain.groups)
-    return normed.behind_norm(build, site) if options.norm else build(site)
+    return normed.behind_norm(build, spec) if options.norm else build(spec)

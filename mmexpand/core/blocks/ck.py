@@ -6,27 +6,27 @@ from torch import nn
 
 from ..expression import Chain
 from ..factorise import ck_refusal, factorise_ck
-from ..site import Site
+from ..layer_spec import LayerSpec
 
 
-def ck(site: Site) -> nn.Module:
+def ck(spec: LayerSpec) -> nn.Module:
     """W = Wl ... W2 W1, l = (k - 1) / 2 factors of 3x3: m -> rm -> rn ... rn -> n.
 
     Padding sits on the first factor, the stride on the last, the dilation on all.
     """
-    length = (site.kernel_size[0] - 1) // 2
-    inner = [site.widen_inputs(), *[site.widen_outputs()] * (length - 2)]
-    channels = [site.in_channels, *inner, site.out_channels]
+    length = (spec.kernel_size[0] - 1) // 2
+    inner = [spec.widen_inputs(), *[spec.widen_outputs()] * (length - 2)]
+    channels = [spec.in_channels, *inner, spec.out_channels]
     factors = [
-        site.factor(a, b, (3, 3), pads=index == 0, strides=index == length - 1)
+        spec.factor(a, b, (3, 3), pads=index == 0, strides=index == length - 1)
         for index, (a, b) in enumerate(pairwise(channels))
     ]
-    return Chain(factors, site.groups, factorise_ck, ck_refusal)
+    return Chain(factors, spec.groups, factorise_ck, ck_refusal)
 
 
-def refusal(site: Site) -> str:
+def refusal(spec: LayerSpec) -> str:
     """Why a chain of 3x3 cannot stand for this kernel, or ''."""
-    height, width = site.kernel_size
+    height, width = spec.kernel_size
     if height != width:
         return f'its kernel is not square ({height}x{width})'
     if height % 2 == 0:

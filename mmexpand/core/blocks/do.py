@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ..expression import Deviation, Separable, set_kernel
-from ..site import Site
+from ..layer_spec import LayerSpec
 
 
 class DepthwiseOver(Separable):
@@ -20,17 +20,17 @@ class DepthwiseOver(Separable):
         return ''
 
 
-def do(site: Site) -> nn.Module:
+def do(spec: LayerSpec) -> nn.Module:
     """W' = W (I + D), D (m, kh kw, kh kw): a depthwise factor of kh kw filters, then a 1x1."""
-    taps = site.kernel_size[0] * site.kernel_size[1]
-    m, wide = site.in_channels, site.in_channels * taps
-    depthwise = site.factor(m, wide, site.kernel_size, True, True, bias=False, groups=m)
-    eye = torch.eye(taps).view(taps, 1, *site.kernel_size).repeat(m, 1, 1, 1)
-    pointwise = site.factor(wide, site.out_channels)
+    taps = spec.kernel_size[0] * spec.kernel_size[1]
+    m, wide = spec.in_channels, spec.in_channels * taps
+    depthwise = spec.factor(m, wide, spec.kernel_size, True, True, bias=False, groups=m)
+    eye = torch.eye(taps).view(taps, 1, *spec.kernel_size).repeat(m, 1, 1, 1)
+    pointwise = spec.factor(wide, spec.out_channels)
     # What a convolution of this kernel starts with, not what a wide 1x1 does: the same here.
-    return DepthwiseOver(Deviation(depthwise, eye), pointwise, taps, site.groups)
+    return DepthwiseOver(Deviation(depthwise, eye), pointwise, taps, spec.groups)
 
 
-def refusal(site: Site) -> str:
+def refusal(spec: LayerSpec) -> str:
     """Why there are no taps to mix, or ''."""
-    return 'its kernel is 1x1' if tuple(site.kernel_size) == (1, 1) else ''
+    return 'its kernel is 1x1' if tuple(spec.kernel_size) == (1, 1) else ''

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ...errors import UserValueError
 from ..algebra import Affine
+from ..batch_sample import BatchSample
 from ..expression import Chain
-from ..probe import Probe
 
 NO_KERNEL = "there is ReLU between its factors (nonlinear='relu'), and no single layer is the same"
 
@@ -23,7 +23,7 @@ class NonlinearChain(Chain):
             x = node(x.relu() if index else x)
         return x
 
-    def fold(self, dtype: torch.dtype, probe: Probe | None = None) -> Affine:
+    def fold(self, dtype: torch.dtype, sample: BatchSample | None = None) -> Affine:
         """Refused: there is no kernel.
 
         Raises:

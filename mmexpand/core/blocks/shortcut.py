@@ -7,12 +7,12 @@ Expansion-Squeeze-Blocks add one to ExpandNets. The scales are learnt, and not d
 from torch import nn
 
 from ..expression import Identity, Scale, Sum
-from ..site import Site
+from ..layer_spec import LayerSpec
 
 
-def with_shortcut(chain: nn.Module, site: Site) -> nn.Module:
+def with_shortcut(chain: nn.Module, spec: LayerSpec) -> nn.Module:
     """W = beta chain + alpha delta; where in != out, delta is a 1x1 kernel. alpha, beta (n)."""
-    one = site.branch((1, 1)).conv()
-    same = site.in_channels == site.out_channels
+    one = spec.branch((1, 1)).conv()
+    same = spec.in_channels == spec.out_channels
     branches = [Scale(chain, 1.0), Scale(Identity(one) if same else one, 1.0)]
-    return Sum(branches, site.padding, site.dilation)
+    return Sum(branches, spec.padding, spec.dilation)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..expression import Norm
+from ..layer_spec import SPEC_KEY, LayerSpec
 from ..options import BlockOptions
-from ..site import SITE_KEY, Site
 from ..statistics import excess
 from . import ALIASES, build_expression
 
@@ -33,7 +33,7 @@ def upgraded(state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         state_dict: of a model or unit; it is not changed. Its order is kept.
     """
     renamed, changed = {}, {}
-    for key in [key for key in state_dict if key.split('.')[-1] == SITE_KEY]:
+    for key in [key for key in state_dict if key.split('.')[-1] == SPEC_KEY]:
         root = key.rpartition('.')[0]
         *layer, block = root.split('.')
         name, options = RENAMED.get(block, (block, BlockOptions()))
@@ -64,9 +64,9 @@ def _floored(
 ) -> dict[str, Tensor]:
     """Return the weights of norms that take up what the floor makes them divide by more."""
     weights = {}
-    site = Site.from_record(record, torch.empty(0, device='meta'))
+    spec = LayerSpec.from_record(record, torch.empty(0, device='meta'))
     first = f'{root}.0' if name == 'bn' else root
-    for path, module in build_expression(name, site).named_modules(prefix=first):
+    for path, module in build_expression(name, spec).named_modules(prefix=first):
         if isinstance(module, Norm) and module.floored:
             variance = state_dict[f'{path}.norm.running_var']
             weight = state_dict[f'{path}.norm.weight']

@@ -2,7 +2,7 @@
 
 Every node is a module with a kernel ``(out, in / groups, kh, kw)`` and says four things: how it
 folds (``fold``), how it is applied layer by layer (``forward``), what that costs (``fold_macs``,
-``apply_macs``), and how it is given a kernel (``set_kernel``). Leaves, the factors, are torch's own
+``apply_macs``), and how it is given a kernel (``set_kernel``). Factors are torch's own
 ``nn.Conv2d`` and ``nn.Linear``, so that a framework's initialisation and its options reach them.
 """
 
@@ -22,7 +22,7 @@ from .node import (
     shape_of,
 )
 from .norm import Norm
-from .parts import Deviation, Filter, Identity, Scale, Separable, leaves
+from .parts import Deviation, Filter, Identity, Scale, Separable, factors_of
 from .roles import ROLES, parameter_roles
 from .sum import Sum
 
@@ -42,11 +42,11 @@ __all__ = [
     'add_bias',
     'apply_macs',
     'as_kernel',
+    'factors_of',
     'fold_macs',
     'fold_node',
     'geometry',
     'kernel_refusal',
-    'leaves',
     'parameter_roles',
     'set_kernel',
     'shape_of',

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..algebra import Affine, compose, fold, fold_order, kernel_size
-from ..probe import Probe
+from ..batch_sample import BatchSample
 from .node import (
     Node,
     Shape,
@@ -59,10 +59,10 @@ class Chain(nn.ModuleList, Node):
         shapes = self.shapes
         return (shapes[-1][0], shapes[0][1], *kernel_size(shapes))
 
-    def fold(self, dtype: torch.dtype, probe: Probe | None = None) -> Affine:
+    def fold(self, dtype: torch.dtype, sample: BatchSample | None = None) -> Affine:
         """The product, multiplied in the cheapest order."""
-        factors = [fold_node(node, dtype, probe) for node in self]
-        if probe is not None and len(factors) == 2:  # Its bias has no gradient.
+        factors = [fold_node(node, dtype, sample) for node in self]
+        if sample is not None and len(factors) == 2:  # Its bias has no gradient.
             return compose(*factors, self.groups)
         return fold(factors, self.groups)
 

@@ -1,4 +1,4 @@
-"""The nodes of an expression, and the functions that treat nodes and leaves alike."""
+"""The nodes of an expression, and the functions that treat nodes and factors alike."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..algebra import Affine
-from ..probe import Probe
-from ..site import margins, output_size
+from ..batch_sample import BatchSample
+from ..layer_spec import margins, output_size
 
 Shape = tuple[int, int, int, int]
 """A kernel's shape ``(out, in / groups, kh, kw)``."""
@@ -18,19 +18,19 @@ Solve = Callable[[Tensor, list[Tensor], int], list[Tensor]]
 
 
 class Node(nn.Module):
-    """A part of an expression that is not a leaf."""
+    """A part of an expression that is not a factor."""
 
     @property
     def shape(self) -> Shape:
         """The kernel's shape ``(out, in / groups, kh, kw)``."""
         raise NotImplementedError
 
-    def fold(self, dtype: torch.dtype, probe: Probe | None = None) -> Affine:
+    def fold(self, dtype: torch.dtype, sample: BatchSample | None = None) -> Affine:
         """The kernel and bias, computed in ``dtype``; differentiable.
 
         Args:
             dtype: what to compute in.
-            probe: of a batch, where norms are to take its statistics; None: the running ones.
+            sample: of a batch, where norms are to take its statistics; None: the running ones.
         """
         raise NotImplementedError
 
@@ -59,26 +59,26 @@ class Node(nn.Module):
         raise NotImplementedError
 
 
-def fold_node(node: nn.Module, dtype: torch.dtype, probe: Probe | None = None) -> Affine:
-    """The kernel and bias of a node or a leaf, computed in ``dtype``."""
+def fold_node(node: nn.Module, dtype: torch.dtype, sample: BatchSample | None = None) -> Affine:
+    """The kernel and bias of a node or a factor, computed in ``dtype``."""
     if isinstance(node, Node):
-        return node.fold(dtype, probe)
+        return node.fold(dtype, sample)
     bias = None if node.bias is None else node.bias.to(dtype)
     return as_kernel(node.weight).to(dtype), bias
 
 
 def shape_of(node: nn.Module) -> Shape:
-    """The kernel's shape of a node or a leaf."""
+    """The kernel's shape of a node or a factor."""
     return node.shape if isinstance(node, Node) else tuple(as_kernel(node.weight).shape)
 
 
 def fold_macs(node: nn.Module) -> int:
-    """Multiply-accumulate operations of folding a node; none for a leaf."""
+    """Multiply-accumulate operations of folding a node; none for a factor."""
     return node.fold_macs() if isinstance(node, Node) else 0
 
 
 def apply_macs(node: nn.Module, size: tuple[int, int]) -> tuple[int, tuple[int, int]]:
-    """Operations of applying a node or a leaf to one image, and the output's size."""
+    """Operations of applying a node or a factor to one image, and the output's size."""
     if isinstance(node, Node):
         return node.apply_macs(size)
     if isinstance(node, nn.Conv2d):
@@ -87,7 +87,7 @@ def apply_macs(node: nn.Module, size: tuple[int, int]) -> tuple[int, tuple[int, 
 
 
 def set_kernel(node: nn.Module, kernel: Tensor, bias: Tensor | None) -> None:
-    """Give a node or a leaf this kernel and bias."""
+    """Give a node or a factor this kernel and bias."""
     if isinstance(node, Node):
         node.set_kernel(kernel, bias)
         return
@@ -97,7 +97,7 @@ def set_kernel(node: nn.Module, kernel: Tensor, bias: Tensor | None) -> None:
 
 
 def add_bias(node: nn.Module, shift: Tensor) -> None:
-    """Shift the bias that a node or a leaf, which has one, folds to."""
+    """Shift the bias that a node or a factor, which has one, folds to."""
     if isinstance(node, Node):
         node.add_bias(shift)
     else:

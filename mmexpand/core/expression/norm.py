@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..algebra import Affine
+from ..batch_sample import BatchSample
 from ..compat import add_to_all, lerp_all
-from ..probe import Probe
 from ..statistics import Covariance, Normed, Outputs, excess, join, part
 from .node import PerChannel, centred, fold_node, kernel_refusal, per_channel, set_kernel, shape_of
 
@@ -71,15 +71,15 @@ class Norm(PerChannel):
     def _scale(self, gain: Tensor) -> Tensor:
         return gain * (self.norm.running_var.to(gain.dtype) + self.norm.eps).rsqrt()
 
-    def fold(self, dtype: torch.dtype, probe: Probe | None = None) -> Affine:
-        """Kernel and bias in eval mode by the running statistics, or by those of a probe."""
-        if probe is not None and self in probe.folded:
-            return probe.folded[self]
-        if probe is not None and self.anchoring:
-            return self._anchor_folded(*fold_node(self.node, dtype, probe), probe)
-        if probe is not None and is_measured(self):
-            return fold_measured([self], self.shape[2:], dtype, probe)
-        weight, bias = fold_node(self.node, dtype, probe)
+    def fold(self, dtype: torch.dtype, sample: BatchSample | None = None) -> Affine:
+        """Kernel and bias in eval mode by the running statistics, or by those of a sample."""
+        if sample is not None and self in sample.folded:
+            return sample.folded[self]
+        if sample is not None and self.anchoring:
+            return self._anchor_folded(*fold_node(self.node, dtype, sample), sample)
+        if sample is not None and is_measured(self):
+            return fold_measured([self], self.shape[2:], dtype, sample)
+        weight, bias = fold_node(self.node, dtype, sample)
         scale, mean = self._scale(self._gain(dtype)), self.norm.running_mean.to(dtype)
         weight = weight * per_channel(scale, weight)
         if not self.shifts:
@@ -122,14 +122,14 @@ class Norm(PerChannel):
         shift = self._anchor_at(mean, variance, y.numel() // y.shape[1])
         return y + shift[:, None, None] if self.shifts else y
 
-    def _anchor_folded(self, weight: Tensor, bias: Tensor | None, probe: Probe) -> Affine:
-        """As ``_anchor``, by the statistics of a probe."""
-        kernel = weight if weight.shape[2:] == (1, 1) else centred(weight, probe.kernel_size)
-        taps = probe.taps(kernel.shape[2:], torch.float64)
+    def _anchor_folded(self, weight: Tensor, bias: Tensor | None, sample: BatchSample) -> Affine:
+        """As ``_anchor``, by the statistics of a sample."""
+        kernel = weight if weight.shape[2:] == (1, 1) else centred(weight, sample.kernel_size)
+        taps = sample.taps(kernel.shape[2:], torch.float64)
         measure = Outputs if taps.dim() == 2 else Covariance
         moments = measure(taps, kernel.double().flatten(1), [len(kernel)])
         mean = moments.mean if bias is None else moments.mean + bias
-        shift = self._anchor_at(mean, moments.variance, probe.samples).to(weight.dtype)
+        shift = self._anchor_at(mean, moments.variance, sample.samples).to(weight.dtype)
         if not self.shifts:
             return weight, bias
         return weight, shift if bias is None else bias + shift
@@ -164,23 +164,23 @@ def is_measured(node: nn.Module) -> bool:
 
 
 def fold_measured(
-    branches: Sequence[Norm], size: Sequence[int], dtype: torch.dtype, probe: Probe
+    branches: Sequence[Norm], size: Sequence[int], dtype: torch.dtype, sample: BatchSample
 ) -> Affine:
-    """The sum of branches normalised by a probe's statistics, which the running ones follow.
+    """The sum of branches normalised by a sample's statistics, which the running ones follow.
 
     Args:
         branches: built for one layer.
         size: height and width of the sum.
         dtype: what to compute in.
-        probe: of a batch.
+        sample: of a batch.
     """
-    folded = [fold_node(branch.node, dtype, probe) for branch in branches]
+    folded = [fold_node(branch.node, dtype, sample) for branch in branches]
     kernels = [(centred(kernel, size), bias) for kernel, bias in folded]
-    return _normalise(branches, kernels, len(branches), probe)
+    return _normalise(branches, kernels, len(branches), sample)
 
 
-def fold_inner(branches: Sequence[nn.Module], dtype: torch.dtype, probe: Probe) -> None:
-    """Fold the norms inside of branches, where these are several, all at once for the probe."""
+def fold_inner(branches: Sequence[nn.Module], dtype: torch.dtype, sample: BatchSample) -> None:
+    """Fold the norms inside of branches, where these are several, all at once for the sample."""
     norms = [
         node
         for branch in branches
@@ -190,23 +190,23 @@ def fold_inner(branches: Sequence[nn.Module], dtype: torch.dtype, probe: Probe) 
     if len(norms) < 2:
         return
     folded = [fold_node(norm.node, dtype) for norm in norms]
-    weights, biases = _normalise(norms, folded, 1, probe)
+    weights, biases = _normalise(norms, folded, 1, sample)
     sizes = [len(weight) for weight, _ in folded]
     weights = weights.split(sizes)
     biases = [None] * len(norms) if biases is None else biases.split(sizes)
-    probe.folded.update(zip(norms, zip(weights, biases, strict=True), strict=True))
+    sample.folded.update(zip(norms, zip(weights, biases, strict=True), strict=True))
 
 
 def _normalise(
-    branches: Sequence[Norm], folded: Sequence[Affine], summed: int, probe: Probe
+    branches: Sequence[Norm], folded: Sequence[Affine], summed: int, sample: BatchSample
 ) -> Affine:
-    """Normalise by a probe's statistics.
+    """Normalise by a sample's statistics.
 
     Args:
         branches: with kernels of one size, built for one layer.
         folded: what their nodes fold to.
         summed: as of ``Normed``.
-        probe: of a batch.
+        sample: of a batch.
     """
     norms, dtype = [branch.norm for branch in branches], folded[0][0].dtype
     kernels, eps = [kernel for kernel, _ in folded], norms[0].eps
@@ -218,7 +218,7 @@ def _normalise(
             floors = excess(torch.stack(variances).to(dtype), eps).view(-1)
         else:
             floors = join([excess(variance.to(dtype), eps) for variance in variances])
-        taps = probe.taps(kernels[0].shape[2:], dtype)
+        taps = sample.taps(kernels[0].shape[2:], dtype)
     parameters = [norm.weight for norm in norms]
     if branches[0].shifts:
         parameters += [norm.bias for norm in norms]
@@ -226,7 +226,7 @@ def _normalise(
     weight, bias, mean, variance = Normed.apply(
         taps, floors, eps, summed, len(norms), *kernels, *parameters
     )
-    _follow(norms, mean, variance, [bias for _, bias in folded], probe.samples)
+    _follow(norms, mean, variance, [bias for _, bias in folded], sample.samples)
     return weight, bias
 
 

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..algebra import Affine
-from ..probe import Probe
-from ..site import output_size
+from ..batch_sample import BatchSample
+from ..layer_spec import output_size
 from .node import (
     Node,
     PerChannel,
@@ -44,9 +44,9 @@ class Scale(PerChannel):
         y = self.node(x)
         return y * self.scale.view(-1, 1, 1)
 
-    def fold(self, dtype: torch.dtype, probe: Probe | None = None) -> Affine:
+    def fold(self, dtype: torch.dtype, sample: BatchSample | None = None) -> Affine:
         """Kernel and bias, scaled."""
-        weight, bias = fold_node(self.node, dtype, probe)
+        weight, bias = fold_node(self.node, dtype, sample)
         scale = self.scale.to(dtype)
         return weight * per_channel(scale, weight), None if bias is None else bias * scale
 
@@ -92,7 +92,7 @@ class Identity(Node):
         """1x1, from a group's inputs to all outputs."""
         return self.channels, self.per_group, 1, 1
 
-    def fold(self, dtype: torch.dtype, probe: Probe | None = None) -> Affine:
+    def fold(self, dtype: torch.dtype, sample: BatchSample | None = None) -> Affine:
         """Ones where an output stands for an input."""
         return self.kernel.to(dtype), None
 
@@ -132,9 +132,9 @@ class Filter(Node):
         """The node's channels, the filter's taps."""
         return (*shape_of(self.node)[:2], *self.taps.shape[2:])
 
-    def fold(self, dtype: torch.dtype, probe: Probe | None = None) -> Affine:
+    def fold(self, dtype: torch.dtype, sample: BatchSample | None = None) -> Affine:
         """Every value of the 1x1 kernel times its channel's filter."""
-        weight, bias = fold_node(self.node, dtype, probe)
+        weight, bias = fold_node(self.node, dtype, sample)
         taps = self.taps.to(dtype)
         return weight * taps, None if bias is None else bias * taps.sum((1, 2, 3))
 
@@ -176,7 +176,7 @@ class Deviation(Node):
         """The weight's."""
         return tuple(self.weight.shape)
 
-    def fold(self, dtype: torch.dtype, probe: Probe | None = None) -> Affine:
+    def fold(self, dtype: torch.dtype, sample: BatchSample | None = None) -> Affine:
         """The whole kernel."""
         return self.weight.to(dtype) + self.base.to(dtype), None
 
@@ -211,10 +211,10 @@ class Separable(Node):
         out, inside, *_ = shape_of(self.pointwise)
         return out, inside // self.multiplier, *shape_of(self.depthwise)[2:]
 
-    def fold(self, dtype: torch.dtype, probe: Probe | None = None) -> Affine:
+    def fold(self, dtype: torch.dtype, sample: BatchSample | None = None) -> Affine:
         """For every input, its filters weighted by what is made of them."""
-        taps, _ = fold_node(self.depthwise, dtype, probe)
-        weight, bias = fold_node(self.pointwise, dtype, probe)
+        taps, _ = fold_node(self.depthwise, dtype, sample)
+        weight, bias = fold_node(self.pointwise, dtype, sample)
         weight = weight.view(self.groups, -1, self.shape[1], self.multiplier)
         taps = taps.view(self.groups, self.shape[1], self.multiplier, *taps.shape[2:])
         return torch.einsum('gnme,gmehw->gnmhw', weight, taps).flatten(0, 1), bias
@@ -235,7 +235,7 @@ class Separable(Node):
         add_bias(self.pointwise, shift)
 
 
-def leaves(node: nn.Module) -> list[nn.Module]:
+def factors_of(node: nn.Module) -> list[nn.Module]:
     """Return the factors in an expression."""
     kinds = nn.Conv2d, nn.Linear, Deviation
     return [module for module in node.modules() if isinstance(module, kinds)]

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from ..algebra import Affine
-from ..probe import Probe
-from ..site import margins
+from ..batch_sample import BatchSample
+from ..layer_spec import margins
 from .node import (
     Node,
     Shape,
@@ -54,14 +54,14 @@ class Sum(nn.ModuleList, Node):
         """The first branch's."""
         return shape_of(self[0])
 
-    def fold(self, dtype: torch.dtype, probe: Probe | None = None) -> Affine:
+    def fold(self, dtype: torch.dtype, sample: BatchSample | None = None) -> Affine:
         """The sum of kernels and of biases."""
-        measured = [] if probe is None else [node for node in self if is_measured(node)]
+        measured = [] if sample is None else [node for node in self if is_measured(node)]
         if measured:
-            fold_inner(measured, dtype, probe)
-        folded = [fold_node(node, dtype, probe) for node in self if node not in measured]
+            fold_inner(measured, dtype, sample)
+        folded = [fold_node(node, dtype, sample) for node in self if node not in measured]
         if measured:
-            folded.insert(0, fold_measured(measured, self.shape[2:], dtype, probe))
+            folded.insert(0, fold_measured(measured, self.shape[2:], dtype, sample))
         return self._add(folded)
 
     def _add(self, terms: Sequence[Affine]) -> Affine:

@@ -1,7 +1,7 @@
-"""The folded kernel as a leaf of the graph, so that its gradient is what is reduced.
+"""The folded kernel as a parameter of its own, so that its gradient is what is reduced.
 
 In distributed training the gradient of a folded kernel is as small as the compact layer's. The
-network is run on leaves that hold the products; once their gradients are reduced, the factors'
+network is run on parameters that hold the products; once their gradients are reduced, the factors'
 gradients are computed from them locally. The product is linear in the reduced gradient, so the
 result is the same as reducing the factors' gradients.
 """
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .expanded_layer import ExpandedLayer
 
 
-class FoldedLeaf:
+class FoldedParameter:
     """The folded kernel of a unit, cut off from the factors until ``deliver``.
 
     Attributes:
@@ -35,11 +35,11 @@ class FoldedLeaf:
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """The leaves."""
-        return [leaf for leaf in (self.weight, self.bias) if leaf is not None]
+        """Weight and, where there is one, bias."""
+        return [parameter for parameter in (self.weight, self.bias) if parameter is not None]
 
     def refresh(self) -> Affine:
-        """The leaves, holding the fold of the present factors.
+        """The parameters, holding the fold of the present factors.
 
         They are written again when a factor has changed, and only then: writing them between a
         forward and its backward would spoil the gradient.
@@ -50,26 +50,26 @@ class FoldedLeaf:
         if folded is not self._folded:
             self._folded = folded
             with torch.no_grad():
-                for leaf, value in zip(self.parameters, self._values(), strict=True):
-                    leaf.copy_(value)
+                for parameter, value in zip(self.parameters, self._values(), strict=True):
+                    parameter.copy_(value)
         return self.weight, self.bias
 
     def deliver(self) -> None:
-        """Turn the leaves' gradients into the factors', adding to what those have."""
-        if all(leaf.grad is None for leaf in self.parameters):
+        """Turn the parameters' gradients into the factors', adding to what those have."""
+        if all(parameter.grad is None for parameter in self.parameters):
             return
         if self._folded is None:
             self.refresh()
         pairs = [
-            (value, leaf.grad)
-            for value, leaf in zip(self._values(), self.parameters, strict=True)
-            if leaf.grad is not None and value.requires_grad
+            (value, parameter.grad)
+            for value, parameter in zip(self._values(), self.parameters, strict=True)
+            if parameter.grad is not None and value.requires_grad
         ]
         trained = [p for p in self._unit.expression.parameters() if p.requires_grad]
         values, gradients = zip(*pairs, strict=True)
         torch.autograd.backward(values, gradients, inputs=trained)
-        for leaf in self.parameters:
-            leaf.grad = None
+        for parameter in self.parameters:
+            parameter.grad = None
 
     def _values(self) -> list[torch.Tensor]:
         return [value for value in self._folded if value is not None]

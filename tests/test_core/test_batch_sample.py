@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mmexpand.core import probe
-from mmexpand.core.site import Site
+from mmexpand.core import batch_sample
+from mmexpand.core.layer_spec import LayerSpec
 from mmexpand.core.statistics import FLOOR, Normed, excess
 
 EPS = 1e-5
@@ -21,7 +21,7 @@ def test_kernels_are_normalised_by_the_outputs_of_the_layer(groups, geometry, sh
     stride, padding, dilation = geometry
     layer = nn.Conv2d(6, 6, 3, stride, padding, dilation, groups).double()
     x = torch.randn(2, 6, 12, 11, dtype=torch.float64) + 1
-    measured = probe.Probe(x, Site.of(layer, 1))
+    measured = batch_sample.BatchSample(x, LayerSpec.of(layer, 1))
 
     def reference(summed, branches, *tensors):
         weights, biases = [], []
@@ -96,7 +96,7 @@ def test_a_channel_without_variance_is_scaled_as_one_at_the_floor():
     [(6400, (5, 5)), (6399, (5, 3)), (3839, (3, 3)), (2303, (3, 1)), (767, (1, 1))],
 )
 def test_at_least_256_pixels_are_taken(pixels, step):
-    assert probe.steps(pixels, Site.of(nn.Conv2d(4, 4, 3), 1)) == step
+    assert batch_sample.steps(pixels, LayerSpec.of(nn.Conv2d(4, 4, 3), 1)) == step
 
 
 @pytest.mark.parametrize('groups', [1, 4])
@@ -106,7 +106,7 @@ def test_the_border_counts_in_proportion(groups, size, stride):
     torch.manual_seed(0)
     layer = nn.Conv2d(4, 8, 3, stride, padding=1, bias=False, groups=groups)
     x = 3 + F.avg_pool2d(torch.randn(10, 4, size + 8, size + 8), 9, 1)
-    measured = probe.Probe(x, Site.of(layer, 1))
+    measured = batch_sample.BatchSample(x, LayerSpec.of(layer, 1))
     taps = measured.taps((3, 3), torch.float32).reshape(groups, -1, measured.samples)
     assert measured.samples < layer(x)[:, 0].numel() / 3
     sampled = (layer.weight.view(groups, -1, len(taps[0])) @ taps).flatten(0, 1)
@@ -122,7 +122,7 @@ def test_all_taps_are_of_the_image(width):
     torch.manual_seed(0)
     layer = nn.Conv2d(2, 4, 3, (1, 2), (1, 2), (1, 2), bias=False).double()
     x = torch.randn(900, 2, 7, width, dtype=torch.float64)
-    taps = probe.Probe(x, Site.of(layer, 1)).taps((3, 3), torch.float64)
+    taps = batch_sample.BatchSample(x, LayerSpec.of(layer, 1)).taps((3, 3), torch.float64)
     found = (layer.weight.flatten(1) @ taps).T
     outputs = layer(x).movedim(1, -1).flatten(0, 2)
     assert torch.cdist(found[:200], outputs).amin(1).max() < 1e-6
@@ -130,8 +130,8 @@ def test_all_taps_are_of_the_image(width):
 
 def test_taps_are_of_every_third_row():
     x = torch.arange(8 * 15 * 14.0).view(1, 8, 15, 14).repeat(4, 1, 1, 1)
-    site = Site.of(nn.Conv2d(8, 8, 3, padding=1, groups=8), 1)
-    measured = probe.Probe(x, site)
+    spec = LayerSpec.of(nn.Conv2d(8, 8, 3, padding=1, groups=8), 1)
+    measured = batch_sample.BatchSample(x, spec)
     taps = measured.taps((3, 3), torch.float32).view(8, 3, 3, 4, 5, 14)
     rows = [slice(first, None, 3) for first in (0, 2, 1, 0)]  # of each image
     thinned = torch.stack([x[i][:, rows[i]] for i in range(4)], 1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .algebra import Affine
-from .site import Pair, Site, margins, output_size
+from .layer_spec import LayerSpec, Pair, margins, output_size
 
 STEPS = ((5, 5), (5, 3), (3, 3), (3, 1))
 """Pixels of each axis, of which one is taken; the first that leaves enough pixels."""
@@ -20,7 +20,7 @@ NESTED_SAMPLES = 512
 """The same where norms are inside of norms, as in `dbb`, which diverges with fewer."""
 
 
-class Probe:
+class BatchSample:
     """The inputs of a layer's kernel at a part of its output pixels.
 
     Statistics need only a part of the pixels: every fifth or third of an axis, so few that branches
@@ -31,29 +31,29 @@ class Probe:
 
     Args:
         x: the batch ``(N, m, H, W)``, padded where the layer pads before its kernel.
-        site: the place of the layer.
+        spec: the layer's.
         least: pixels that are taken at least, of all images together.
 
     Attributes:
         folded: norms whose kernels were folded by these pixels, and the results.
     """
 
-    def __init__(self, x: Tensor, site: Site, least: int = SAMPLES):
-        self._x, self._site, self._least = x, site, least
+    def __init__(self, x: Tensor, spec: LayerSpec, least: int = SAMPLES):
+        self._x, self._site, self._least = x, spec, least
         self.folded: dict[nn.Module, Affine] = {}
 
     @cached_property
     @torch.no_grad()
     def _taps(self) -> Tensor:
         # Not before a norm asks for them: with all norms in eval mode, none does.
-        site, x = self._site, self._x
-        size = output_size(x.shape[2:], site.kernel_size, site.stride, site.padding, site.dilation)
-        every = steps(len(x) * size[0] * size[1], site, self._least)
-        geometry = site.kernel_size, site.stride, site.padding, site.dilation
+        spec, x = self._site, self._x
+        size = output_size(x.shape[2:], spec.kernel_size, spec.stride, spec.padding, spec.dilation)
+        every = steps(len(x) * size[0] * size[1], spec, self._least)
+        geometry = spec.kernel_size, spec.stride, spec.padding, spec.dilation
         index, outside = _positions(tuple(x.shape), size, every, *geometry, x.device)
         taps = x.flatten(2).gather(2, index)
-        groups = () if site.groups == 1 else (site.groups,)
-        inputs = x.shape[1] // site.groups * math.prod(site.kernel_size)
+        groups = () if spec.groups == 1 else (spec.groups,)
+        inputs = x.shape[1] // spec.groups * math.prod(spec.kernel_size)
         taps = torch.cat(taps.view(len(x), *groups, inputs, -1).unbind(), -1)
         taps.view(x.shape[1], -1).index_fill_(1, outside, 0)
         return taps
@@ -120,16 +120,16 @@ def _positions(
     return index.expand(-1, channels, -1), taps_first.logical_not().flatten().nonzero().flatten()
 
 
-def steps(pixels: int, site: Site, least: int = SAMPLES) -> tuple[int, int]:
+def steps(pixels: int, spec: LayerSpec, least: int = SAMPLES) -> tuple[int, int]:
     """Return the sampling step of the rows and of the columns of a layer's output.
 
     Args:
         pixels: of its output, of all images together.
-        site: of the layer.
+        spec: of the layer.
         least: pixels that are taken at least.
     """
     # Of a transposed convolution they are to be of every kind: on pixels, and between them.
-    zeros = math.prod(site.upsampling or (1,))
+    zeros = math.prod(spec.upsampling or (1,))
     for step in STEPS:
         times = math.prod(step)
         if pixels >= least * times and math.gcd(times, zeros) == 1:

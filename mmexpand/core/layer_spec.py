@@ -1,4 +1,4 @@
-"""The place of a layer, as blocks see it: what it computes, and factors that fit into it."""
+"""The spec of a layer, as blocks see it: what it computes, and factors that fit into it."""
 
 import math
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from .options import BlockOptions
 
 Pair = tuple[int, int]
 
-SITE_KEY = 'expanded_site'
+SPEC_KEY = 'expanded_site'
 """The buffer of an expression, unless it is a chain by itself, that says what it is built from."""
 
 
@@ -40,8 +40,8 @@ def widen(channels: int, rate: float) -> int:
 
 
 @dataclass(frozen=True)
-class Site:
-    """What a block is built for: a convolution's or linear layer's place.
+class LayerSpec:
+    """The layer that a block is built for: a convolution or a linear layer.
 
     Attributes:
         in_channels: m, of all groups together.
@@ -83,8 +83,8 @@ class Site:
         rate: float,
         options: BlockOptions | None = None,
         device: str | None = None,
-    ) -> 'Site':
-        """The place of a layer.
+    ) -> 'LayerSpec':
+        """Return the spec of a layer.
 
         Args:
             layer: a convolution, a transposed one or a linear layer.
@@ -123,8 +123,8 @@ class Site:
         return torch.tensor((*sizes, rate.numerator, rate.denominator, *upsampling, last))
 
     @classmethod
-    def from_record(cls, record: torch.Tensor, like: torch.Tensor) -> 'Site':
-        """The place that ``record`` was made of, but for stride, padding and dilation."""
+    def from_record(cls, record: torch.Tensor, like: torch.Tensor) -> 'LayerSpec':
+        """Return the spec that ``record`` was made of, but for stride, padding and dilation."""
         m, n, height, width, groups, bias, numerator, denominator, *rest = record.tolist()
         *upsampling, last = rest
         return cls(
@@ -203,8 +203,8 @@ class Site:
             **how,
         )
 
-    def branch(self, kernel_size: Pair) -> 'Site':
-        """The place of a branch with a smaller kernel, centred in this one; it has no bias.
+    def branch(self, kernel_size: Pair) -> 'LayerSpec':
+        """Return the spec of a branch with a smaller kernel, centred in this one; it has no bias.
 
         Its padding is less by the taps that it lacks. Below none the image is cropped (``Sum``).
         """
@@ -217,7 +217,7 @@ class Site:
         return replace(self, kernel_size=tuple(kernel_size), padding=padding, bias=False)
 
     def conv(self, bias: bool = False) -> nn.Conv2d:
-        """A factor that is the whole of this place."""
+        """Return a factor that is the whole layer."""
         return self.factor(
             self.in_channels, self.out_channels, self.kernel_size, True, True, bias=bias
         )
