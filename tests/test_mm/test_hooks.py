@@ -24,7 +24,7 @@ from mmexpand.mm import builders
 from mmexpand.mm.checkpoints import match_checkpoint
 from mmexpand.mm.hooks import ExpandHook
 from mmexpand.mm.launch import build_runner
-from mmexpand.mm.models import build_compact_model
+from mmexpand.mm.models import build_compact_model, configured_expansions
 from mmexpand.surgery import named_units
 from mmexpand.surgery.checkpoint import (
     META_KEY,
@@ -38,7 +38,7 @@ ENCODER = ('0.0.convs.0', '1.1.convs.0', '1.1.convs.1')
 UNITS = [f'backbone.encoder.{name}.conv' for name in ENCODER]
 EMA = dict(type='EMAHook', momentum=0.1)
 BLOCKS = [dict(method=name) for name in ('orepa', 'do', 'ac', 'rep', 'acnet', 'repvgg', 'dbb')]
-BLOCKS += [dict(shortcut=True), dict(method='repvgg', forward='folded')]
+BLOCKS += [dict(shortcut=True), dict(norm=True), dict(method='repvgg', forward='folded')]
 
 
 def hooks(*more, **expand):
@@ -692,6 +692,7 @@ class Statistics(Hook):
 
 def test_norms_are_frozen_at_their_time(seg_cfg):
     cfg = seg_cfg(custom_hooks=hooks(method='repvgg', freeze_norms=0.5))
+    assert [expansion.method for _, expansion in configured_expansions(cfg)] == ['repvgg']
     runner = build_runner(cfg, ('train', 'val'))
     statistics = Statistics()
     runner.register_hook(statistics)
