@@ -9,7 +9,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from ..core.expanded_layer import ExpandedLayer
-from ..core.expression import as_kernel
+from ..core.expression import Norm, as_kernel
 from ..surgery.checkpoint import get_state_dict
 from .checkpoints import check_shapes, match_checkpoint, unwrap
 from .logs import log
@@ -43,6 +43,9 @@ class CompactOptimizer:
         check_shapes(model, checkpoint)
         model.load_state_dict(get_state_dict(checkpoint), strict=False)
         checkpoint['state_dict'] = model.state_dict()
+        # The Runner loads this state dict, and a unit takes the norms of its own block as anchored.
+        norms = (module for module in model.modules() if isinstance(module, Norm))
+        self._fresh = [norm for norm in norms if not norm.is_anchored]
         self._state = checkpoint.pop('optimizer', None)
         for scheduler in _schedulers(checkpoint.get('param_schedulers', [])):
             # The optimizer may have more groups now, from which the schedulers take their rates.
@@ -60,6 +63,8 @@ class CompactOptimizer:
         Args:
             runner: a Runner with loaded weights.
         """
+        for norm in self._fresh:
+            norm.is_anchored = False
         if self._state is None:
             return
         model = unwrap(runner.model)

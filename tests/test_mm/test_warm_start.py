@@ -18,6 +18,7 @@ from mmexpand.mm.warm_start import CompactOptimizer
 from mmexpand.surgery import named_units
 from mmexpand.surgery.checkpoint import CheckpointError, load_checkpoint
 from tests.runs import train
+from tests.test_mm.test_start import distances, words_of
 
 
 class Net(nn.Module):
@@ -189,6 +190,9 @@ def test_blocks_with_norms_go_on_from_the_compact_weights(compact_run, tmp_path)
     again = resumed(cfg, checkpoint, str(tmp_path / 'expanded'), [normed])
     again.optim_wrapper.optimizer.lr = 0.0
     runner = train(again)
+    words = words_of(runner)
+    assert words.startswith('3 of 3 expanded layers start from given weights; on the first batch')
+    assert max(distances(words)) < 1e-4
     unit = next(iter(named_units(runner.model).values()))
     assert not torch.equal(unit._norms[0].norm.running_mean, torch.zeros(()))
     given = load_checkpoint(checkpoint)['state_dict'][KERNEL]
