@@ -21,7 +21,7 @@ from .checkpoints import (
     put_in_front,
     unwrap,
 )
-from .compat import resumes
+from .compat import load_again, resumes
 from .resume import resume_from_whole
 from .warm_start import CompactOptimizer
 
@@ -60,6 +60,11 @@ class LoadGuardHook(Hook):
     def __init__(self):
         self.warm_start = False
         self._compact_optimizer: CompactOptimizer | None = None
+
+    def before_run(self, runner: Runner) -> None:
+        """Load again in a training after a validation, whose weights init_weights overwrites."""
+        if is_training(runner) and not getattr(unwrap(runner.model), 'is_init', True):
+            load_again(runner)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Convert model or checkpoint such that they fit, before the weights are loaded.

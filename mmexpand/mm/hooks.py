@@ -21,7 +21,6 @@ from ..surgery.config import takes_options
 from .builders import expand_built
 from .checkpoints import is_training, put_in_front, unwrap
 from .compact_config import type_name
-from .compat import load_again
 from .contraction import (
     check_writable,
     contract_and_check,
@@ -107,8 +106,6 @@ class ExpandHook(Hook):
         self._guard.warm_start |= self.warm_start
         if is_training(runner):
             warn_of_lost_hooks(runner.cfg)
-            if not getattr(unwrap(runner.model), 'is_init', True):
-                load_again(runner)  # Initialisation overwrites weights that a val loop has loaded.
         elif self.cfg.nonlinear is None:
             return
         model = unwrap(runner.model)

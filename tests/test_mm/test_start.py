@@ -290,12 +290,13 @@ def test_distillation(seg_cfg, street, given, tmp_path):
     assert runner.iter == 4
 
 
-@pytest.mark.parametrize('method', ['bn', 'repvgg'])
-def test_a_validation_before_training(seg_cfg, given, method):
+@pytest.mark.parametrize(('kind', 'method'), [('ExpandHook', 'bn'), ('ExpandModel', 'repvgg')])
+def test_a_validation_before_training(seg_cfg, given, kind, method):
     """mmengine loads once, and initialises afterwards: the weights are loaded again."""
     losses = []
     for validates in (False, True):
-        cfg = seg_cfg(custom_hooks=[hook(method)], load_from=given, **ONE)
+        cfg = seg_cfg(custom_hooks=[CONTRACT], load_from=given, **ONE)
+        expand_by(kind, cfg, method=method)
         cfg.work_dir += str(validates)
         runner = Runner.from_cfg(cfg)
         if validates:
