@@ -68,6 +68,13 @@ def test_the_picture_shows_the_layers_and_their_imports():
     assert kept == script['draw'](ALLOWED), 'run: python docs/draw_layers.py'
 
 
+def test_the_page_names_files_that_exist():
+    named = set(re.findall(r'`([\w/]+/(?:[\w]+\.py)?)`', (DOCS / 'architecture.md').read_text()))
+    assert len(named) > 10
+    missing = [n for n in named if not any((r / n).exists() for r in (PACKAGE, PACKAGE.parent))]
+    assert not missing
+
+
 def test_the_picture_refuses_imports_that_point_up():
     script = runpy.run_path(str(DOCS / 'draw_layers.py'))
     with pytest.raises(ValueError, match='imports point up'):
