@@ -670,7 +670,7 @@ def test_frozen_layers_are_named(seg_cfg, monkeypatch):
     cfg.experiment_name = 'frozen'
     train(cfg)
     (line,) = [line for line in lines if 'are frozen' in line]
-    assert f'1 of them are frozen, {UNITS[0]} first' in line
+    assert f'1 expanded layers are frozen, {UNITS[0]} first' in line
 
 
 def test_an_expand_hook_told_to_run_after_ema_hook_is_refused(seg_cfg):
