@@ -152,7 +152,7 @@ def small_config(street, directory, **changes) -> Config:
                 logger=dict(type='LoggerHook', interval=1, log_metric_by_epoch=False),
             ),
             custom_hooks=[
-                dict(type='ExpandHook', include='backbone.encoder', rate=2),
+                dict(type='ExpandHook', method='cl', include='backbone.encoder', rate=2),
                 dict(type='ContractHook'),
             ],
             log_processor=dict(by_epoch=False),

@@ -200,7 +200,7 @@ class Soak:
             'default_hooks.checkpoint.save_best': 'mIoU',
             'experiment_name': 'soak',
             'custom_hooks': [
-                dict(type='ExpandHook', include='backbone.encoder', rate=2),
+                dict(type='ExpandHook', method='cl', include='backbone.encoder', rate=2),
                 dict(type='EMAHook', momentum=0.1),
                 dict(type='ContractHook'),
             ],

@@ -60,7 +60,7 @@ def openmmlab() -> None:
     hook = ExpandHook(include='backbone', method='repvgg', forward='folded')
     assert_type(hook, ExpandHook)
     assert_type(ContractHook(report=True), ContractHook)
-    assert_type(ExpandModel(dict(type='YOLOV3'), rate=4), nn.Module)
+    assert_type(ExpandModel(dict(type='YOLOV3'), method='cl', rate=4), nn.Module)
     assert_type(ExpandBackbone(dict(type='ResNet'), method='cl'), nn.Module)
     assert_type(GradientConfusionHook(pairs=10, interval=500), GradientConfusionHook)
     assert_type(CorruptLabels(dict(type='VOCDataset'), fraction=0.2), CorruptLabels)

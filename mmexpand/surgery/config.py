@@ -26,7 +26,7 @@ class ExpandConfig(BlockOptions):
             layers), 'cl+fc', 'ck+fc', 'auto' ('ck' for odd square kernels > 3, else 'cl'),
             'orepa', 'do', 'ac', 'rep'. Blocks with norms in their branches: 'acnet', 'repvgg',
             'dbb', 'qarepvgg', 'mobileone', and their control 'bn', one norm behind the layer.
-            Default: 'cl'.
+            Required.
         rate: the expansion rate r > 0 of 'cl', 'ck' and 'fc'; channel counts are rounded, at
             least 1. For 'mobileone' the number of kxk branches. Default: 4.
         include: patterns of layers to expand: module-name prefixes, globs, regular expressions
@@ -56,7 +56,7 @@ class ExpandConfig(BlockOptions):
         TypeError, ValueError: for an unusable value, naming the option.
     """
 
-    method: str = 'cl'
+    method: str | None = None
     rate: float = 4
     include: str | Sequence[str] | None = None
     exclude: str | Sequence[str] | None = None
@@ -102,6 +102,11 @@ class ExpandConfig(BlockOptions):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.method is None:
+            raise UserTypeError(
+                "method is required: 'bn' suits networks without batch norms, 'repvgg' those with "
+                "them ('qarepvgg' for int8), and 'cl' is the paper's (docs/blocks.md)"
+            )
         resolve_method(self.method, self.options)
         check_rate(self.rate)
         check_choice('init', self.init, INITS)

@@ -46,12 +46,12 @@ def small_model():
 
 def small_expanded(forward):
     model = small_model()
-    mmexpand.expand_(model, mmexpand.ExpandConfig(rate=2, include='0', forward=forward))
+    mmexpand.expand_(model, mmexpand.ExpandConfig(method='cl', rate=2, include='0', forward=forward))
     return model
 
 
 def small_case(**changes):
-    expansions = (('', mmexpand.ExpandConfig(include='0')),)
+    expansions = (('', mmexpand.ExpandConfig(method='cl', include='0')),)
     case = Case('small', small_model, IMAGES, expansions, peers=('RepVGG',), counted_shape=IMAGES)
     return replace(case, **changes)
 

@@ -85,4 +85,4 @@ def test_other_blocks_are_refused(method):
 )
 def test_what_needs_a_kernel_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        ExpandConfig(**dict(dict(nonlinear='relu'), **changes))
+        ExpandConfig(**dict(dict(method='cl', nonlinear='relu'), **changes))

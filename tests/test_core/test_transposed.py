@@ -303,7 +303,7 @@ class Hourglass(nn.Module):
 @pytest.mark.parametrize('forward', ['auto', 'layerwise'])
 def test_a_trained_network_is_verified(forward):
     net, x = Hourglass().double(), torch.randn(2, 3, 12, 15, dtype=torch.float64)
-    mmexpand.expand_(net, ExpandConfig(rate=2, forward=forward))
+    mmexpand.expand_(net, ExpandConfig(method='cl', rate=2, forward=forward))
     before = mmexpand.contract(net)
     optimizer = torch.optim.SGD(net.parameters(), 0.1)
     for _ in range(3):

@@ -46,7 +46,7 @@ def main(street: str, directory: Path, hooks: str) -> None:
     else:
         # The first one's reduction at compact size has to give way to the second's.
         how = dict(layerwise=dict(forward='layerwise'), factors=dict(compact_gradients=False))
-        more = dict(type='ExpandHook', include='auxiliary', rate=2, **how[hooks])
+        more = dict(type='ExpandHook', include='auxiliary', method='cl', rate=2, **how[hooks])
         cfg.custom_hooks.insert(1, more)
     cfg.randomness = dict(seed=0, diff_rank_seed=True)
     cfg.launcher = 'pytorch'

@@ -15,7 +15,7 @@ def config(**changes):
                 model=dict(type='Net', backbone=dict(type='UNet')),
                 custom_imports=dict(imports=['mmexpand', 'other'], allow_failed_imports=False),
                 custom_hooks=[
-                    dict(type='ExpandHook', rate=4),
+                    dict(type='ExpandHook', method='cl', rate=4),
                     dict(type='EMAHook'),
                     dict(type='mmengine.ContractHook'),
                 ],
@@ -43,7 +43,7 @@ def test_hooks_imports_and_loading_go():
 
 def test_nothing_empty_is_left():
     compact = make_compact_config(
-        config(custom_hooks=[dict(type='ExpandHook')], custom_imports=dict(imports='mmexpand'))
+        config(custom_hooks=[dict(type='ExpandHook', method='cl')], custom_imports=dict(imports='mmexpand'))
     )
     assert 'custom_hooks' not in compact
     assert 'custom_imports' not in compact
@@ -51,10 +51,10 @@ def test_nothing_empty_is_left():
 
 def test_builders_give_way_to_what_they_build():
     inner = dict(
-        type='Net', backbone=dict(type='mmengine.ExpandBackbone', backbone=dict(type='UNet'))
+        type='Net', backbone=dict(type='mmengine.ExpandBackbone', method='cl', backbone=dict(type='UNet'))
     )
     compact = make_compact_config(
-        config(model=dict(type='ExpandModel', model=inner, rate=2, data_preprocessor=dict(a=1)))
+        config(model=dict(type='ExpandModel', method='cl', model=inner, rate=2, data_preprocessor=dict(a=1)))
     )
     assert compact.model == dict(
         type='Net', backbone=dict(type='UNet'), data_preprocessor=dict(a=1)
@@ -71,7 +71,7 @@ def test_expansions_are_found_where_they_stand(seg_cfg):
     cfg = seg_cfg()
     assert [(name, expansion.rate) for name, expansion in configured_expansions(cfg)] == [('', 2)]
     cfg.model.backbone = dict(
-        type='ExpandBackbone', backbone=cfg.model.backbone, include='encoder', rate=3
+        type='ExpandBackbone', method='cl', backbone=cfg.model.backbone, include='encoder', rate=3
     )
     cfg.custom_hooks = []
     assert [(name, expansion.rate) for name, expansion in configured_expansions(cfg)] == [

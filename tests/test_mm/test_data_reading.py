@@ -17,7 +17,7 @@ from mmexpand.mm.evaluation import read_batch
 from tests.runs import log_of, train
 from tests.test_mm.test_distill import teacher  # noqa: F401
 
-EXPAND = dict(type='ExpandHook', include='backbone.encoder', rate=2)
+EXPAND = dict(type='ExpandHook', method='cl', include='backbone.encoder', rate=2)
 CONTRACT = dict(type='ContractHook')
 CONFUSION = dict(type='GradientConfusionHook', pairs=2, interval=2)
 KD = dict(

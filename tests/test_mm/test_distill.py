@@ -32,7 +32,7 @@ from tests.processes import run_workers
 from tests.runs import train
 from tests.tools_in_process import run
 
-EXPAND = dict(type='ExpandHook', include='backbone.encoder', rate=2)
+EXPAND = dict(type='ExpandHook', method='cl', include='backbone.encoder', rate=2)
 CONTRACT = dict(type='ContractHook')
 EMA = dict(type='EMAHook', momentum=0.1)
 ENCODER = 'backbone.encoder.1.1'

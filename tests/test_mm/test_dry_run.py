@@ -26,7 +26,7 @@ from mmexpand.mm.dry_run_training import dry_run_training
 from mmexpand.surgery.checkpoint import load_checkpoint
 from tests.runs import log_of, train
 
-EXPAND = dict(type='ExpandHook', include='backbone.encoder', rate=2)
+EXPAND = dict(type='ExpandHook', method='cl', include='backbone.encoder', rate=2)
 EMA = dict(type='EMAHook', momentum=0.1)
 CONTRACT = dict(type='ContractHook')
 

@@ -34,7 +34,7 @@ sys.path.insert(0, str(ROOT / 'tools/demo'))
 from draw_voc import draw_voc  # noqa: E402
 
 HOOK = dict(type='GradientConfusionHook', pairs=3)
-EXPAND = dict(type='ExpandHook', include='backbone.encoder', rate=2)
+EXPAND = dict(type='ExpandHook', method='cl', include='backbone.encoder', rate=2)
 FLIP = {
     'train_dataloader.sampler.shuffle': True,
     'train_dataloader.dataset.pipeline': [
@@ -231,7 +231,7 @@ def test_a_detector(tmp_path):
     cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=2)
     cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
     cfg.test_dataloader = cfg.test_cfg = cfg.test_evaluator = None
-    cfg.custom_hooks = [dict(type='ExpandHook', include='backbone', rate=1), HOOK]
+    cfg.custom_hooks = [dict(type='ExpandHook', method='cl', include='backbone', rate=1), HOOK]
     cfg.work_dir = str(tmp_path / 'work_dir')
     train(cfg)
     for record in read(cfg)['measured']:

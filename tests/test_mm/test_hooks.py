@@ -38,11 +38,11 @@ ENCODER = ('0.0.convs.0', '1.1.convs.0', '1.1.convs.1')
 UNITS = [f'backbone.encoder.{name}.conv' for name in ENCODER]
 EMA = dict(type='EMAHook', momentum=0.1)
 BLOCKS = [dict(method=name) for name in ('orepa', 'do', 'ac', 'rep', 'acnet', 'repvgg', 'dbb')]
-BLOCKS += [dict(shortcut=True), dict(norm=True), dict(method='repvgg', forward='folded')]
+BLOCKS += [dict(method='cl', shortcut=True), dict(method='cl', norm=True), dict(method='repvgg', forward='folded')]
 
 
 def hooks(*more, **expand):
-    expand = dict(dict(include='backbone.encoder', rate=2), **expand)
+    expand = dict(dict(include='backbone.encoder', method='cl', rate=2), **expand)
     return [dict(type='ExpandHook', **expand), *more, dict(type='ContractHook')]
 
 
@@ -412,7 +412,7 @@ def test_the_expansion_is_logged_once(seg_cfg, by):
         cfg.custom_hooks = hooks()[:1]
     else:
         cfg.custom_hooks = []
-        cfg.model = dict(type='ExpandModel', model=cfg.model, include='backbone.encoder', rate=2)
+        cfg.model = dict(type='ExpandModel', method='cl', model=cfg.model, include='backbone.encoder', rate=2)
     train(cfg)
     log = log_of(cfg)
     assert log.count('Expanding 3 layers: ') == 1
@@ -533,7 +533,7 @@ def test_builder_loads_pretrained_compact_weights(seg_cfg, tmp_path):
     for init in ('default', 'preserve'):
         built = MODELS.build(
             dict(
-                type='ExpandBackbone',
+                type='ExpandBackbone', method='cl',
                 backbone=dict(cfg.model.backbone, init_cfg=pretrained),
                 rate=2,
                 init=init,
@@ -592,7 +592,7 @@ def test_runners_that_cannot_be_rebuilt_name_the_builder(seg_cfg):
 def test_tracing_is_refused_in_words(seg_cfg, by):
     cfg = seg_cfg(efficient_conv_bn_eval='backbone', custom_hooks=hooks())
     if by == 'builder':
-        cfg.model = dict(type='ExpandModel', model=cfg.model, include='backbone')
+        cfg.model = dict(type='ExpandModel', method='cl', model=cfg.model, include='backbone')
         cfg.custom_hooks = [dict(type='ContractHook')]
     with pytest.raises(ValueError, match='efficient_conv_bn_eval does not support'):
         train(cfg)
@@ -605,7 +605,7 @@ def test_efficient_conv_bn_eval_of_a_conv_module(forward):
     torch.manual_seed(0)
     options = dict(padding=1, norm_cfg=dict(type='BN'), act_cfg=None)
     module = ConvModule(4, 8, 3, efficient_conv_bn_eval=True, **options).double()
-    mmexpand.expand_(module, mmexpand.ExpandConfig(forward=forward))
+    mmexpand.expand_(module, mmexpand.ExpandConfig(method='cl', forward=forward))
     module.bn.eval()
     module.bn.running_mean.normal_()
     module.bn.running_var.uniform_(0.5, 2)
@@ -702,4 +702,4 @@ def test_norms_are_frozen_at_their_time(seg_cfg):
     assert torch.equal(second, third)
     assert torch.equal(second, last)
     with pytest.raises(ValueError, match='freeze_norms'):
-        ExpandHook(freeze_norms=2)
+        ExpandHook(method='cl', freeze_norms=2)

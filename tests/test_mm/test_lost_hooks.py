@@ -56,9 +56,9 @@ def test_of_a_base_of_the_base(base):
 
 
 def test_of_options(base):
-    options = {'custom_hooks': [dict(type='ExpandHook')]}
+    options = {'custom_hooks': [dict(type='ExpandHook', method='cl')]}
     assert lost_hooks(open_config(base, options)) == [(str(base), ['EMAHook', 'SyncBuffersHook'])]
-    options = {'default_hooks': dict(expand=dict(type='ExpandHook'))}
+    options = {'default_hooks': dict(expand=dict(type='ExpandHook', method='cl'))}
     cfg = open_config(base, options)
     assert lost_hooks(cfg) == []
     assert [hook.type for hook in cfg.custom_hooks] == ['EMAHook', 'SyncBuffersHook']

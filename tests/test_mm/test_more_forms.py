@@ -24,7 +24,7 @@ TOOLS = Path(__file__).parents[2] / 'tools'
 def test_hooks_among_the_default_ones(seg_cfg):
     cfg = seg_cfg(custom_hooks=[])
     cfg.default_hooks.expand = dict(
-        type='ExpandHook', include='backbone.encoder', rate=2, compact_gradients=False
+        type='ExpandHook', method='cl', include='backbone.encoder', rate=2, compact_gradients=False
     )
     cfg.default_hooks.contract = dict(type='ContractHook')
     assert [expansion.rate for _, expansion in configured_expansions(cfg)] == [2]
@@ -68,7 +68,7 @@ def test_a_runner_from_keyword_arguments_with_an_optimizer(seg_cfg):
 def test_channels_where_nothing_is_normalised():
     model = nn.Sequential(nn.Conv2d(5, 2, 3), nn.Conv2d(2, 2, 3))
     assert input_channels(model) == 5
-    mmexpand.expand_(model)
+    mmexpand.expand_(model, method='cl')
     assert input_channels(model) == 5
 
 

@@ -96,7 +96,7 @@ def test_without_data_a_head_is_verified_on_random_input(mask_rcnn):
 
 def test_a_wrong_layer_that_the_tensor_mode_leaves_out_is_found(mask_rcnn, monkeypatch):
     model = copy_model(mask_rcnn)
-    mmexpand.expand_(model, ExpandConfig(rate=1, include='rpn_head'))
+    mmexpand.expand_(model, ExpandConfig(method='cl', rate=1, include='rpn_head'))
     unit = named_units(model)['rpn_head.rpn_reg']
     right = type(unit).to_conv
 
@@ -123,7 +123,7 @@ def small_pspnet(cfg):
 
 def test_auxiliary_heads():
     model = build(AUXILIARY, small_pspnet)
-    mmexpand.expand_(model, ExpandConfig(rate=1, include=['decode_head', 'auxiliary_head']))
+    mmexpand.expand_(model, ExpandConfig(method='cl', rate=1, include=['decode_head', 'auxiliary_head']))
     result = contract_and_verify(model, segmentation_batch())
     assert result.compared == 'outputs'
     assert set(result.verification.layers) == set(named_units(model))
@@ -134,7 +134,7 @@ def test_auxiliary_heads():
 
 def test_layers_without_any_ground_truth_are_verified_on_random_input():
     model = build(AUXILIARY, small_pspnet)
-    mmexpand.expand_(model, ExpandConfig(rate=1, include='auxiliary_head'))
+    mmexpand.expand_(model, ExpandConfig(method='cl', rate=1, include='auxiliary_head'))
     batch = segmentation_batch()
     for sample in batch['data_samples']:
         del sample.gt_sem_seg
@@ -147,7 +147,7 @@ def test_activation_checkpointing():
     model = build(AUXILIARY, small_pspnet)
     # Residual branches start at zero: what is in them would not show.
     nn.init.ones_(model.backbone.layer1[0].bn2.weight)
-    mmexpand.expand_(model, ExpandConfig(rate=1, include='backbone.layer1'))
+    mmexpand.expand_(model, ExpandConfig(method='cl', rate=1, include='backbone.layer1'))
     turn_on_activation_checkpointing(model, ['backbone.layer1', 'backbone.layer1.0.conv1'])
     batch = segmentation_batch()
     result = contract_and_verify(model, batch)
@@ -180,7 +180,7 @@ def test_a_head_that_needs_data_samples():
     model = build(AUXILIARY, small_pspnet)
     head = SampleHead(in_channels=512, channels=8, num_classes=19, in_index=3, num_convs=1)
     model.decode_head = head
-    mmexpand.expand_(model, ExpandConfig(rate=1, include=['backbone.layer4', 'decode_head']))
+    mmexpand.expand_(model, ExpandConfig(method='cl', rate=1, include=['backbone.layer4', 'decode_head']))
     lines = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr('mmexpand.mm.contraction.log', lines.append)
@@ -195,7 +195,7 @@ def test_a_head_that_needs_data_samples():
 
 def test_the_report_lists_every_layer():
     model = build(AUXILIARY, small_pspnet)
-    mmexpand.expand_(model, ExpandConfig(rate=1, include='backbone'))
+    mmexpand.expand_(model, ExpandConfig(method='cl', rate=1, include='backbone'))
     result = contract_and_verify(model, segmentation_batch())
     text = '\n'.join(report_lines('compact_last.pth', result))
     assert len(result.layers) > 15

@@ -17,7 +17,7 @@ from mmexpand.mm.hooks import ContractHook
 from mmexpand.surgery.checkpoint import load_checkpoint
 from tests.tools_in_process import run
 
-EXPAND = dict(type='ExpandHook', include='backbone.encoder', rate=2)
+EXPAND = dict(type='ExpandHook', method='cl', include='backbone.encoder', rate=2)
 CONTRACT = dict(type='ContractHook', report=True, evaluate_expanded=True)
 
 

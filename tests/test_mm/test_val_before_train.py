@@ -15,8 +15,8 @@ NAME = 'backbone.encoder.1.1.convs.0.conv'
 EMA = dict(type='EMAHook', momentum=0.1)
 
 
-def hooks(*more, **expand):
-    expand = dict(type='ExpandHook', include='backbone.encoder', **expand)
+def hooks(*more, method='cl', **expand):
+    expand = dict(type='ExpandHook', include='backbone.encoder', method=method, **expand)
     return [expand, *more, dict(type='ContractHook')]
 
 

@@ -64,7 +64,7 @@ def test_the_kernel_goes_on_as_the_compact_one_would(lost):
     steps(compact, optimizer, 10, generator)
     checkpoint = checkpoint_of(compact, optimizer)
     expanded = Net().double()
-    mmexpand.expand_(expanded, ExpandConfig(init='preserve'))
+    mmexpand.expand_(expanded, ExpandConfig(method='cl', init='preserve'))
     cfg = by_layer(sgd(outer_lr_mult=0.0))
     wrapper = build_optim_wrapper(expanded, cfg)
     kept = CompactOptimizer(expanded, checkpoint)
@@ -91,7 +91,7 @@ def test_the_log_says_what_is_carried_over(optimizer, monkeypatch):
     compact, expanded = Net().double(), Net().double()
     trained = build_optim_wrapper(compact, cfg).optimizer
     steps(compact, trained, 2, torch.Generator().manual_seed(1))
-    mmexpand.expand_(expanded, ExpandConfig(init='preserve'))
+    mmexpand.expand_(expanded, ExpandConfig(method='cl', init='preserve'))
     wrapper = build_optim_wrapper(expanded, cfg)
     kept = CompactOptimizer(expanded, checkpoint_of(compact, trained))
     carry_over(kept, expanded, wrapper, cfg)
@@ -107,8 +107,9 @@ def test_the_log_says_what_is_carried_over(optimizer, monkeypatch):
 KERNEL = 'backbone.encoder.0.0.convs.0.conv.weight'
 
 
-def hook(**options):
-    return dict(type='ExpandHook', include='backbone.encoder', init='preserve', **options)
+def hook(method='cl', **options):
+    how = dict(include='backbone.encoder', init='preserve', method=method)
+    return dict(type='ExpandHook', **how, **options)
 
 
 @pytest.fixture(params=[[], [dict(type='EMAHook')]], ids=['', 'EMAHook'])

@@ -25,7 +25,7 @@ from tests.processes import run_workers
 from tests.runs import train
 
 EMA = dict(type='EMAHook', momentum=0.1)
-EXPAND = dict(type='ExpandHook', include='backbone.encoder', rate=2)
+EXPAND = dict(type='ExpandHook', method='cl', include='backbone.encoder', rate=2)
 CONTRACT = dict(type='ContractHook')
 SETS = ('last', 'best', 'ema')
 WORKER = Path(__file__).with_name('weight_sets_worker.py')

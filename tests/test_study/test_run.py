@@ -71,7 +71,7 @@ def test_averaged_weights_are_what_is_tested(study, with_arm):
 
 
 def test_contract_hook_adds_no_point(study, with_arm):
-    hooks = [dict(type='ExpandHook', include='features'), dict(type='ContractHook')]
+    hooks = [dict(type='ExpandHook', method='cl', include='features'), dict(type='ContractHook')]
     study = with_arm(study, 'cl', custom_hooks=hooks)
     assert [step for step, _ in train(study, run_of(study, 'cl'))['curve']] == [2, 4, 6, 8]
 

@@ -57,7 +57,7 @@ def test_contract_state_dict_needs_no_model(method, rate):
 
 def test_layers_and_shapes_are_read_off():
     expanded = net()
-    mmexpand.expand_(expanded, ExpandConfig(rate=2, include='0'))
+    mmexpand.expand_(expanded, ExpandConfig(method='cl', rate=2, include='0'))
     shapes = expanded_layers(expanded.state_dict())
     assert list(shapes) == ['0']
     assert shapes['0'] == {

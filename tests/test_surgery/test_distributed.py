@@ -60,7 +60,7 @@ def test_same_result_with_compact_bytes(results, processes, case):
 def test_a_layerwise_unit_keeps_plain_gradients():
     net = nn.Sequential(nn.Conv2d(3, 4, 3))
     assert not can_reduce_compact(net)
-    mmexpand.expand_(net, ExpandConfig(forward='auto'))
+    mmexpand.expand_(net, ExpandConfig(method='cl', forward='auto'))
     assert can_reduce_compact(net)
     net[0].forward_order = 'layerwise'
     assert not can_reduce_compact(net)

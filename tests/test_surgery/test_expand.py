@@ -64,7 +64,7 @@ def test_contract_gives_back_the_network(net, method, forward):
 
 
 def test_a_shared_layer_is_replaced_once_for_both_names(net):
-    plan = mmexpand.expand_(net, ExpandConfig(include='head_a'))
+    plan = mmexpand.expand_(net, ExpandConfig(method='cl', include='head_a'))
     assert [layer.names for layer in plan] == [('head_a', 'head_b')]
     assert net.head_a is net.head_b
     assert isinstance(net.head_a, ExpandedConv2d)
@@ -74,7 +74,7 @@ def test_a_shared_layer_is_replaced_once_for_both_names(net):
 
 
 def test_frozen_layers_stay_frozen(net):
-    mmexpand.expand_(net)
+    mmexpand.expand_(net, method='cl')
     assert not any(factor.weight.requires_grad for factor in net.stem[0].factors)
     assert all(factor.weight.requires_grad for factor in net.depthwise.factors)
     mmexpand.contract_(net)
@@ -96,9 +96,9 @@ def test_twice_is_harmless(net):
 def test_nothing_is_changed_when_a_check_fails(net):
     modules = list(net.modules())
     for cfg in (
-        ExpandConfig(include=['stem', 'nowhere']),
+        ExpandConfig(method='cl', include=['stem', 'nowhere']),
         ExpandConfig('ck', include='stem'),
-        ExpandConfig(rate=0.5, init='preserve'),
+        ExpandConfig(method='cl', rate=0.5, init='preserve'),
     ):
         with pytest.raises(ValueError):
             mmexpand.expand_(net, cfg)
@@ -149,7 +149,7 @@ def test_a_plan_that_does_not_fit_is_refused(net):
     ('cfg', 'options', 'words'),
     [
         ('repvgg', {}, "cfg must be an ExpandConfig, got 'repvgg'"),
-        (ExpandConfig(), dict(rate=2), 'rate is given in addition to cfg'),
+        (ExpandConfig(method='cl'), dict(rate=2), 'rate is given in addition to cfg'),
         (None, dict(metod='cl'), "unknown option 'metod' .*near matches: method"),
     ],
 )
@@ -167,7 +167,7 @@ def test_hooks_on_a_layer_carry_over(net):
     net.depthwise.register_forward_hook(lambda *_: calls.append(1))
     x = torch.randn(1, 3, 8, 8, dtype=torch.float64)
     net(x)
-    mmexpand.expand_(net)
+    mmexpand.expand_(net, method='cl')
     net(x)
     mmexpand.contract_(net)
     net(x)
@@ -178,7 +178,7 @@ def test_a_model_that_is_one_layer():
     unit = ExpandedLinear.from_linear(nn.Linear(3, 2))
     assert type(mmexpand.contract(unit)) is nn.Linear
     with pytest.raises(ValueError, match='unit'):
-        mmexpand.expand_(nn.Conv2d(3, 4, 3))
+        mmexpand.expand_(nn.Conv2d(3, 4, 3), method='cl')
 
 
 def test_preserve_keeps_the_function(net):

@@ -45,7 +45,7 @@ def net():
 
 
 def test_every_layer_is_planned_or_skipped_with_its_reason():
-    plan = mmexpand.plan(net(), ExpandConfig())
+    plan = mmexpand.plan(net(), ExpandConfig(method='cl'))
     assert [layer.name for layer in plan] == ['backbone.conv1', 'backbone.conv2', 'up']
     reasons = {layer.name: layer.reason for layer in plan.skipped}
     for name, words in {
@@ -77,7 +77,7 @@ def test_entries_say_what_becomes_of_a_layer():
 
 def test_rounding():
     plan = mmexpand.plan(
-        nn.Sequential(nn.Conv2d(3, 10, 3)), ExpandConfig(rate=0.25, init='default')
+        nn.Sequential(nn.Conv2d(3, 10, 3)), ExpandConfig(method='cl', rate=0.25, init='default')
     )
     assert plan.layers[0].factor_shapes == ((1, 3, 1, 1), (3, 1, 3, 3), (10, 3, 1, 1))
 
@@ -123,7 +123,7 @@ def test_layers_by_what_they_are(include, exclude, expected):
 
 def test_the_stock_mobilenetv2_is_expanded_as_in_the_paper():
     """All 3x3 outside of blocks that add their input (Sec. 4.1)."""
-    cfg = ExpandConfig(include='kernel:3x3', exclude='kind:residual')
+    cfg = ExpandConfig(method='cl', include='kernel:3x3', exclude='kind:residual')
     names = [layer.name for layer in mmexpand.plan(MobileNetV2(), cfg)]
     assert names[0] == 'conv1.conv'
     strided = {'layer1.0', 'layer2.0', 'layer3.0', 'layer4.0', 'layer5.0', 'layer6.0', 'layer7.0'}
@@ -131,7 +131,7 @@ def test_the_stock_mobilenetv2_is_expanded_as_in_the_paper():
 
 
 def test_exclude():
-    plan = mmexpand.plan(net(), ExpandConfig(include='backbone', exclude='*.conv2'))
+    plan = mmexpand.plan(net(), ExpandConfig(method='cl', include='backbone', exclude='*.conv2'))
     assert [layer.name for layer in plan] == ['backbone.conv1']
     assert ('backbone.conv2', 'excluded') in [(x.name, x.reason) for x in plan.skipped]
 
@@ -152,12 +152,13 @@ def test_exclude():
 )
 def test_errors_name_the_way_out(fields, words):
     with pytest.raises(ValueError, match=words):
-        mmexpand.plan(net(), ExpandConfig(**fields))
+        mmexpand.plan(net(), ExpandConfig(**{'method': 'cl', **fields}))
 
 
 @pytest.mark.parametrize(
     ('fields', 'error', 'words'),
     [
+        (dict(method=None), TypeError, "method is required: 'bn' suits networks without"),
         (dict(method='CL'), ValueError, "method must be one of 'cl'"),
         (dict(rate=-1), ValueError, 'rate must be'),
         (dict(rate=True), TypeError, 'rate must be'),
@@ -170,7 +171,7 @@ def test_errors_name_the_way_out(fields, words):
 )
 def test_config_refuses_nonsense(fields, error, words):
     with pytest.raises(error, match=words):
-        ExpandConfig(**fields)
+        ExpandConfig(**{'method': 'cl', **fields})
 
 
 def test_a_printed_plan_shows_layers_and_reasons():

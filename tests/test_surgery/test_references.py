@@ -81,7 +81,7 @@ def _seed():
 def check(model, layers):
     """Trained, contracted in a copy, and in place."""
     fresh = copy.deepcopy(model)
-    mmexpand.expand_(model, ExpandConfig(rate=2, init='default'))
+    mmexpand.expand_(model, ExpandConfig(method='cl', rate=2, init='default'))
     before = copy.deepcopy(model.state_dict())
     x = train(model)
     model.eval()
@@ -114,7 +114,7 @@ def test_an_average_in_a_model_follows_the_factors(update_buffers):
 
 def test_a_layer_whose_parameter_is_kept_elsewhere_is_left_out_with_the_reason():
     model = Cached().double()
-    plan = mmexpand.expand_(model, ExpandConfig(rate=2))
+    plan = mmexpand.expand_(model, ExpandConfig(method='cl', rate=2))
     assert [layer.name for layer in plan] == ['a']
     assert isinstance(model.a, ExpandedConv2d)
     (skipped,) = plan.skipped

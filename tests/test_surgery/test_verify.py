@@ -16,7 +16,7 @@ def models():
     expanded = nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Dropout(0.5)
     )
-    mmexpand.expand_(expanded, init='default')
+    mmexpand.expand_(expanded, method='cl', init='default')
     return expanded, mmexpand.contract(expanded)
 
 
@@ -152,7 +152,7 @@ class Selecting(nn.Module):
 def test_a_selection_that_rounding_turns_is_no_wrong_contraction(select):
     torch.manual_seed(0)
     model = Selecting(select)
-    mmexpand.expand_(model, mmexpand.ExpandConfig(init='preserve'))
+    mmexpand.expand_(model, mmexpand.ExpandConfig(method='cl', init='preserve'))
     # All scores are the same to rounding, in the chain and in the product.
     same = nn.Conv2d(3, 64, 1)
     with torch.no_grad():
@@ -183,7 +183,7 @@ class Drawing(nn.Conv2d):
 
 def test_what_a_network_draws_is_the_same_in_both():
     model = nn.Sequential(nn.Conv2d(3, 8, 3), Drawing(8, 8, 1))
-    mmexpand.expand_(model, mmexpand.ExpandConfig(include='0'))
+    mmexpand.expand_(model, mmexpand.ExpandConfig(method='cl', include='0'))
     compact = mmexpand.contract(model)
     x = torch.randn(1, 3, 8, 8)
     before = torch.get_rng_state()
@@ -194,7 +194,7 @@ def test_what_a_network_draws_is_the_same_in_both():
 
 def test_a_wrong_score_shows_before_a_selection():
     model = nn.ModuleList([nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)])
-    mmexpand.expand_(model)
+    mmexpand.expand_(model, method='cl')
     compact = mmexpand.contract(model)
     compact[1].bias.data[2] += 1
     x = torch.randn(1, 3, 8, 8)
@@ -234,7 +234,7 @@ class Offsets(nn.Module):
 def test_a_layer_that_starts_at_zero_is_compared_beyond_rounding():
     torch.manual_seed(0)
     model = Offsets()
-    mmexpand.expand_(model, mmexpand.ExpandConfig(rate=4, init='preserve'))
+    mmexpand.expand_(model, mmexpand.ExpandConfig(method='cl', rate=4, init='preserve'))
     compact = mmexpand.contract(model)
     images = torch.randn(2, 16, 12, 12)
     result = mmexpand.verify(model, compact, lambda m: m(images))

@@ -75,7 +75,7 @@ def config_case(filename: str, cfg: Config, batch_size: int, shape: tuple[int, i
 
 
 def _unet_case(base_channels: int, input_shape: tuple[int, ...], **others: Any) -> Case:
-    encoder = (('', ExpandConfig(include='encoder')),)
+    encoder = (('', ExpandConfig(method='cl', include='encoder')),)
     return Case(
         f'unet-{base_channels}', partial(unet, base_channels), input_shape, encoder, **others
     )
@@ -88,13 +88,13 @@ BUILT_IN = {
             'mobilenetv2',
             mobilenet_v2,
             (16, 3, 224, 224),
-            (('', ExpandConfig(include=DEPTHWISE)),),
+            (('', ExpandConfig(method='cl', include=DEPTHWISE)),),
         ),
         Case(
             'yolo-lite',
             yolo_lite,
             (16, 3, 224, 224),
-            (('', ExpandConfig(include='backbone')),),
+            (('', ExpandConfig(method='cl', include='backbone')),),
             peers=tuple(PEERS),
         ),
         _unet_case(16, (4, 3, 240, 320), peers=tuple(PEERS)),
