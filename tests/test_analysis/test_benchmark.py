@@ -46,7 +46,9 @@ def small_model():
 
 def small_expanded(forward):
     model = small_model()
-    mmexpand.expand_(model, mmexpand.ExpandConfig(method='cl', rate=2, include='0', forward=forward))
+    mmexpand.expand_(
+        model, mmexpand.ExpandConfig(method='cl', rate=2, include='0', forward=forward)
+    )
     return model
 
 

@@ -102,7 +102,9 @@ def test_first_recipe_is_mmsegs_own():
 
 def test_contracting_path_is_expanded():
     model = MODELS.build(small(MMSEG).model)
-    plan = mmexpand.plan(model, mmexpand.ExpandConfig(method='cl', include='backbone.encoder', rate=4))
+    plan = mmexpand.plan(
+        model, mmexpand.ExpandConfig(method='cl', include='backbone.encoder', rate=4)
+    )
     convs = [
         name
         for name, module in model.backbone.encoder.named_modules(prefix='backbone.encoder')

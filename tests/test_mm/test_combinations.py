@@ -122,7 +122,11 @@ def test_a_parents_init_cfg_over_a_builder_that_preserves_is_refused(seg_cfg):
     cfg = seg_cfg(custom_hooks=[dict(type='ContractHook')])
     backbone = cfg.model.backbone
     cfg.model.backbone = dict(
-        type='mmengine.ExpandBackbone', method='cl', backbone=backbone, include='encoder', init='preserve'
+        type='mmengine.ExpandBackbone',
+        method='cl',
+        backbone=backbone,
+        include='encoder',
+        init='preserve',
     )
     cfg.model.init_cfg = dict(type='Normal', layer='Conv2d', std=0.02)
     override = dict(type='Normal', name='backbone', std=0.02)
@@ -192,7 +196,9 @@ def test_options_of_a_dry_run_change_what_the_config_says(seg_cfg, monkeypatch, 
     if by != 'hook':
         cfg.custom_hooks = []
     if by == 'builder':
-        cfg.model = dict(type='ExpandModel', method='cl', model=cfg.model, include='backbone.encoder', rate=4)
+        cfg.model = dict(
+            type='ExpandModel', method='cl', model=cfg.model, include='backbone.encoder', rate=4
+        )
     tried = []
 
     def stop(cfg, splits):

@@ -43,7 +43,10 @@ def test_hooks_imports_and_loading_go():
 
 def test_nothing_empty_is_left():
     compact = make_compact_config(
-        config(custom_hooks=[dict(type='ExpandHook', method='cl')], custom_imports=dict(imports='mmexpand'))
+        config(
+            custom_hooks=[dict(type='ExpandHook', method='cl')],
+            custom_imports=dict(imports='mmexpand'),
+        )
     )
     assert 'custom_hooks' not in compact
     assert 'custom_imports' not in compact
@@ -51,10 +54,15 @@ def test_nothing_empty_is_left():
 
 def test_builders_give_way_to_what_they_build():
     inner = dict(
-        type='Net', backbone=dict(type='mmengine.ExpandBackbone', method='cl', backbone=dict(type='UNet'))
+        type='Net',
+        backbone=dict(type='mmengine.ExpandBackbone', method='cl', backbone=dict(type='UNet')),
     )
     compact = make_compact_config(
-        config(model=dict(type='ExpandModel', method='cl', model=inner, rate=2, data_preprocessor=dict(a=1)))
+        config(
+            model=dict(
+                type='ExpandModel', method='cl', model=inner, rate=2, data_preprocessor=dict(a=1)
+            )
+        )
     )
     assert compact.model == dict(
         type='Net', backbone=dict(type='UNet'), data_preprocessor=dict(a=1)

@@ -205,7 +205,10 @@ def test_pure_python_config_resumes(pure, tmp_path):
 
 def test_classes_in_a_config_that_was_made_in_python(seg_cfg):
     cfg = seg_cfg()
-    hooks = [dict(type=ExpandHook, method='cl', include='backbone.encoder', rate=2), dict(type=ContractHook)]
+    hooks = [
+        dict(type=ExpandHook, method='cl', include='backbone.encoder', rate=2),
+        dict(type=ContractHook),
+    ]
     cfg.custom_hooks = hooks
     cfg.model.backbone.norm_cfg = dict(type=torch.nn.BatchNorm2d)
     assert list(named_units(build_expanded_model(cfg))) == UNITS

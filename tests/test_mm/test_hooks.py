@@ -38,7 +38,11 @@ ENCODER = ('0.0.convs.0', '1.1.convs.0', '1.1.convs.1')
 UNITS = [f'backbone.encoder.{name}.conv' for name in ENCODER]
 EMA = dict(type='EMAHook', momentum=0.1)
 BLOCKS = [dict(method=name) for name in ('orepa', 'do', 'ac', 'rep', 'acnet', 'repvgg', 'dbb')]
-BLOCKS += [dict(method='cl', shortcut=True), dict(method='cl', norm=True), dict(method='repvgg', forward='folded')]
+BLOCKS += [
+    dict(method='cl', shortcut=True),
+    dict(method='cl', norm=True),
+    dict(method='repvgg', forward='folded'),
+]
 
 
 def hooks(*more, **expand):
@@ -412,7 +416,9 @@ def test_the_expansion_is_logged_once(seg_cfg, by):
         cfg.custom_hooks = hooks()[:1]
     else:
         cfg.custom_hooks = []
-        cfg.model = dict(type='ExpandModel', method='cl', model=cfg.model, include='backbone.encoder', rate=2)
+        cfg.model = dict(
+            type='ExpandModel', method='cl', model=cfg.model, include='backbone.encoder', rate=2
+        )
     train(cfg)
     log = log_of(cfg)
     assert log.count('Expanding 3 layers: ') == 1
@@ -533,7 +539,8 @@ def test_builder_loads_pretrained_compact_weights(seg_cfg, tmp_path):
     for init in ('default', 'preserve'):
         built = MODELS.build(
             dict(
-                type='ExpandBackbone', method='cl',
+                type='ExpandBackbone',
+                method='cl',
                 backbone=dict(cfg.model.backbone, init_cfg=pretrained),
                 rate=2,
                 init=init,

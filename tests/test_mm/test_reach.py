@@ -123,7 +123,9 @@ def small_pspnet(cfg):
 
 def test_auxiliary_heads():
     model = build(AUXILIARY, small_pspnet)
-    mmexpand.expand_(model, ExpandConfig(method='cl', rate=1, include=['decode_head', 'auxiliary_head']))
+    mmexpand.expand_(
+        model, ExpandConfig(method='cl', rate=1, include=['decode_head', 'auxiliary_head'])
+    )
     result = contract_and_verify(model, segmentation_batch())
     assert result.compared == 'outputs'
     assert set(result.verification.layers) == set(named_units(model))
@@ -180,7 +182,9 @@ def test_a_head_that_needs_data_samples():
     model = build(AUXILIARY, small_pspnet)
     head = SampleHead(in_channels=512, channels=8, num_classes=19, in_index=3, num_convs=1)
     model.decode_head = head
-    mmexpand.expand_(model, ExpandConfig(method='cl', rate=1, include=['backbone.layer4', 'decode_head']))
+    mmexpand.expand_(
+        model, ExpandConfig(method='cl', rate=1, include=['backbone.layer4', 'decode_head'])
+    )
     lines = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr('mmexpand.mm.contraction.log', lines.append)

@@ -14,7 +14,10 @@ from mmseg.evaluation import IoUMetric
 from mmexpand.surgery.checkpoint import load_checkpoint
 from tests.tools_in_process import load, run
 
-HOOKS = [dict(type='ExpandHook', method='cl', include='backbone.encoder', rate=2), dict(type='ContractHook')]
+HOOKS = [
+    dict(type='ExpandHook', method='cl', include='backbone.encoder', rate=2),
+    dict(type='ContractHook'),
+]
 
 
 @LOOPS.register_module()
