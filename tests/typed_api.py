@@ -28,10 +28,10 @@ assert_type(mmexpand.__version__, str)
 
 def whole_models(model: nn.Module, images: torch.Tensor) -> None:
     cfg = ExpandConfig(include=['backbone'], exclude='kernel:1x1', method='cl', rate=2.5)
-    assert_type(mmexpand.plan(model), Plan)
+    assert_type(mmexpand.plan(model, method='cl'), Plan)
     expanded = mmexpand.expand_(model, cfg)
     assert_type(mmexpand.plan(model, method='repvgg', include='backbone'), Plan)
-    assert_type(mmexpand.expand_(model, mmexpand.plan(model)), Plan)
+    assert_type(mmexpand.expand_(model, mmexpand.plan(model, method='cl')), Plan)
     assert_type(expanded.layers, list[LayerPlan])
     assert_type(expanded.skipped, list[SkippedLayer])
     assert_type(expanded.params_after, int)

@@ -158,7 +158,7 @@ def test_options_that_cannot_be_used_are_refused(net, cfg, options, words):
         with pytest.raises(TypeError, match=words):
             function(net, cfg, **options)
     with pytest.raises(TypeError, match='rate is given in addition to cfg'):
-        mmexpand.expand_(net, mmexpand.plan(net), rate=2)
+        mmexpand.expand_(net, mmexpand.plan(net, method='cl'), rate=2)
     assert not mmexpand.is_expanded(net)
 
 
@@ -177,7 +177,7 @@ def test_hooks_on_a_layer_carry_over(net):
 def test_a_model_that_is_one_layer():
     unit = ExpandedLinear.from_linear(nn.Linear(3, 2))
     assert type(mmexpand.contract(unit)) is nn.Linear
-    with pytest.raises(ValueError, match='unit'):
+    with pytest.raises(ValueError, match='single layer'):
         mmexpand.expand_(nn.Conv2d(3, 4, 3), method='cl')
 
 

@@ -207,4 +207,5 @@ def test_every_option_is_shown_with_its_default(takes):
     entries = dict(re.findall(r'^        (\w+): (.*?)(?=^ {8}\w|^$)', takes.__doc__, re.M | re.S))
     for field in dataclasses.fields(ExpandConfig):
         assert shown[field.name].default == field.default
-        assert ' '.join(entries[field.name].split()).endswith(f'Default: {field.default!r}.')
+        end = 'Required.' if field.name == 'method' else f'Default: {field.default!r}.'
+        assert ' '.join(entries[field.name].split()).endswith(end)
