@@ -26,6 +26,10 @@ from mmexpand.surgery.checkpoint import (
     is_expanded_state_dict,
     load_checkpoint,
 )
+from mmexpand.surgery.fake_quantisation import INT8_KEY
+
+KEPT = ('dataset_meta', 'epoch', 'iter', 'seed', INT8_KEY)
+"""Keys of an expanded checkpoint's meta that the compact one has too."""
 
 
 def parse_args() -> argparse.Namespace:
@@ -83,7 +87,7 @@ def main(args: argparse.Namespace) -> None:
     result = contract(args, cfg, checkpoint)
     path = Path(cfg.work_dir) / f'compact_{Path(args.checkpoint).name}'
     meta = checkpoint.get('meta', {})
-    kept = {key: meta[key] for key in ('dataset_meta', 'epoch', 'iter', 'seed') if key in meta}
+    kept = {key: meta[key] for key in KEPT if key in meta}
     written = write_compact_checkpoint(result, path, cfg, kept)
     written.append(write_compact_config(cfg, path.parent))
     print('\n'.join(report_lines(path.name, result)))

@@ -29,16 +29,18 @@ from mmexpand.deploy import (
     preprocess,
     score,
     table,
+    trained_ranges,
 )
 from mmexpand.deploy.decoding import check_exportable, decoder_of
 from mmexpand.deploy.layers import chosen_layers, weighted_layers
 from mmexpand.deploy.onnx import TOLERANCE, OnnxReport
-from mmexpand.deploy.quantisation import METHODS, TARGETS
+from mmexpand.deploy.quantisation import METHODS
 from mmexpand.deploy.scoring import main_metric, points_lost, scorer
 from mmexpand.mm.command_line import add_config_arguments, count, read_config, tool
 from mmexpand.mm.config_file import ConfigError
 from mmexpand.mm.contraction import check_writable
 from mmexpand.mm.launch import NEEDED
+from mmexpand.surgery.fake_quantisation import TARGETS
 
 DROP = 0.5
 """Points of the metric that int8 may lose."""
@@ -224,6 +226,9 @@ def int8_options(
     for name in ('target', 'method'):
         if getattr(args, f'int8_{name}'):
             options[name] = getattr(args, f'int8_{name}')
+    if trained := trained_ranges(args.checkpoint):
+        print(f'int8: layers and ranges are those that QuantHook has trained for {args.checkpoint}')
+        options.update(trained)
     if AUTO not in (args.int8_keep or []):
         yield Int8(**options)
         return
@@ -261,6 +266,12 @@ def main(args: argparse.Namespace) -> None:
     check_exportable(model)
     if args.int8:
         args.int8_drop = DROP if args.int8_drop is None else args.int8_drop
+        trained = (trained_ranges(args.checkpoint) or {}).get('target')
+        if trained and args.int8_target not in (None, trained):
+            raise ConfigError(
+                f'--int8-target {args.int8_target}: QuantHook has trained {args.checkpoint} for '
+                f'{trained}; leave the option out, or train with target={args.int8_target!r}'
+            )
         patterns = [name for name in args.int8_keep or [] if name != AUTO]
         chosen_layers(weighted_layers(model), patterns)
         calibration = calibration_images(model, cfg, args.int8, inputs.shape[-2:])

@@ -3,7 +3,7 @@
 from .comparison import compare_file
 from .errors import ExportError
 from .int8 import Int8, Int8Report, LayerError
-from .model import calibration_images, load_compact_model, preprocess
+from .model import calibration_images, load_compact_model, preprocess, trained_ranges
 from .ncnn import export_ncnn
 from .network import Pixels
 from .onnx import OnnxReport, export_onnx
@@ -30,4 +30,5 @@ __all__ = [
     'preprocess',
     'score',
     'table',
+    'trained_ranges',
 ]

@@ -102,8 +102,8 @@ class Classes(nn.Module):
         """Return outputs to trace with."""
         return raw
 
-    def forward(self, size: Tensor, logits: Tensor) -> Tensor:
-        """Return the classes, shape (N, H, W)."""
+    def forward(self, size: Tensor, logits: Tensor, *_: Tensor) -> Tensor:
+        """Return the classes, shape (N, H, W); of several outputs (EncNet's) the first counts."""
         return classes_of(self.head, self.resized(size, logits))
 
     def resized(self, size: Tensor, logits: Tensor) -> Tensor:
@@ -117,7 +117,7 @@ class Logits(Classes):
 
     names = ('logits',)
 
-    def forward(self, size: Tensor, logits: Tensor) -> Tensor:
+    def forward(self, size: Tensor, logits: Tensor, *_: Tensor) -> Tensor:
         """Resize the logits to the size of the input."""
         return self.resized(size, logits)
 

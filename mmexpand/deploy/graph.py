@@ -1,5 +1,6 @@
 """ONNX graphs: tracing a module, and joining the network with its decoding."""
 
+import re
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -159,6 +160,7 @@ def first_line(error: Exception) -> str:
     """Return the message of a foreign error without the graph that it contains."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     words = (lines[0].strip() if lines else type(error).__name__).split(' [Caused by')[0]
+    words = re.sub(r'Load model from \S+ failed: ?(Fatal error: )?', '', words)
     return words.split(' Status Message: ')[-1].split('. Please feel free')[0].rstrip('.')
 
 

@@ -1,6 +1,6 @@
 """Which layers of a network become int8, and what each of them costs."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,10 +10,11 @@ import numpy as np
 from torch import Tensor, nn
 
 from ..errors import UserValueError
+from ..surgery.fake_quantisation import TARGETS
 from ..surgery.outliers import FAR, outlying_channel, outlying_weight
 from .errors import ExportError
 from .layers import chosen_layers, head_layers, layer_nodes, node_of, weight_of
-from .quantisation import METHODS, TARGETS, Quantiser
+from .quantisation import METHODS, Quantiser
 from .runtimes import onnxruntime_run
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ class Int8:
         keep: layers that stay float32: names, modules around them, globs, ``re:`` expressions.
         target: processor that will run the file, a key of ``TARGETS``.
         method: how ranges of activations are found, a key of ``METHODS``.
+        ranges: lowest and highest value of the input and the output of layers, by name, as
+            QuantHook has trained them for this target; other layers stay float32. None: by
+            calibration.
         accepts: whether a file is good enough. If given, more layers stay float32 until one is:
             head layers first, then those with the largest errors.
 
@@ -43,6 +47,7 @@ class Int8:
     keep: Sequence[str] = ()
     target: str = 'x86'
     method: str = 'minmax'
+    ranges: Mapping[str, Mapping[str, Sequence[float]]] | None = None
     accepts: Callable[[Path], bool] | None = None
 
     def __post_init__(self):
@@ -91,7 +96,7 @@ class Int8Report:
 
 
 class Int8Search:
-    """The int8 graphs of a network, in the order in which they are tried.
+    """The choice among the int8 graphs of a network.
 
     Args:
         network: the float32 graph, without decoding.
@@ -117,43 +122,67 @@ class Int8Search:
         self._graph = self._quantiser.model.graph
         self._layers = layer_nodes(self._graph, modules)
         self._kept = chosen_layers(list(self._layers), int8.keep)
-        self._more = int8.accepts is not None
+        self._trained = int8.ranges is not None
+        if self._trained:
+            self._kept += [n for n in self._layers if n not in {*int8.ranges, *self._kept}]
+            self._quantiser.set_ranges(self._trained_ranges(int8.ranges))
+        self._searches = int8.accepts is not None
         self._images = images[:COMPARED]
         self._expected = self._outputs(self._quantiser.model)
 
-    def candidates(self) -> 'Iterator[tuple[ModelProto, Int8Report]]':
-        """One graph; with ``int8.accepts`` more, each with more layers in float32.
+    def choose(self, accepts: Callable[['ModelProto'], bool]) -> 'tuple[ModelProto, Int8Report]':
+        """Return the graph that leaves no more layers than it must in float32.
+
+        Args:
+            accepts: whether a graph is good enough; asked where ``int8.accepts`` is given.
 
         Raises:
-            ExportError: if no layer is left to quantise.
+            ExportError: if no layer is left to quantise, no graph is good enough, or the kernels
+                of this ONNX Runtime are wrong.
         """
-        schemes = {way: self._error(self._without(self._kept, way)) for way in (True, False)}
-        per_channel = schemes[True] <= schemes[False]
+        per_channel = self._trained or self._is_better_per_channel()
         ranking = self._ranking(per_channel)
-        for kept in self._growing([layer.name for layer in ranking]):
-            if len(kept) == len(self._layers):
-                raise ExportError('no layer is left to quantise: use the float32 file')
-            graph = self._without(kept, per_channel)
-            yield graph, Int8Report(self._error(graph), per_channel, tuple(kept), ranking)
-        raise ExportError(
-            'no int8 file is good enough, even with all layers but one in float32: use the float32 '
-            'file, or allow a larger drop (--int8-drop)'
-        )
-
-    def _growing(self, by_error: list[str]) -> Iterator[list[str]]:
-        """Names of layers to keep; they are doubled, so that few files have to be evaluated."""
         kept = self._kept
-        yield kept
-        if not self._more:
-            return
+        if len(kept) == len(self._layers):
+            raise ExportError('no layer is left to quantise: use the float32 file')
+        if self._searches and not accepts(self._without(kept, per_channel)):
+            order = self._order([layer.name for layer in ranking])
+            count = smallest(
+                lambda count: accepts(self._without([*kept, *order[:count]], per_channel)),
+                len(order) - 1,
+            )
+            if count is None:
+                raise ExportError(
+                    'no int8 file is good enough, even with all layers but one in float32: use '
+                    'the float32 file, or allow a larger drop (--int8-drop)'
+                )
+            kept = [*kept, *order[:count]]
+        graph = self._without(kept, per_channel)
+        self._check_kernels(graph)
+        return graph, Int8Report(self._error(graph), per_channel, tuple(kept), ranking)
+
+    def _is_better_per_channel(self) -> bool:
+        errors = {way: self._error(self._without(self._kept, way)) for way in (True, False)}
+        return errors[True] <= errors[False]
+
+    def _trained_ranges(
+        self, ranges: Mapping[str, Mapping[str, Sequence[float]]]
+    ) -> dict[str, Sequence[float]]:
+        """Ranges by names in the graph: the layer that runs first decides, as in training."""
+        layers = {node: name for name, nodes in self._layers.items() for node in nodes}
+        found: dict[str, Sequence[float]] = {}
+        for node in self._graph.node:
+            layer = layers.get(node.name)
+            if layer in ranges and layer not in self._kept:
+                found.setdefault(node.input[0], ranges[layer]['input'])
+                found.setdefault(node.output[0], ranges[layer]['output'])
+        return found
+
+    def _order(self, by_error: list[str]) -> list[str]:
+        """Return the layers in the order in which they are kept: heads, then by their errors."""
         heads = head_layers(self._graph, self._layers)
-        order = [n for n in [*heads, *(n for n in by_error if n not in heads)] if n not in kept]
-        count = len([name for name in heads if name not in kept]) or 1
-        while count < len(order) - 1:
-            yield [*kept, *order[:count]]
-            count *= 2
-        if len(order) > 1:
-            yield [*kept, *order[:-1]]
+        order = [*heads, *(name for name in by_error if name not in heads)]
+        return [name for name in order if name not in self._kept]
 
     def _ranking(self, per_channel: bool) -> tuple[LayerError, ...]:
         found = []
@@ -166,13 +195,29 @@ class Int8Search:
         nodes = [n for name, nodes in self._layers.items() if name not in kept for n in nodes]
         return self._quantiser.quantised(nodes, per_channel)
 
-    def _outputs(self, graph: 'ModelProto') -> list[np.ndarray]:
+    def _check_kernels(self, graph: 'ModelProto') -> None:
+        """Compare int8 kernels with float ones: those of some processors have been wrong.
+
+        ONNX Runtime 1.23 on Intel's AMX: https://github.com/microsoft/onnxruntime/issues/26324.
+        """
+        import onnxruntime
+
+        plain = self._outputs(graph, optimise=False)
+        for a, b, c in zip(self._outputs(graph), plain, self._expected, strict=True):
+            if _rms(a - b) > _rms(b - c):
+                raise ExportError(
+                    f'the int8 kernels of ONNX Runtime {onnxruntime.__version__} are wrong on this '
+                    f'processor: their outputs are off by {_rms(a - b):.3g}, those of int8 itself '
+                    f'by {_rms(b - c):.3g}: install another version (1.26 is right with AMX)'
+                )
+
+    def _outputs(self, graph: 'ModelProto', optimise: bool = True) -> list[np.ndarray]:
         import onnx
 
         with TemporaryDirectory() as folder:
             path = Path(folder) / 'graph.onnx'
             onnx.save(graph, path)
-            run = onnxruntime_run(path)
+            run = onnxruntime_run(path, optimise=optimise)
             by_image = [run(image.numpy()) for image in self._images]
         return [np.stack(values).astype(np.float64) for values in zip(*by_image, strict=True)]
 
@@ -197,6 +242,22 @@ class Int8Search:
         if own is not None and own.shape == weight.shape:
             words += _norm_words(weight, own)
         return ', '.join(words or [inputs, f'weights up to {weight.abs().max():.3g}'])
+
+
+def smallest(accepted: Callable[[int], bool], largest: int) -> int | None:
+    """Return the smallest of the numbers from 1 to ``largest`` that is accepted; None: none is.
+
+    Args:
+        accepted: is asked few times. Numbers above an accepted one are taken to be accepted too.
+        largest: the last number.
+    """
+    low, high = 0, min(1, largest)
+    while high and not accepted(high):
+        low, high = high, min(2 * high, largest) if high < largest else 0
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if accepted(middle) else (middle, high)
+    return high or None
 
 
 def _norm_words(merged: Tensor, own: Tensor) -> list[str]:

@@ -17,6 +17,7 @@ from ..mm.checkpoints import match_checkpoint
 from ..mm.compact_config import type_name
 from ..mm.models import build_compact_model
 from ..surgery.checkpoint import CheckpointError, get_state_dict, load_checkpoint
+from ..surgery.fake_quantisation import INT8_KEY
 from .errors import ExportError
 
 
@@ -40,7 +41,17 @@ def load_compact_model(cfg: Config, checkpoint: str | os.PathLike) -> nn.Module:
         raise CheckpointError(
             f'{checkpoint} does not fit the config: {error}; use the config it was trained with'
         ) from None
-    return model.eval()
+    model.eval()  # Its own train() may return nothing: mmdet's LD.
+    return model
+
+
+def trained_ranges(checkpoint: str | os.PathLike) -> dict | None:
+    """Return the int8 target and ranges that QuantHook has put into a checkpoint; None if none.
+
+    Raises:
+        CheckpointError: if the file cannot be read.
+    """
+    return load_checkpoint(checkpoint).get('meta', {}).get(INT8_KEY)
 
 
 def preprocess(model: nn.Module, cfg: Config, image: str | os.PathLike) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..errors import UserRuntimeError
 from ..files import written_whole
 from ..stack import check_installed
+from ..surgery.fake_quantisation import fake_quantised
 from ..surgery.train_mode import eval_mode
 from .comparison import Reference, batches, check_error, compare_file
 from .decoding import Boxes, Classes, check_exportable, decoder_of
@@ -42,7 +43,7 @@ class OnnxReport:
         output_shapes: of the outputs for it, by the names they have in the file.
         max_error: of the raw outputs: largest difference relative to the largest magnitude of
             the output it is in, over batches of one and of two images, and two more sizes where
-            the size is dynamic.
+            the size is dynamic. Of an int8 file with trained ranges, PyTorch is fake-quantised.
         agreement: share of the predictions (boxes, or pixels' classes) that are the framework's
             own; None for raw outputs.
         int8: which layers are int8, and what each of them costs; None for a float32 file.
@@ -110,6 +111,8 @@ def export_onnx(
         network = _trace_network(reference, images, outputs, dynamic_size)
         onnx.save(network, str(temporary))
         error = _raw_error(reference, temporary, batches(images, dynamic_size))
+        if not error <= tolerance:
+            _check_repeatable(reference, images, outputs)
         check_error('ONNX Runtime and PyTorch', error, tolerance, out)
         decoding = None
         if decoder is not None:
@@ -126,13 +129,16 @@ def export_onnx(
             given = [i if pixels is None else pixels.invert(i) for i in int8.images]
             modules = run_modules(reference.network, images)
             search = Int8Search(network, model, modules, given, int8)
-            for candidate in search.candidates():
-                network, report = candidate
-                onnx.save(network, str(temporary))
+
+            def accepts(graph: 'ModelProto') -> bool:
+                save(graph)
+                return int8.accepts(temporary)
+
+            network, report = search.choose(accepts)
+            onnx.save(network, str(temporary))
+            with _as_trained(reference, images, int8, report):
                 error = _raw_error(reference, temporary, batches(images, dynamic_size))
-                save(network)
-                if int8.accepts is None or int8.accepts(temporary):
-                    break
+            save(network)
             _check_chance(report, out)
         agreement = None
         if decoder is not None:
@@ -146,6 +152,21 @@ def export_onnx(
         found = onnxruntime_run(temporary)(images.numpy())
     shapes = {o.name: f.shape for o, f in zip(network.graph.output, found, strict=True)}
     return OnnxReport(out, tuple(inputs.shape), shapes, error, agreement, report)
+
+
+@contextmanager
+def _as_trained(
+    reference: Reference, images: Tensor, int8: Int8, report: Int8Report
+) -> Iterator[None]:
+    """Let PyTorch compute what was trained: with ranges of QuantHook, the int8 network."""
+    if int8.ranges is None:
+        yield
+        return
+    ranges = {name: r for name, r in int8.ranges.items() if name not in report.kept}
+    with fake_quantised(
+        reference.model, int8.target, ranges, lambda: reference.raw_outputs(images)
+    ):
+        yield
 
 
 def _check_chance(report: Int8Report, out: Path) -> None:
@@ -163,6 +184,21 @@ def _check_chance(report: Int8Report, out: Path) -> None:
         f"PyTorch's outputs over the calibration images has; {out} was not written. The worst "
         f'layers are {listed}. Keep them in float32 with --int8-keep, or use --int8-keep auto'
     )
+
+
+def _check_repeatable(reference: Reference, images: Tensor, outputs: Sequence[Tensor]) -> None:
+    """Refuse a network that gives other outputs for the same images.
+
+    Raises:
+        ExportError: if it does.
+    """
+    again = reference.network(images)
+    if not all(torch.equal(a, b) for a, b in zip(outputs, again, strict=True)):
+        raise ExportError(
+            f'{type(reference.model).__name__} gives other outputs each time that it runs: it '
+            'draws random numbers in eval mode too, as SegNeXt does with ham_kwargs.rand_init=True '
+            '(the default). Train and export it without them'
+        )
 
 
 def _trace_network(

@@ -1,7 +1,7 @@
 """A float32 graph as an int8 one, by images that it is calibrated with."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
+from ..surgery.fake_quantisation import TARGETS
 from .layers import QUANTISED
 
 if TYPE_CHECKING:
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 
 METHODS = {'minmax': 'MinMax', 'percentile': 'Percentile', 'entropy': 'Entropy'}
 """Calibration methods by the names that ONNX Runtime has for them."""
-TARGETS = {'x86': True, 'x86-vnni': False, 'arm': False}
-"""Processors, and whether weights have 7 bits: without VNNI, x86 adds products up in 16 bits."""
 
 
 class Quantiser:
@@ -33,7 +32,6 @@ class Quantiser:
 
     Attributes:
         model: the graph that is quantised: ``network`` with its constants folded.
-        ranges: lowest and highest value of activations, by their names in the graph.
     """
 
     def __init__(self, network: 'ModelProto', images: Sequence[Tensor], method: str, target: str):
@@ -41,12 +39,13 @@ class Quantiser:
         from onnxruntime.quantization import CalibrationMethod, create_calibrator
         from onnxruntime.quantization.shape_inference import quant_pre_process
 
-        self._reduce_range = TARGETS[target]
+        self._reduce_range = TARGETS[target] < TARGETS['arm']
         name = network.graph.input[0].name
         with TemporaryDirectory() as folder:
-            prepared = Path(folder) / 'prepared.onnx'
-            # A copy: it moves the weights to a file. Symbolic shapes are not needed.
-            quant_pre_process(copy.deepcopy(network), str(prepared), skip_symbolic_shape=True)
+            given, prepared = Path(folder) / 'given.onnx', Path(folder) / 'prepared.onnx'
+            onnx.save(network, str(given))
+            # Of a file: ONNX Runtime moves the weights of a model in memory to one and loses it.
+            quant_pre_process(str(given), str(prepared), skip_symbolic_shape=True)
             self.model = onnx.load(prepared)
             calibrator = create_calibrator(
                 prepared,
@@ -60,10 +59,26 @@ class Quantiser:
                 for batch in images:  # One by one: what is given at once stays in memory.
                     calibrator.collect_data(_Reader(name, batch))
                 self._tensors = calibrator.compute_data()
-        self.ranges: dict[str, tuple[float, float]] = {
+
+    @property
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        """Lowest and highest value of activations, by their names in the graph."""
+        return {
             key: tuple(np.ravel(value.range_value).astype(float).tolist())
             for key, value in self._tensors.items()
         }
+
+    def set_ranges(self, ranges: Mapping[str, Sequence[float]]) -> None:
+        """Replace ranges that the images gave.
+
+        Args:
+            ranges: lowest and highest value, by name.
+        """
+        from onnxruntime.quantization.calibrate import TensorData
+
+        for name, bounds in ranges.items():
+            low, high = np.array(bounds, np.float32)
+            self._tensors[name] = TensorData(lowest=np.array(low), highest=np.array(high))
 
     def quantised(self, nodes: Sequence[str], per_channel: bool) -> 'ModelProto':
         """A copy of the graph with these nodes in int8.

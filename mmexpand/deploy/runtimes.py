@@ -8,12 +8,13 @@ import numpy as np
 Run = Callable[[np.ndarray], list[np.ndarray]]
 
 
-def onnxruntime_run(path: str | os.PathLike, threads: int = 0) -> Run:
+def onnxruntime_run(path: str | os.PathLike, threads: int = 0, optimise: bool = True) -> Run:
     """The file in ONNX Runtime on the CPU.
 
     Args:
         path: an ONNX file with one input.
         threads: how many; 0 leaves it to ONNX Runtime.
+        optimise: whether operators are fused, among them those of int8.
     """
     import onnxruntime
 
@@ -21,6 +22,8 @@ def onnxruntime_run(path: str | os.PathLike, threads: int = 0) -> Run:
     options.intra_op_num_threads = threads
     # Threads that wait for work by spinning would take the core of what runs next.
     options.add_session_config_entry('session.intra_op.allow_spinning', '0')
+    if not optimise:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4  # What fails is raised as well.
     session = onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
     (image,) = session.get_inputs()

@@ -16,6 +16,7 @@ from .gradient_confusion import GradientConfusionHook
 from .hooks import ContractHook, ExpandHook
 from .models import refresh_average
 from .optim import ExpandOptimWrapperConstructor
+from .quant import QuantHook
 from .runtime import allow_mmengine_checkpoints
 
 if find_spec('mmcv'):
@@ -36,6 +37,7 @@ MODELS.register_module(name='ExpandBackbone', module=ExpandBackbone)
 MODELS.register_module(name='ExpandModel', module=ExpandModel)
 HOOKS.register_module(name='ExpandHook', module=ExpandHook)
 HOOKS.register_module(name='ContractHook', module=ContractHook)
+HOOKS.register_module(name='QuantHook', module=QuantHook)
 HOOKS.register_module(name='GradientConfusionHook', module=GradientConfusionHook)
 DATASETS.register_module(name='CorruptLabels', module=CorruptLabels)
 HOOKS.register_module(name='DistillHook', module=DistillHook)
@@ -50,4 +52,5 @@ __all__ = [
     'ExpandModel',
     'ExpandOptimWrapperConstructor',
     'GradientConfusionHook',
+    'QuantHook',
 ]

@@ -12,7 +12,7 @@ from mmengine.config import Config, ConfigDict
 from ..errors import UserTypeError
 from .optim import MULTIPLIERS, ExpandOptimWrapperConstructor
 
-HOOKS = ('ExpandHook', 'ContractHook', 'DistillHook', 'GradientConfusionHook')
+HOOKS = ('ExpandHook', 'ContractHook', 'DistillHook', 'GradientConfusionHook', 'QuantHook')
 CONSTRUCTOR = ExpandOptimWrapperConstructor.__name__
 OPTIONS = ('factor_decay', *MULTIPLIERS)
 CPU_WRAPPER = dict(type='MMDistributedDataParallel', device_ids=None)

@@ -179,7 +179,8 @@ def _build_teacher(config: str, checkpoint: str) -> nn.Module:
         teacher = registry.build(cfg.model)
     match_checkpoint(teacher, weights)
     teacher.load_state_dict(get_state_dict(weights), strict=False)
-    return teacher.eval().requires_grad_(False)
+    teacher.eval()
+    return teacher.requires_grad_(False)
 
 
 def _check_same_images(student: nn.Module, teacher: nn.Module) -> None:

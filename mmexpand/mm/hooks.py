@@ -316,9 +316,9 @@ class ContractHook(Hook):
         written = 0
         for name, find in weight_sets(runner):
             with _collected(failures, name):
-                model = find()
-                if model is not None:
-                    self._contract(runner, name, model)
+                found = find()
+                if found is not None:
+                    self._contract(runner, name, *found)
                     written += 1
         if written and has_model(runner.cfg):
             with _collected(failures, 'the config'):
@@ -333,11 +333,11 @@ class ContractHook(Hook):
                 'are written; use tools/contract.py with the expanded checkpoints in the work dir'
             )
 
-    def _contract(self, runner: Runner, name: str, model: nn.Module) -> None:
+    def _contract(self, runner: Runner, name: str, model: nn.Module, meta: dict) -> None:
         log(f'ContractHook: contracting and verifying the {name} weights')
         result = contract_and_check(model, runner, self.evaluate_expanded, self._dry_run.batch)
-        path = Path(runner.work_dir) / f'compact_{name}.pth'
-        on_main(lambda: write_compact_checkpoint(result, path, runner.cfg, _meta(runner)))
+        path, meta = Path(runner.work_dir) / f'compact_{name}.pth', {**_meta(runner), **meta}
+        on_main(lambda: write_compact_checkpoint(result, path, runner.cfg, meta))
         for line in report_lines(path.name, result):
             log(line)
         metrics = {k: v for k, v in result.metrics_compact.items() if isinstance(v, float)}

@@ -143,7 +143,8 @@ def _cost(cfg: Config, dataset: Any) -> Cost:
     expansions = configured_expansions(cfg)
     if not expansions:
         raise UserValueError('the config expands nothing')
-    compact = revert_sync_batchnorm(build_compact_model(cfg)).eval()
+    compact = revert_sync_batchnorm(build_compact_model(cfg))
+    compact.eval()
     expanded = revert_sync_batchnorm(build_compact_model(cfg))
     # Only shapes matter, so that the slow 'preserve' is not needed.
     plans = [
@@ -205,7 +206,8 @@ def _gallery(cfg: Config, dataset: Any, work_dir: Path, chosen: WeightSet | None
         raise UserValueError('the work dir has no compact network')
     model = revert_sync_batchnorm(build_compact_model(cfg))
     model.load_state_dict(get_state_dict(load_checkpoint(work_dir / chosen.file)))
-    model.to(get_device()).eval()
+    model.to(get_device())
+    model.eval()
     classes = [str(name) for name in dataset.metainfo.get('classes') or ()]
     if not classes:
         raise UserValueError('the data set has no class names: set its metainfo')

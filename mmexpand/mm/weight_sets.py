@@ -7,17 +7,20 @@ from collections.abc import Callable, Iterator
 from mmengine.fileio import exists, get_local_path, join_path
 from mmengine.hooks import CheckpointHook, EMAHook
 from mmengine.runner import Runner
-from torch import Tensor, nn
+from torch import nn
 
-from ..surgery.checkpoint import is_expanded_state_dict
+from ..surgery.checkpoint import get_state_dict, is_expanded_state_dict
 from ..surgery.copying import copy_model
-from ..surgery.weights import load_weights
+from ..surgery.fake_quantisation import INT8_KEY
+from ..surgery.weights import load_own
 from .checkpoints import match_checkpoint, unwrap
 from .logs import log
+from .quant import QuantHook
 from .ranks import on_main, together
 
-WeightSet = tuple[str, Callable[[], nn.Module | None]]
-"""A name and a function that returns a model with these weights, or None if they are lost."""
+WeightSet = tuple[str, Callable[[], tuple[nn.Module, dict] | None]]
+"""A name and a function that returns a model with these weights and the ``meta`` of trained int8
+ranges, or None if they are lost."""
 
 
 def weight_sets(runner: Runner) -> Iterator[WeightSet]:
@@ -26,11 +29,14 @@ def weight_sets(runner: Runner) -> Iterator[WeightSet]:
     Args:
         runner: a Runner after training.
     """
-    model = unwrap(runner.model)
-    yield 'last', lambda: model
+    model, meta = unwrap(runner.model), {}
+    for hook in runner.hooks:
+        if isinstance(hook, QuantHook):
+            meta = hook.meta()
+    yield 'last', lambda: (model, meta)
     for hook in runner.hooks:
         if isinstance(hook, EMAHook):
-            yield 'ema', lambda hook=hook: hook.ema_model.module
+            yield 'ema', lambda hook=hook: (hook.ema_model.module, meta)
         elif isinstance(hook, CheckpointHook) and hook.save_best:
             for name, path in _best_checkpoints(hook):
                 yield name, lambda hook=hook, path=path: _load_best(model, hook, path)
@@ -46,27 +52,31 @@ def _best_checkpoints(hook: CheckpointHook) -> list[tuple[str, str]]:
     ]
 
 
-def _load_best(model: nn.Module, hook: CheckpointHook, path: str) -> nn.Module | None:
+def _load_best(model: nn.Module, hook: CheckpointHook, path: str) -> tuple[nn.Module, dict] | None:
     # Only the main process reads: the others may have no access to its disk.
-    weights = on_main(lambda: _read_best(hook, path))
-    if weights is None:
+    found = on_main(lambda: _read_best(hook, path))
+    if found is None:
         return None
+    weights, meta = found
     with together():
         model = copy_model(model)
         # After a warm start the best weights may be those of the earlier compact training.
         expanded = is_expanded_state_dict(weights)
         match_checkpoint(model, dict(state_dict=weights), training=True, resume=expanded)
         model.load_state_dict(weights)
-    return model
+    return model, meta
 
 
-def _read_best(hook: CheckpointHook, path: str) -> dict[str, Tensor] | None:
+def _read_best(hook: CheckpointHook, path: str) -> tuple[dict, dict] | None:
     # A resumed run has the path from before its work dir was moved.
     moved = join_path(hook.out_dir, os.path.basename(path), backend_args=hook.backend_args)
     for place in (path, moved):
         if exists(place, backend_args=hook.backend_args):
             with get_local_path(place, backend_args=hook.backend_args) as local:
-                return load_weights(local)
+                checkpoint = load_own(local)
+                meta = checkpoint.get('meta', {})
+                ranges = {INT8_KEY: meta[INT8_KEY]} if INT8_KEY in meta else {}
+                return dict(get_state_dict(checkpoint)), ranges
     log(
         f'ContractHook: the best checkpoint is neither at {path} nor at {moved}: the best weights '
         'are not contracted',

@@ -44,7 +44,12 @@ _PICKLE = SimpleNamespace(
 
 
 def load_weights(path: str | os.PathLike) -> dict[str, Tensor]:
-    """Read only the state dict of a checkpoint, without running code from it.
+    """Read only the state dict of a checkpoint as ``load_own`` does."""
+    return dict(get_state_dict(load_own(path)))
+
+
+def load_own(path: str | os.PathLike) -> Mapping[str, Any]:
+    """Read the tensors and plain values of a checkpoint, without running code from it.
 
     The metadata of a checkpoint of this run may hold values that
     ``torch.load(weights_only=True)`` refuses; this function skips them.
@@ -78,4 +83,4 @@ def load_weights(path: str | os.PathLike) -> dict[str, Tensor]:
         raise CheckpointError(
             f'{path}: {strange[0]} in its state_dict is not a tensor; save tensors only'
         )
-    return dict(state_dict)
+    return checkpoint

@@ -38,6 +38,16 @@ STOCK = {
         'decode_head.c1_in_channels': 8,
         'decode_head.c1_channels': 8,
     },
+    # Gives classes of the whole image beside the logits.
+    'mmseg::encnet/encnet_r50-d8_4xb2-40k_cityscapes-512x1024.py': {
+        'backbone.depth': 18,
+        'backbone.base_channels': 8,
+        'backbone.stem_channels': 8,
+        'decode_head.in_channels': [16, 32, 64],
+        'decode_head.channels': 16,
+        'auxiliary_head.in_channels': 32,
+        'test_cfg.mode': 'whole',
+    },
     # Pools to cells that do not divide the features.
     'mmseg::pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py': R18,
     'mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py': {

@@ -14,7 +14,14 @@ from mmengine.config import Config
 from onnx.numpy_helper import to_array
 
 import mmexpand.deploy.int8
-from mmexpand.deploy import ExportError, Int8, calibration_images, export_onnx
+from mmexpand.deploy import (
+    ExportError,
+    Int8,
+    calibration_images,
+    export_onnx,
+    onnxruntime_run,
+)
+from mmexpand.deploy.int8 import smallest
 from mmexpand.deploy.scoring import main_metric, points_lost
 from mmexpand.mm.models import build_compact_model
 from tests.conftest import SEGMENTOR, small_config
@@ -130,6 +137,46 @@ def test_auto_keeps_heads_first_then_the_worst(spoiled, tmp_path):
     report, _ = export(spoiled, tmp_path, accepts=accepts)
     assert report.int8.kept == (HEAD, SPOILED)
     assert sizes == [8, 7, 6]
+
+
+def test_auto_keeps_no_more_layers_than_it_must(model, tmp_path):
+    sizes = []
+
+    def accepts(path):
+        sizes.append(len(weights_in_int8(onnx.load(path).graph)))
+        return sizes[-1] <= 3
+
+    report, graph = export(model, tmp_path, accepts=accepts)
+    assert len(report.int8.kept) == 5
+    assert len(weights_in_int8(graph)) == 3
+    assert sizes == [8, 7, 6, 4, 1, 3]
+
+
+@pytest.mark.parametrize('first', range(1, 12))
+def test_the_smallest_number_is_found_by_few_questions(first):
+    asked = []
+    answers = [n >= first for n in range(11)]
+
+    def accepted(number):
+        asked.append(number)
+        return answers[number]
+
+    assert smallest(accepted, 10) == (first if first <= 10 else None)
+    assert len(asked) == len(set(asked)) <= 8
+    assert smallest(accepted, 0) is None
+
+
+def test_wrong_kernels_of_the_runtime_are_noticed(model, tmp_path, monkeypatch):
+    def run(path, optimise=True, **options):
+        found = onnxruntime_run(path, optimise=optimise, **options)
+        graph = onnx.load(path).graph
+        wrong = optimise and any(node.op_type == 'QuantizeLinear' for node in graph.node)
+        return lambda batch: [value + wrong * 4 * (value > 0.5) for value in found(batch)]
+
+    monkeypatch.setattr(mmexpand.deploy.int8, 'onnxruntime_run', run)
+    with pytest.raises(ExportError, match=r'int8 kernels of ONNX Runtime \S+ are wrong on this'):
+        export(model, tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_never_good_enough_is_not_written(model, tmp_path):

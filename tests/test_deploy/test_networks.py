@@ -8,13 +8,18 @@ import torch
 pytest.importorskip('mmdet')
 pytest.importorskip('mmseg')
 pytest.importorskip('onnxruntime')
+from mmengine.config import Config
 from mmengine.hub import get_config
+from mmseg.models import EncoderDecoder
+from mmseg.registry import MODELS
 
-from mmexpand.deploy import ExportError, Int8, export_onnx, onnxruntime_run
+from mmexpand.deploy import ExportError, Int8, export_onnx, load_compact_model, onnxruntime_run
 from mmexpand.deploy.decoding import predict
+from mmexpand.deploy.graph import first_line
 from mmexpand.deploy.network import RawOutputs
 from mmexpand.deploy.program import export_program
 from mmexpand.mm.models import build_compact_model
+from tests.conftest import SEGMENTOR
 from tests.test_deploy.networks import R18, STOCK, images, stock
 from tests.test_mm.test_stock_networks import without_downloads
 
@@ -117,6 +122,42 @@ def test_what_the_exporter_fails_at_is_a_sentence(tmp_path, capfd, monkeypatch):
     assert '\n' not in str(e.value)
     assert capfd.readouterr().out == ''
     assert [p.read_bytes() for p in tmp_path.iterdir()] == [b'the old one']
+
+
+def test_a_network_that_draws_random_numbers_is_refused(tmp_path, monkeypatch):
+    """Such as SegNeXt's head, in eval mode too."""
+    model = stock('mmseg::fcn/fcn_r18-d8_4xb2-80k_cityscapes-512x1024.py', R18)
+    extract = model.extract_feat
+    monkeypatch.setattr(model, 'extract_feat', lambda x: extract(x + torch.rand_like(x)))
+    with pytest.raises(ExportError, match=r'^EncoderDecoder gives other outputs each time'):
+        export_onnx(model, images(1), tmp_path / 'model.onnx')
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_operator_that_the_runtime_lacks_is_named_alone():
+    error = RuntimeError(
+        '[ONNXRuntimeError] : 1 : FAIL : Load model from /tmp/x/n.onnx failed:Fatal error: '
+        'mmcv:MMCVDeformConv2d(-1) is not a registered function/op'
+    )
+    assert first_line(error) == (
+        '[ONNXRuntimeError] : 1 : FAIL : mmcv:MMCVDeformConv2d(-1) is not a registered function/op'
+    )
+
+
+def test_a_model_whose_train_method_returns_nothing_is_loaded(tmp_path):
+    """Such as mmdet's LD."""
+
+    class Silent(EncoderDecoder):
+        def train(self, mode=True):
+            super().train(mode)
+
+    MODELS.register_module(name='Silent', module=Silent, force=True)
+    cfg = Config(dict(default_scope='mmseg', model=dict(SEGMENTOR, type='Silent')))
+    model = build_compact_model(cfg)
+    torch.save(model.state_dict(), tmp_path / 'w.pth')
+    loaded = load_compact_model(cfg, tmp_path / 'w.pth')
+    assert type(loaded) is Silent
+    assert not loaded.training
 
 
 def test_a_head_that_needs_more_than_images_is_refused(tmp_path, monkeypatch):

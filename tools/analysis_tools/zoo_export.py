@@ -69,8 +69,9 @@ def outcome(family: str) -> dict[str, Any]:
         return dict(**found, status='refused', error=in_words(error))
     if getattr(model, 'test_cfg', None) and model.test_cfg.get('mode') == 'slide':
         model.test_cfg['mode'] = 'whole'
+    model.eval()
     try:
-        return dict(**found, **export(model.eval(), inputs, raw=False), status='works')
+        return dict(**found, **export(model, inputs, raw=False), status='works')
     except Exception as error:
         reason = in_words(error)
     zoo_network.say('exporting raw outputs')

@@ -1,0 +1,296 @@
+"""Fake quantisation: a network computes in float what its int8 file computes.
+
+Jacob et al., CVPR 2018. Kernels are symmetric with one scale for each output channel, activations
+are unsigned with one scale. The kernel of a unit is the folded one; a batch norm behind a layer is
+merged into its kernel, as in the file.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..core import ExpandedConv2d
+from ..core.eligibility import refusal
+from ..core.expanded_layer import ExpandedLayer
+from ..core.names import check_choice
+
+INT8_KEY = 'mmexpand_int8'
+"""Where a checkpoint's ``meta`` holds trained ranges: ``dict(target=..., ranges=...)``."""
+TARGETS = {'x86': 64, 'x86-vnni': 127, 'arm': 127}
+"""Processors, and the largest weight: without VNNI, x86 adds products up in 16 bits."""
+LEVELS = 255
+AVERAGED = 0.01
+"""Smallest share of a step in the average of ranges, as of torch's observers."""
+
+
+class FakeQuantisation:
+    """Fake quantisation of the convolutions of a network.
+
+    It observes until ``start``: forward passes are those of the float network, and find the norm
+    behind each layer and the ranges of activations.
+
+    Args:
+        model: the network; ``remove`` leaves it as it was.
+        target: processor that will run the file, a key of ``TARGETS``.
+
+    Attributes:
+        layers: fake-quantised layers, by all of their names.
+
+    Raises:
+        ValueError: if the target is unknown.
+    """
+
+    def __init__(self, model: nn.Module, target: str):
+        check_choice('target', target, [*TARGETS])
+        self.target = target
+        names: dict[nn.Module, list[str]] = {}
+        for name, module in _outside_units(model):
+            if _is_convolution(module):
+                names.setdefault(module, []).append(name)
+        like = next(model.parameters())
+        # Below and above zero, of every layer's input and output.
+        self._mean = torch.zeros(2 * len(names), 2, device=like.device)
+        self._seen = torch.zeros_like(self._mean)
+        self._steps = 0
+        reaches = [Reach(*rows) for rows in zip(self._mean, self._seen, strict=True)]
+        self.layers: dict[str, QuantisedLayer] = {}
+        for index, module in enumerate(names):
+            layer = QuantisedLayer(module, TARGETS[target], *reaches[2 * index : 2 * index + 2])
+            self.layers.update(dict.fromkeys(names[module], layer))
+        self._hooks = [
+            module.register_forward_hook(_after_norm)
+            for _, module in _outside_units(model)
+            if isinstance(module, _BatchNorm) and module.running_var is not None
+        ]
+
+    def start(self, ranges: Mapping[str, Mapping[str, list[float]]] | None = None) -> None:
+        """Quantise from now on.
+
+        A layer that has not run, or has several norms behind it, is left out.
+
+        Args:
+            ranges: as ``ranges`` gives them; None: as observed. Layers without one are left out.
+        """
+        if ranges is not None:
+            self._steps = int(1 / AVERAGED)
+        for name, layer in [*self.layers.items()]:
+            given = ranges is None or name in ranges
+            if not given or not layer.runs or len(layer.norms) > 1:
+                layer.remove()
+                del self.layers[name]
+                continue
+            layer.quantises = True
+            for activation, (low, high) in (ranges or {}).get(name, {}).items():
+                getattr(layer, activation).mean.copy_(torch.tensor([-low, high]))
+
+    def observe(self, observes: bool) -> None:
+        """Set whether forward passes are observed."""
+        for layer in self.layers.values():
+            layer.observes = observes
+
+    def step(self, reduce: Callable[[Tensor], object] | None = None) -> None:
+        """Let the ranges follow what was observed since the last step.
+
+        Args:
+            reduce: takes the maximum over processes, in place.
+        """
+        if reduce is not None:
+            reduce(self._seen)
+        share = max(AVERAGED, 1 / (self._steps + 1))
+        seen = torch.where(self._seen.any(1, keepdim=True), self._seen, self._mean)
+        self._mean.lerp_(seen, share)
+        self._seen.zero_()
+        self._steps += 1
+
+    def freeze_norms(self) -> None:
+        """Keep the statistics of the norms that are merged: what is trained is deployed."""
+        for layer in self.layers.values():
+            for norm in layer.norms:
+                norm.eval()
+
+    def ranges(self) -> dict[str, dict[str, list[float]]]:
+        """Return the lowest and the highest value of inputs and outputs, by layer."""
+        found = {}
+        for name, layer in self.layers.items():
+            reaches = {'input': layer.input.mean.tolist(), 'output': layer.output.mean.tolist()}
+            found[name] = {key: [-below, above] for key, (below, above) in reaches.items()}
+        return found
+
+    def remove(self) -> None:
+        """Leave the float network."""
+        for hook in self._hooks:
+            hook.remove()
+        for layer in set(self.layers.values()):
+            layer.remove()
+
+
+@contextmanager
+def fake_quantised(
+    model: nn.Module,
+    target: str,
+    ranges: Mapping[str, Mapping[str, list[float]]],
+    run: Callable[[], object],
+) -> Iterator[None]:
+    """Let a model compute what its int8 file does.
+
+    Args:
+        model: in eval mode.
+        target: a key of ``TARGETS``.
+        ranges: of ``FakeQuantisation.ranges``; other layers stay float.
+        run: runs the model once.
+    """
+    fake = FakeQuantisation(model, target)
+    try:
+        run()
+        fake.observe(False)
+        fake.start(ranges)
+        yield
+    finally:
+        fake.remove()
+
+
+class Reach:
+    """How far an activation reaches below and above zero.
+
+    Args:
+        mean: the average over training steps, shape (2,).
+        seen: the largest since the last step, shape (2,).
+    """
+
+    def __init__(self, mean: Tensor, seen: Tensor):
+        self.mean, self.seen = mean, seen
+
+    def observe(self, x: Tensor) -> None:
+        """Extend ``seen``."""
+        if x.numel():
+            low, high = x.detach().float().aminmax()
+            torch.maximum(self.seen, torch.stack([-low, high]), out=self.seen)
+
+    def quantise(self, x: Tensor) -> Tensor:
+        """Round an activation to its 256 values."""
+        # As ONNX Runtime computes them.
+        step = (self.mean.sum().double() / LEVELS).float().clamp(min=torch.finfo(torch.float).tiny)
+        zero = (self.mean[0] / step).round().int()
+        return torch.fake_quantize_per_tensor_affine(x.float(), step, zero, 0, LEVELS).to(x.dtype)
+
+
+class QuantisedLayer:
+    """A convolution's own computation, with a kernel and activations that are rounded.
+
+    It takes the place of the method that applies the kernel, so that copies of the layer have it
+    too, and that its parameters, buffers and class stay.
+
+    Args:
+        layer: a convolution or its unit.
+        limit: the largest weight.
+        input: range of the input.
+        output: range of the output, behind the norm where there is one.
+
+    Attributes:
+        norms: batch norms that have been seen behind it.
+        runs: whether it has run.
+        observes: whether activations are observed.
+        quantises: whether anything is rounded.
+    """
+
+    def __init__(self, layer: nn.Module, limit: int, input: Reach, output: Reach):
+        self.layer, self.limit, self.input, self.output = layer, limit, input, output
+        self.norms: list[_BatchNorm] = []
+        self.runs, self.observes, self.quantises = False, True, False
+        unit = isinstance(layer, ExpandedLayer)
+        self._method = '_apply_kernel' if unit else '_conv_forward'
+        self._apply = getattr(layer, self._method)
+        setattr(layer, self._method, self)
+        if unit:
+            self._forward_order, layer.forward_order = layer.forward_order, 'folded'
+
+    def remove(self) -> None:
+        """Give the layer its own method back."""
+        if vars(self.layer).pop(self._method, None) and isinstance(self.layer, ExpandedLayer):
+            self.layer.forward_order = self._forward_order
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Apply the kernel."""
+        self.runs = True
+        x = self._rounded_input(x)
+        y = self._apply(x, self._rounded_kernel(weight), bias)
+        if not self.norms:
+            y = self._rounded(y, self.output)
+        _note(y, 'layer', self)
+        return y
+
+    def behind(self, norm: _BatchNorm, y: Tensor) -> Tensor:
+        """Round the output of a norm behind the layer."""
+        if norm not in self.norms:
+            self.norms.append(norm)
+            self.output.seen.zero_()  # of the layer without its norm
+        return self._rounded(y, self.output)
+
+    def _rounded(self, x: Tensor, reach: Reach) -> Tensor:
+        if self.observes:
+            reach.observe(x)
+        if not self.quantises:
+            return x
+        rounded = reach.quantise(x)
+        _note(rounded, 'rounded', None)
+        return rounded
+
+    def _rounded_input(self, x: Tensor) -> Tensor:
+        """Round the input once, as the file does: another layer may have done so."""
+        found = _noted(x, 'rounded')
+        if found is not None:
+            return x if found[0] is None else found[0]
+        rounded = self._rounded(x, self.input)
+        if rounded is not x:
+            _note(x, 'rounded', rounded)
+        return rounded
+
+    def _rounded_kernel(self, weight: Tensor) -> Tensor:
+        if not self.quantises:
+            return weight
+        scale = weight.new_ones(len(weight))
+        for norm in self.norms:
+            scale = (norm.weight if norm.affine else scale) / (norm.running_var + norm.eps).sqrt()
+        by_channel = scale.view(-1, 1, 1, 1)
+        merged = weight.float() * by_channel
+        largest = merged.detach().abs().amax((1, 2, 3))
+        step = torch.where(largest > 0, largest / self.limit, 1)
+        zero = torch.zeros_like(step, dtype=torch.int)
+        rounded = torch.fake_quantize_per_channel_affine(
+            merged, step, zero, 0, -self.limit, self.limit
+        )
+        return (rounded / torch.where(by_channel == 0, 1, by_channel)).to(weight.dtype)
+
+
+def _after_norm(norm: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
+    found = _noted(args[0], 'layer')
+    return output if found is None else found[0].behind(norm, output)
+
+
+def _note(x: Tensor, key: str, value: Any) -> None:
+    """Note something of a tensor, until it is changed in place."""
+    setattr(x, f'_mmexpand_{key}', (None if x.is_inference() else x._version, value))
+
+
+def _noted(x: Tensor, key: str) -> tuple[Any] | None:
+    version, *value = getattr(x, f'_mmexpand_{key}', (-1,))
+    return tuple(value) if version == (None if x.is_inference() else x._version) else None
+
+
+def _is_convolution(module: nn.Module) -> bool:
+    if isinstance(module, ExpandedConv2d):
+        return module.KIND is nn.Conv2d and module.has_kernel
+    return not refusal(module, nn.Conv2d)
+
+
+def _outside_units(model: nn.Module, prefix: str = '') -> Iterator[tuple[str, nn.Module]]:
+    yield prefix, model
+    if isinstance(model, ExpandedLayer):
+        return
+    for name, child in model._modules.items():  # named_children leaves second names out
+        if child is not None:
+            yield from _outside_units(child, f'{prefix}.{name}' if prefix else name)
