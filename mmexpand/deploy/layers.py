@@ -1,5 +1,6 @@
 """Layers of an ONNX graph by the names that they have in the model."""
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -128,8 +129,9 @@ def _layer_of(node_name: str, modules: Iterable[str]) -> str:
         name = '.'.join(kept)
         if name in modules:
             return name
-        # A head called without a scope is a child of the model.
-        found = [module for module in modules if module.partition('.')[2] == name]
-        if len(found) == 1:
-            return found[0]
+        # A head called without a scope is a child of the model. Calls have numbers: conv, conv_1.
+        for call in (name, re.sub(r'_\d+(?=\.|$)', '', name)):
+            found = [m for m in modules if call in (m, m.partition('.')[2])]
+            if len(found) == 1:
+                return found[0]
     return node_name.strip('/').replace('/', '.')

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 TOLERANCE = 1e-4
 """Largest difference that rounding in float32 explains, relative to the largest output."""
+TRAINED_TOLERANCE = 0.05
+"""Largest difference that ties explain which are rounded the other way, usually none."""
 AGREEMENT = 0.99
 """Smallest share of predictions that are the framework's: rounding may turn near ties around."""
 
@@ -138,6 +140,9 @@ def export_onnx(
             onnx.save(network, str(temporary))
             with _as_trained(reference, images, int8, report):
                 error = _raw_error(reference, temporary, batches(images, dynamic_size))
+            if int8.ranges is not None:
+                names = 'ONNX Runtime in int8 and PyTorch with the trained ranges'
+                check_error(names, error, TRAINED_TOLERANCE, out)
             save(network)
             _check_chance(report, out)
         agreement = None

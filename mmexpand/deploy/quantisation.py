@@ -15,7 +15,7 @@ from ..surgery.fake_quantisation import TARGETS
 from .layers import QUANTISED
 
 if TYPE_CHECKING:
-    from onnx import ModelProto
+    from onnx import GraphProto, ModelProto
 
 METHODS = {'minmax': 'MinMax', 'percentile': 'Percentile', 'entropy': 'Entropy'}
 """Calibration methods by the names that ONNX Runtime has for them."""
@@ -39,6 +39,7 @@ class Quantiser:
         from onnxruntime.quantization import CalibrationMethod, create_calibrator
         from onnxruntime.quantization.shape_inference import quant_pre_process
 
+        self._trained = False
         self._reduce_range = TARGETS[target] < TARGETS['arm']
         name = network.graph.input[0].name
         with TemporaryDirectory() as folder:
@@ -69,13 +70,14 @@ class Quantiser:
         }
 
     def set_ranges(self, ranges: Mapping[str, Sequence[float]]) -> None:
-        """Replace ranges that the images gave.
+        """Replace ranges that the images gave by trained ones.
 
         Args:
             ranges: lowest and highest value, by name.
         """
         from onnxruntime.quantization.calibrate import TensorData
 
+        self._trained = True
         for name, bounds in ranges.items():
             low, high = np.array(bounds, np.float32)
             self._tensors[name] = TensorData(lowest=np.array(low), highest=np.array(high))
@@ -104,8 +106,29 @@ class Quantiser:
             extra_options={},
         )
         quantizer.quantize_model()
+        if self._trained:
+            _leave_float(quantizer.model.model.graph, set(nodes))
         quantizer.model.topological_sort()
         return quantizer.model.model
+
+
+def _leave_float(graph: 'GraphProto', nodes: set[str]) -> None:
+    """Give inputs of quantised nodes to all other nodes in float, as QuantHook trains them.
+
+    ONNX Runtime's tool rounds a tensor for whatever reads it, such as the sum behind a block.
+    """
+    producers = {name: node for node in graph.node for name in node.output}
+    rounded = {}
+    for node in graph.node:
+        source = producers.get(node.input[0]) if node.op_type == 'DequantizeLinear' else None
+        if source is not None and source.op_type == 'QuantizeLinear':
+            before = producers.get(source.input[0])
+            if before is None or before.name not in nodes:
+                rounded[node.output[0]] = source.input[0]
+    for node in graph.node:
+        if node.name not in nodes:
+            for index, name in enumerate(node.input):
+                node.input[index] = rounded.get(name, name)
 
 
 class _Reader:

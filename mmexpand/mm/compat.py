@@ -1,7 +1,9 @@
 """Access to private parts of mmengine, each with its version; tests fail when one changes."""
 
+import ast
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from types import MethodType, TracebackType
 from typing import Any
 
@@ -10,6 +12,7 @@ from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
 from mmengine.registry import Registry
 from mmengine.runner import BaseLoop, Runner
+from mmengine.utils import get_installed_path
 from torch import nn
 
 
@@ -53,9 +56,29 @@ def raw(cfg: Config) -> ConfigDict:
     return cfg._cfg_dict
 
 
+def is_pure_python(path: str) -> bool:
+    """Return whether a config file inherits by ``read_base`` (mmengine 0.10.7)."""
+    return Config._is_lazy_import(path)
+
+
 def base_files(path: str) -> list[str]:
-    """Return the paths of a config file's ``_base_`` files (mmengine 0.10.7)."""
+    """Return the paths of the files that a config file inherits from (mmengine 0.10.7)."""
+    if is_pure_python(path):
+        modules = Config._get_base_modules(ast.parse(Path(path).read_text()).body)
+        return [_module_file(module, path) for module in modules]
     return [Config._get_cfg_path(base, path)[0] for base in Config._get_base_files(path)]
+
+
+def _module_file(module: str, path: str) -> str:
+    """Return the file of a module such as '..base' that a config file inherits from."""
+    name = module.lstrip('.')
+    level = len(module) - len(name)
+    if level:
+        folder = Path(path).absolute().parents[level - 1]
+    else:
+        package, _, name = name.partition('.')
+        folder = Path(get_installed_path(package))
+    return str(folder.joinpath(*name.split('.')).with_suffix('.py'))
 
 
 def run_forward(model: nn.Module, data: Any, mode: str) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from mmengine.config import Config
 
 from .compact_config import HOOKS, hook_configs, type_name
-from .compat import base_files
+from .compat import base_files, is_pure_python
 from .logs import log
 
 
@@ -18,9 +18,10 @@ def warn_of_lost_hooks(cfg: Config) -> None:
         cfg: a config read from a file, with options merged into it.
     """
     for base, names in lost_hooks(cfg):
+        inherited = 'custom_hooks' if is_pure_python(base) else '_base_.custom_hooks'
         log(
             f'custom_hooks replaces the list of {base}: {", ".join(names)} will not run. Write '
-            'custom_hooks=[*_base_.custom_hooks, ...], or put the hooks of mmexpand into '
+            f'custom_hooks=[*{inherited}, ...], or put the hooks of mmexpand into '
             "default_hooks, which are merged: default_hooks=dict(expand=dict(type='ExpandHook', "
             "...), contract=dict(type='ContractHook'))",
             logging.WARNING,

@@ -171,11 +171,14 @@ class Reach:
             torch.maximum(self.seen, torch.stack([-low, high]), out=self.seen)
 
     def quantise(self, x: Tensor) -> Tensor:
-        """Round an activation to its 256 values."""
+        """Round an activation to its 256 values; the result is noted with its step."""
         # As ONNX Runtime computes them.
         step = (self.mean.sum().double() / LEVELS).float().clamp(min=torch.finfo(torch.float).tiny)
         zero = (self.mean[0] / step).round().int()
-        return torch.fake_quantize_per_tensor_affine(x.float(), step, zero, 0, LEVELS).to(x.dtype)
+        rounded = torch.fake_quantize_per_tensor_affine(x.float(), step, zero, 0, LEVELS)
+        rounded = rounded.to(x.dtype)
+        _note(rounded, 'step', step)
+        return rounded
 
 
 class QuantisedLayer:
@@ -217,7 +220,9 @@ class QuantisedLayer:
         """Apply the kernel."""
         self.runs = True
         x = self._rounded_input(x)
-        y = self._apply(x, self._rounded_kernel(weight), bias)
+        if self.quantises:
+            weight, bias = self._rounded_parameters(weight, bias, _noted(x, 'step'))
+        y = self._apply(x, weight, bias)
         if not self.norms:
             y = self._rounded(y, self.output)
         _note(y, 'layer', self)
@@ -227,34 +232,35 @@ class QuantisedLayer:
         """Round the output of a norm behind the layer."""
         if norm not in self.norms:
             self.norms.append(norm)
-            self.output.seen.zero_()  # of the layer without its norm
+            self.output.seen.zero_()  # It was that of the layer without its norm.
         return self._rounded(y, self.output)
 
     def _rounded(self, x: Tensor, reach: Reach) -> Tensor:
         if self.observes:
             reach.observe(x)
-        if not self.quantises:
-            return x
-        rounded = reach.quantise(x)
-        _note(rounded, 'rounded', None)
-        return rounded
+        return reach.quantise(x) if self.quantises else x
 
     def _rounded_input(self, x: Tensor) -> Tensor:
         """Round the input once, as the file does: another layer may have done so."""
-        found = _noted(x, 'rounded')
-        if found is not None:
-            return x if found[0] is None else found[0]
-        rounded = self._rounded(x, self.input)
-        if rounded is not x:
-            _note(x, 'rounded', rounded)
+        if _noted(x, 'step') is not None:
+            return x
+        rounded = _noted(x, 'rounded')
+        if rounded is None:
+            rounded = self._rounded(x, self.input)
+            if rounded is not x:
+                _note(x, 'rounded', rounded)
         return rounded
 
-    def _rounded_kernel(self, weight: Tensor) -> Tensor:
-        if not self.quantises:
-            return weight
-        scale = weight.new_ones(len(weight))
+    def _rounded_parameters(
+        self, weight: Tensor, bias: Tensor | None, input_step: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Round the merged kernel and bias, and give the layer its part of them."""
+        scale, shift = weight.new_ones(len(weight)), weight.new_zeros(len(weight))
         for norm in self.norms:
-            scale = (norm.weight if norm.affine else scale) / (norm.running_var + norm.eps).sqrt()
+            scale = scale / (norm.running_var + norm.eps).sqrt()
+            if norm.affine:
+                scale, shift = scale * norm.weight, norm.bias
+            shift = shift - norm.running_mean * scale
         by_channel = scale.view(-1, 1, 1, 1)
         merged = weight.float() * by_channel
         largest = merged.detach().abs().amax((1, 2, 3))
@@ -263,22 +269,35 @@ class QuantisedLayer:
         rounded = torch.fake_quantize_per_channel_affine(
             merged, step, zero, 0, -self.limit, self.limit
         )
-        return (rounded / torch.where(by_channel == 0, 1, by_channel)).to(weight.dtype)
+        divided = torch.where(by_channel == 0, 1, by_channel)
+        weight = (rounded / divided).to(weight.dtype)
+        if bias is None and not self.norms:
+            return weight, None
+        with torch.no_grad():
+            # Biases are int32: multiples of the product of both steps.
+            total = shift if bias is None else shift + bias * scale
+            change = (total / (input_step * step)).round() * (input_step * step) - total
+            change = (change / divided.flatten()).to(weight.dtype)
+        return weight, change if bias is None else bias + change
 
 
 def _after_norm(norm: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
-    found = _noted(args[0], 'layer')
-    return output if found is None else found[0].behind(norm, output)
+    layer = _noted(args[0], 'layer')
+    return output if layer is None else layer.behind(norm, output)
 
 
 def _note(x: Tensor, key: str, value: Any) -> None:
     """Note something of a tensor, until it is changed in place."""
-    setattr(x, f'_mmexpand_{key}', (None if x.is_inference() else x._version, value))
+    setattr(x, f'_mmexpand_{key}', (_version(x), value))
 
 
-def _noted(x: Tensor, key: str) -> tuple[Any] | None:
-    version, *value = getattr(x, f'_mmexpand_{key}', (-1,))
-    return tuple(value) if version == (None if x.is_inference() else x._version) else None
+def _noted(x: Tensor, key: str) -> Any:
+    version, value = getattr(x, f'_mmexpand_{key}', (None, None))
+    return value if version == _version(x) else None
+
+
+def _version(x: Tensor) -> int:
+    return -1 if x.is_inference() else x._version  # Inference mode counts no versions.
 
 
 def _is_convolution(module: nn.Module) -> bool:

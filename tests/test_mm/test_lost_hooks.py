@@ -7,7 +7,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from mmexpand.mm.config_file import open_config
-from mmexpand.mm.lost_hooks import lost_hooks
+from mmexpand.mm.lost_hooks import lost_hooks, warn_of_lost_hooks
 from mmexpand.study.run import arm_problem
 from mmexpand.study.spec import load_study
 from tests.runs import log_of
@@ -53,6 +53,32 @@ def test_of_a_base_of_the_base(base):
     # A list that is emptied on the way is meant.
     emptied = write(base, FORMS['emptied'][0], 'emptied.py')
     assert lost_hooks(Config.fromfile(write(emptied, FORMS['replaced'][0]))) == []
+
+
+@pytest.mark.parametrize('place', ['.', '..bases.'])
+@pytest.mark.parametrize('form', ['replaced', 'added'])
+def test_of_a_pure_python_config(tmp_path, monkeypatch, place, form):
+    folder = tmp_path / 'configs'
+    bases = folder if place == '.' else tmp_path / 'bases'
+    for path in (folder, bases):
+        path.mkdir(exist_ok=True)
+    (bases / 'base.py').write_text(
+        'from mmengine.hooks import EMAHook\ncustom_hooks = [dict(type=EMAHook)]\n'
+    )
+    listed = '*custom_hooks, ' if form == 'added' else ''
+    (folder / 'config.py').write_text(
+        'from mmengine.config import read_base\n\nwith read_base():\n'
+        f'    from {place}base import *\n\nfrom mmexpand.mm import ExpandHook\n\n'
+        f"custom_hooks = [{listed}dict(type=ExpandHook, include='backbone')]\n"
+    )
+    said = []
+    monkeypatch.setattr('mmexpand.mm.lost_hooks.log', lambda message, level: said.append(message))
+    warn_of_lost_hooks(Config.fromfile(folder / 'config.py'))
+    if form == 'added':
+        assert said == []
+    else:
+        (words,) = said
+        assert 'base.py: EMAHook will not run. Write custom_hooks=[*custom_hooks, ...]' in words
 
 
 def test_of_options(base):

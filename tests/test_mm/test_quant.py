@@ -62,11 +62,11 @@ def exported(cfg, checkpoint, path, **options):
 
 
 def check_same(found, expected, ranges):
-    """Few outputs, those behind ties, are one step of the last layer off."""
+    """Ties may be rounded the other way: by one step of the last layer, in few places."""
     low, high = ranges['decode_head.conv_seg']['output']
-    steps = ((found - expected).abs() * 255 / (high - low)).round()
-    assert steps.max() <= 2
-    assert (steps > 0).double().mean() < 0.05
+    steps = (found - expected).abs() * 255 / (high - low)
+    assert steps.max() < 1.01
+    assert (steps > 0.01).double().mean() < 0.002
 
 
 @pytest.mark.parametrize('expanded', [True, False])

@@ -36,7 +36,7 @@ class Net(BaseModel):
     def forward(self, inputs, data_samples=None, mode='tensor'):
         x = self.relu(self.stem_norm(self.stem(inputs)))
         x = self.relu(self.pointwise(self.depthwise(x)))
-        y = self.relu(self.left(x) + self.right_norm(self.right(x)))
+        y = self.relu(x + self.left(x) + self.right_norm(self.right(x)))
         x, y = self.relu(self.shared(x)), self.relu(self.shared(y))
         return self.head(torch.cat([x, 0.1 * y], 1))
 
@@ -78,11 +78,11 @@ def in_int8(net, ranges, tmp_path, keep=()):
 
 
 def compare(found, expected, ranges):
-    """Ties are rounded the other way in few places: by one step of the last layer's output."""
+    """Ties may be rounded the other way: by one step of the last layer, in few places."""
     low, high = ranges['head']['output']
-    steps = ((found - expected).abs() * 255 / (high - low)).round()
-    assert steps.max() <= 1
-    assert (steps > 0).double().mean() < 0.02
+    steps = (found - expected).abs() * 255 / (high - low)
+    assert steps.max() < 1.01
+    assert (steps > 0.01).double().mean() < 0.002
 
 
 def test_onnxruntime_computes_what_pytorch_does_fake_quantised(net, tmp_path):
