@@ -108,6 +108,7 @@ def test_other_ranges_give_another_file(net, tmp_path):
     _, found = in_int8(net, smaller, tmp_path)
     compare(found, trained(net, smaller), ranges)
     assert (found - in_int8(net, ranges, tmp_path)[1]).abs().max() > 0.05
+    compare(trained(net, ranges), in_int8(net, ranges, tmp_path)[1], ranges)
 
 
 def test_layers_without_ranges_and_kept_ones_stay_float(net, tmp_path):
