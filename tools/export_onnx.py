@@ -227,7 +227,7 @@ def int8_options(
         if getattr(args, f'int8_{name}'):
             options[name] = getattr(args, f'int8_{name}')
     if trained := trained_ranges(args.checkpoint):
-        print(f'int8: layers and ranges are those that QuantHook has trained for {args.checkpoint}')
+        print(f'int8: layers and ranges as trained by QuantHook: {args.checkpoint}')
         options.update(trained)
     if AUTO not in (args.int8_keep or []):
         yield Int8(**options)

@@ -17,6 +17,8 @@ from ..core import ExpandedConv2d
 from ..core.eligibility import refusal
 from ..core.expanded_layer import ExpandedLayer
 from ..core.names import check_choice
+from .compat import version
+from .expand import names_of_units
 
 INT8_KEY = 'mmexpand_int8'
 """Where a checkpoint's ``meta`` holds trained ranges: ``dict(target=..., ranges=...)``."""
@@ -59,7 +61,9 @@ class FakeQuantisation:
         reaches = [Reach(*rows) for rows in zip(self._mean, self._seen, strict=True)]
         self.layers: dict[str, QuantisedLayer] = {}
         for index, module in enumerate(names):
-            layer = QuantisedLayer(module, TARGETS[target], *reaches[2 * index : 2 * index + 2])
+            layer = QuantisedLayer(
+                module, TARGETS[target], self._mean, *reaches[2 * index : 2 * index + 2]
+            )
             self.layers.update(dict.fromkeys(names[module], layer))
         self._hooks = [
             module.register_forward_hook(_after_norm)
@@ -190,6 +194,7 @@ class QuantisedLayer:
     Args:
         layer: a convolution or its unit.
         limit: the largest weight.
+        ranges: of all layers.
         input: range of the input.
         output: range of the output, behind the norm where there is one.
 
@@ -200,8 +205,9 @@ class QuantisedLayer:
         quantises: whether anything is rounded.
     """
 
-    def __init__(self, layer: nn.Module, limit: int, input: Reach, output: Reach):
-        self.layer, self.limit, self.input, self.output = layer, limit, input, output
+    def __init__(self, layer: nn.Module, limit: int, ranges: Tensor, input: Reach, output: Reach):
+        self.layer, self.limit, self.ranges = layer, limit, ranges
+        self.input, self.output = input, output
         self.norms: list[_BatchNorm] = []
         self.runs, self.observes, self.quantises = False, True, False
         unit = isinstance(layer, ExpandedLayer)
@@ -244,13 +250,12 @@ class QuantisedLayer:
         """Round the input once, as the file does: another layer may have done so."""
         if _noted(x, 'step') is not None:
             return x
-        # By these ranges: images outlive them.
-        ranges = self.input.mean._base
-        rounded, *by = _noted(x, 'rounded') or (None,)
-        if by != [id(ranges), ranges._version]:
+        rounded, ranges, state = _noted(x, 'rounded') or (x, None, 0)
+        # Not by other ranges: images outlive them.
+        if ranges is not self.ranges or state != version(ranges):
             rounded = self._rounded(x, self.input)
             if rounded is not x:
-                _note(x, 'rounded', (rounded, id(ranges), ranges._version))
+                _note(x, 'rounded', (rounded, self.ranges, version(self.ranges)))
         return rounded
 
     def _rounded_parameters(
@@ -290,28 +295,23 @@ def _after_norm(norm: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
 
 def _note(x: Tensor, key: str, value: Any) -> None:
     """Note something of a tensor, until it is changed in place."""
-    setattr(x, f'_mmexpand_{key}', (_version(x), value))
+    setattr(x, f'_mmexpand_{key}', (version(x), value))
 
 
 def _noted(x: Tensor, key: str) -> Any:
-    version, value = getattr(x, f'_mmexpand_{key}', (None, None))
-    return value if version == _version(x) else None
-
-
-def _version(x: Tensor) -> int:
-    return -1 if x.is_inference() else x._version  # Inference mode counts no versions.
+    noted_at, value = getattr(x, f'_mmexpand_{key}', (None, None))
+    return value if noted_at == version(x) else None
 
 
 def _is_convolution(module: nn.Module) -> bool:
     if isinstance(module, ExpandedConv2d):
-        return module.KIND is nn.Conv2d and module.has_kernel
+        return module.has_kernel
     return not refusal(module, nn.Conv2d)
 
 
-def _outside_units(model: nn.Module, prefix: str = '') -> Iterator[tuple[str, nn.Module]]:
-    yield prefix, model
-    if isinstance(model, ExpandedLayer):
-        return
-    for name, child in model._modules.items():  # named_children leaves second names out
-        if child is not None:
-            yield from _outside_units(child, f'{prefix}.{name}' if prefix else name)
+def _outside_units(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield modules by all of their names, but for the modules in units."""
+    units = [f'{name}.' for names in names_of_units(model).values() for name in names]
+    for name, module in model.named_modules(remove_duplicate=False):
+        if not name.startswith(tuple(units)):
+            yield name, module

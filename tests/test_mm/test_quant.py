@@ -157,7 +157,7 @@ def test_tools_pass_the_ranges_on(seg_cfg, street, tmp_path, capsys):
     args = [*map(str, [*args, image]), '--int8', '2']
     capsys.readouterr()
     assert run('export_onnx.py', *args)[0] == 0
-    assert 'layers and ranges are those that QuantHook has trained' in capsys.readouterr().out
+    assert 'layers and ranges as trained by QuantHook' in capsys.readouterr().out
     assert (tmp_path / 'net_int8.onnx').exists()
     status, said = run('export_onnx.py', *args, '--int8-target', 'x86')
     assert status != 0
