@@ -1,4 +1,4 @@
-"""Taking the compact network out of PyTorch."""
+"""Export of the compact network from PyTorch."""
 
 from .comparison import compare_file
 from .errors import ExportError

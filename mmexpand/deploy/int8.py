@@ -1,4 +1,4 @@
-"""Which layers of a network become int8, and what each of them costs."""
+"""Choice of the layers that become int8, and the error of each."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 COMPARED = 4
-"""Calibration images that errors are measured on: each layer takes as many runs."""
+"""Number of calibration images for the errors of layers: each layer takes as many runs."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Int8:
     Attributes:
         images: preprocessed images to calibrate with, shape (1, C, H, W) each.
         keep: layers that stay float32: names, modules around them, globs, ``re:`` expressions.
-        target: processor that will run the file, a key of ``TARGETS``.
-        method: how ranges of activations are found, a key of ``METHODS``.
+        target: processor of the file, a key of ``TARGETS``.
+        method: method that finds the ranges of activations, a key of ``METHODS``.
         ranges: lowest and highest value of the input and the output of layers, by name, as
             QuantHook has trained them for this target; other layers stay float32. None: by
             calibration.
@@ -40,7 +40,7 @@ class Int8:
             head layers first, then those with the largest errors.
 
     Raises:
-        ValueError: if there is no image, or the target or the method is unknown.
+        ValueError: if no image is given, or the target or the method is unknown.
     """
 
     images: Sequence[Tensor]
@@ -52,7 +52,7 @@ class Int8:
 
     def __post_init__(self):
         if not self.images:
-            raise UserValueError('int8 without images: it is calibrated on at least one')
+            raise UserValueError('int8 requires calibration images; give at least one')
         for name, value, known in (
             ('target', self.target, TARGETS),
             ('method', self.method, METHODS),
@@ -66,9 +66,9 @@ class LayerError:
     """The error that a layer causes when it alone is int8.
 
     Attributes:
-        name: of the layer in the model.
-        error: of the raw outputs; see ``Int8Report.error``.
-        reason: the figures of its weights or inputs that explain it.
+        name: the name of the layer in the model.
+        error: the error of the raw outputs; see ``Int8Report.error``.
+        reason: figures of its weights or inputs that explain the error.
     """
 
     name: str
@@ -81,9 +81,9 @@ class Int8Report:
     """An int8 network compared with the float32 one.
 
     Attributes:
-        error: of the raw outputs: root mean square of the differences, relative to that of the
-            float32 outputs' differences from their mean over the images. At 1 they tell nothing
-            of an image.
+        error: root mean square of the raw outputs' differences, relative to that of the float32
+            outputs' differences from their mean over the images. At 1 the outputs do not depend on
+            the image.
         per_channel: whether weights have a scale for each output channel, or one for all.
         kept: layers that stay float32.
         layers: all layers, the largest error first.
@@ -100,7 +100,7 @@ class Int8Search:
 
     Args:
         network: the float32 graph, without decoding.
-        model: that it was made of.
+        model: the exported model.
         modules: names of the model's modules that run.
         images: batches of the graph's input.
         int8: the options.
@@ -131,10 +131,10 @@ class Int8Search:
         self._expected = self._outputs(self._quantiser.model)
 
     def choose(self, accepts: Callable[['ModelProto'], bool]) -> 'tuple[ModelProto, Int8Report]':
-        """Return the graph that leaves no more layers than it must in float32.
+        """Return the graph with the fewest layers in float32.
 
         Args:
-            accepts: whether a graph is good enough; asked where ``int8.accepts`` is given.
+            accepts: returns whether a graph is good enough; used if ``int8.accepts`` is given.
 
         Raises:
             ExportError: if no layer is left to quantise, no graph is good enough, or the kernels
@@ -144,7 +144,7 @@ class Int8Search:
         ranking = self._ranking(per_channel)
         kept = self._kept
         if len(kept) == len(self._layers):
-            raise ExportError('no layer is left to quantise: use the float32 file')
+            raise ExportError('no layer is left to quantise; use the float32 file')
         if self._searches and not accepts(self._without(kept, per_channel)):
             order = self._order([layer.name for layer in ranking])
             count = smallest(
@@ -153,7 +153,7 @@ class Int8Search:
             )
             if count is None:
                 raise ExportError(
-                    'no int8 file is good enough, even with all layers but one in float32: use '
+                    'no int8 file is good enough, even with all layers but one in float32; use '
                     'the float32 file, or allow a larger drop (--int8-drop)'
                 )
             kept = [*kept, *order[:count]]
@@ -168,7 +168,7 @@ class Int8Search:
     def _trained_ranges(
         self, ranges: Mapping[str, Mapping[str, Sequence[float]]]
     ) -> dict[str, Sequence[float]]:
-        """Ranges by names in the graph: the layer that runs first decides, as in training."""
+        """Return ranges by name in the graph; the first layer to run decides, as in training."""
         layers = {node: name for name, nodes in self._layers.items() for node in nodes}
         found: dict[str, Sequence[float]] = {}
         for node in self._graph.node:
@@ -196,7 +196,7 @@ class Int8Search:
         return self._quantiser.quantised(nodes, per_channel)
 
     def _check_kernels(self, graph: 'ModelProto') -> None:
-        """Compare int8 kernels with float ones: those of some processors have been wrong.
+        """Compare int8 kernels with float kernels, since kernels of some processors were wrong.
 
         ONNX Runtime 1.23 on Intel's AMX: https://github.com/microsoft/onnxruntime/issues/26324.
         """
@@ -225,7 +225,7 @@ class Int8Search:
         errors = []
         for found, expected in zip(self._outputs(graph), self._expected, strict=True):
             centre = expected.mean(0) if len(expected) > 1 else 0
-            # What is the same for all images has no spread: the smallest error would be infinite.
+            # Outputs that are equal for all images have no spread: any error would be infinite.
             scale = max(_rms(expected - centre), 1e-3 * _rms(expected), 1e-12)
             errors.append(_rms(found - expected) / scale)
         return max(errors)
@@ -245,10 +245,10 @@ class Int8Search:
 
 
 def smallest(accepted: Callable[[int], bool], largest: int) -> int | None:
-    """Return the smallest of the numbers from 1 to ``largest`` that is accepted; None: none is.
+    """Return the smallest accepted number from 1 to ``largest``; None if none is accepted.
 
     Args:
-        accepted: is asked few times. Numbers above an accepted one are taken to be accepted too.
+        accepted: returns whether a number is accepted; larger numbers are then accepted too.
         largest: the last number.
     """
     low, high = 0, min(1, largest)
@@ -261,7 +261,7 @@ def smallest(accepted: Callable[[int], bool], largest: int) -> int | None:
 
 
 def _norm_words(merged: Tensor, own: Tensor) -> list[str]:
-    """Words on a norm that scales a channel far above the others, by the kernel it is merged in."""
+    """Return words on a norm that scales a channel of the merged kernel far above the others."""
     scales = merged.flatten(1).norm(dim=1) / own.flatten(1).norm(dim=1).clamp(min=1e-12)
     largest, channel = scales.max(0)
     if largest < FAR * scales.median():

@@ -1,4 +1,4 @@
-"""The compact network of a config and a checkpoint, and what it is fed with."""
+"""The compact network of a config and a checkpoint, and its input images."""
 
 import copy
 import os
@@ -22,14 +22,14 @@ from .errors import ExportError
 
 
 def load_compact_model(cfg: Config, checkpoint: str | os.PathLike) -> nn.Module:
-    """The compact model of a config with the weights of a checkpoint, in eval mode on the CPU.
+    """Return the compact model of a config with a checkpoint's weights, in eval mode on the CPU.
 
     Args:
         cfg: the expanded or the compact config.
         checkpoint: file of the expanded or the compact network; the former is contracted.
 
     Raises:
-        CheckpointError: if the file cannot be read or is of another network.
+        CheckpointError: if the file cannot be read or belongs to another network.
     """
     model = revert_sync_batchnorm(build_compact_model(cfg))
     content = dict(load_checkpoint(checkpoint))
@@ -37,7 +37,7 @@ def load_compact_model(cfg: Config, checkpoint: str | os.PathLike) -> nn.Module:
         match_checkpoint(model, content)
         model.load_state_dict(get_state_dict(content))
     except RuntimeError as error:
-        # Of the guard, or of torch, which names keys that the network has no place for.
+        # An error of the guard, or of torch, which names unexpected keys.
         raise CheckpointError(
             f'{checkpoint} does not fit the config: {error}; use the config it was trained with'
         ) from None
@@ -55,19 +55,19 @@ def trained_ranges(checkpoint: str | os.PathLike) -> dict | None:
 
 
 def preprocess(model: nn.Module, cfg: Config, image: str | os.PathLike) -> Tensor:
-    """One image as the network sees it in a test.
+    """Return an image after the test pipeline.
 
     Args:
-        model: for its data preprocessor.
-        cfg: for its test pipeline; annotations are not needed.
-        image: the file.
+        model: a model, for its data preprocessor.
+        cfg: a config, for its test pipeline; annotations are not required.
+        image: the path of the image.
 
     Returns:
-        Shape (1, C, H, W), float32, normalised and padded.
+        The image of shape (1, C, H, W), float32, normalised and padded.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is no image.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if the file is not an image.
     """
     if not Path(image).is_file():
         raise UserFileNotFoundError(f'{image}: no such image')
@@ -81,16 +81,16 @@ def preprocess(model: nn.Module, cfg: Config, image: str | os.PathLike) -> Tenso
 def calibration_images(
     model: nn.Module, cfg: Config, count: int, size: Sequence[int]
 ) -> list[Tensor]:
-    """Images of the training split as the network sees them in a test, evenly taken from it.
+    """Return images, evenly spaced in the training split, after the test pipeline.
 
     Args:
-        model: for its data preprocessor.
-        cfg: for its training split and its test pipeline.
-        count: how many.
-        size: height and width that they are brought to.
+        model: a model, for its data preprocessor.
+        cfg: a config, for its training split and its test pipeline.
+        count: number of images.
+        size: height and width of the images after resizing.
 
     Raises:
-        ExportError: if there are fewer.
+        ExportError: if the split has fewer images.
     """
     dataset = copy.deepcopy(innermost(cfg.train_dataloader.dataset))
     dataset.pipeline = _test_steps(cfg)
@@ -111,14 +111,14 @@ def _built(registry: Registry, dataset: ConfigDict) -> Sequence[dict]:
     try:
         return registry.build(dataset)
     except ValueError as error:
-        # mmengine's data sets join the bytes of their samples, and numpy joins no empty list.
+        # mmengine joins the bytes of a data set's samples, and numpy cannot join an empty list.
         if 'concatenate' in str(error):
             return ()
         raise
 
 
 def innermost(dataset: ConfigDict) -> ConfigDict:
-    """The (first) data set inside all wrappers."""
+    """Return the (first) data set inside all wrappers."""
     while 'dataset' in dataset or 'datasets' in dataset:
         dataset = dataset.dataset if 'dataset' in dataset else dataset.datasets[0]
     return dataset

@@ -1,4 +1,4 @@
-"""The compact network as an ONNX file, compared with PyTorch before anyone can use it."""
+"""The compact network as an ONNX file, written after a comparison with PyTorch."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -28,27 +28,27 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 TOLERANCE = 1e-4
-"""Largest difference that rounding in float32 explains, relative to the largest output."""
+"""Largest difference by rounding in float32, relative to the largest output."""
 TRAINED_TOLERANCE = 0.05
-"""Largest difference that ties explain which are rounded the other way, usually none."""
+"""Largest difference by ties that are rounded the other way; usually no tie is."""
 AGREEMENT = 0.99
-"""Smallest share of predictions that are the framework's: rounding may turn near ties around."""
+"""Smallest share of predictions equal to the framework's: rounding may change near ties."""
 
 
 @dataclass(frozen=True)
 class OnnxReport:
-    """What was exported, and how far it is from PyTorch.
+    """An exported file and its comparison with PyTorch.
 
     Attributes:
         path: the file.
-        input_shape: of the image, with the batch size it was traced with.
-        output_shapes: of the outputs for it, by the names they have in the file.
-        max_error: of the raw outputs: largest difference relative to the largest magnitude of
-            the output it is in, over batches of one and of two images, and two more sizes where
-            the size is dynamic. Of an int8 file with trained ranges, PyTorch is fake-quantised.
-        agreement: share of the predictions (boxes, or pixels' classes) that are the framework's
+        input_shape: shape of the image in the trace, with the batch size.
+        output_shapes: shapes of its outputs, by their names in the file.
+        max_error: largest difference of the raw outputs, relative to the largest magnitude of the
+            same output, over batches of one and of two images, and two more sizes if the size is
+            dynamic. For an int8 file with trained ranges PyTorch is fake-quantised.
+        agreement: share of the predictions (boxes, or pixels' classes) equal to the framework's
             own; None for raw outputs.
-        int8: which layers are int8, and what each of them costs; None for a float32 file.
+        int8: errors of the int8 layers; None for a float32 file.
     """
 
     path: Path
@@ -72,10 +72,10 @@ def export_onnx(
     dynamic_size: bool = False,
     int8: Int8 | None = None,
 ) -> OnnxReport:
-    """Write the compact network as ONNX, once ONNX Runtime computes what PyTorch does.
+    """Write the compact network as ONNX, after ONNX Runtime gave PyTorch's outputs.
 
-    The file of a detector gives ``boxes``, ``scores`` and ``labels``, that of a segmentor
-    ``classes`` or ``logits``, by the decoding of their own heads; that of a classifier its raw
+    The file of a detector gives ``boxes``, ``scores`` and ``labels``, the file of a segmentor
+    ``classes`` or ``logits``, decoded by their own heads. The file of a classifier gives raw
     outputs. The batch size is dynamic.
 
     Args:
@@ -83,18 +83,18 @@ def export_onnx(
         inputs: a real image, preprocessed, shape (1, C, H, W).
         out: the file; it is replaced once the comparison has passed.
         tolerance: largest relative error allowed.
-        raw: leave the decoding out: what the heads compute.
-        logits: of a segmentor, give the logits at the size of the input, not the classes.
-        pixels: let the file take these instead of normalised images.
-        dynamic_size: leave height and width open, too.
-        int8: quantise convolutions and matrix products. The differences are reported, and
-            limited only where the outputs tell nothing of an image any more.
+        raw: whether to leave out the decoding.
+        logits: whether a segmentor gives logits at the size of the input instead of classes.
+        pixels: let the file take pixels instead of normalised images.
+        dynamic_size: whether the file takes any height and width.
+        int8: options to quantise convolutions and matrix products. Differences are reported, and
+            an error only if the outputs no longer depend on the image.
 
     Raises:
         ImportError: if onnx or onnxruntime is missing.
         ValueError: if the model is expanded.
-        ExportError: if the file cannot hold such a model; nothing is written then.
-        RuntimeError: if the outputs differ by more than the tolerance; nothing is written then.
+        ExportError: if the file cannot hold such a model; no file is written.
+        RuntimeError: if the outputs differ by more than the tolerance; no file is written.
     """
     check_installed('ONNX', 'onnx', 'onnxruntime')
     import onnx
@@ -151,7 +151,7 @@ def export_onnx(
                 agreement = compare_file(onnxruntime_run(temporary), model, inputs, pixels=pixels)
             if int8 is None and agreement < AGREEMENT:
                 raise UserRuntimeError(
-                    f'only {agreement:.2%} of the predictions are those of PyTorch, wanted '
+                    f'only {agreement:.2%} of the predictions are those of PyTorch, required '
                     f'{AGREEMENT:.0%}; {out} was not written'
                 )
         found = onnxruntime_run(temporary)(images.numpy())
@@ -175,10 +175,10 @@ def _as_trained(
 
 
 def _check_chance(report: Int8Report, out: Path) -> None:
-    """Refuse an int8 network whose outputs do not depend on the image as PyTorch's do.
+    """Check that the outputs of an int8 network depend on the image as PyTorch's do.
 
     Raises:
-        ExportError: naming the layers with the largest errors.
+        ExportError: if they do not; the message names the layers with the largest errors.
     """
     if report.error < 1:
         return
@@ -192,7 +192,7 @@ def _check_chance(report: Int8Report, out: Path) -> None:
 
 
 def _check_repeatable(reference: Reference, images: Tensor, outputs: Sequence[Tensor]) -> None:
-    """Refuse a network that gives other outputs for the same images.
+    """Check that a network gives the same outputs for the same images.
 
     Raises:
         ExportError: if it does.
@@ -244,10 +244,10 @@ def _raw_error(reference: Reference, path: Path, images: list[Tensor]) -> float:
 
 @contextmanager
 def _in_words(model: nn.Module, what: str) -> Iterator[None]:
-    """Say which model cannot be exported, whatever the model or ONNX Runtime raises."""
+    """Turn any error of the model or ONNX Runtime into one that names the model."""
     try:
         yield
-    except Exception as error:  # ONNX Runtime has many kinds, all of them private.
+    except Exception as error:  # ONNX Runtime raises many private types.
         raise ExportError(
             f'{type(model).__name__} cannot be exported to ONNX: {what} ({first_line(error)})'
         ) from error

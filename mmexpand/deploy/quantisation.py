@@ -1,4 +1,4 @@
-"""A float32 graph as an int8 one, by images that it is calibrated with."""
+"""Quantisation of a float32 graph to int8, calibrated on images."""
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
 
 METHODS = {'minmax': 'MinMax', 'percentile': 'Percentile', 'entropy': 'Entropy'}
-"""Calibration methods by the names that ONNX Runtime has for them."""
+"""ONNX Runtime's calibration methods by name."""
 
 
 class Quantiser:
     """A float32 graph with the ranges of its activations.
 
     Args:
-        network: without decoding, which stays float32.
+        network: the graph without decoding, which stays float32.
         images: batches of its input.
         method: a key of ``METHODS``.
         target: a key of ``TARGETS``.
 
     Attributes:
-        model: the graph that is quantised: ``network`` with its constants folded.
+        model: the graph to quantise: ``network`` with folded constants.
     """
 
     def __init__(self, network: 'ModelProto', images: Sequence[Tensor], method: str, target: str):
@@ -45,7 +45,7 @@ class Quantiser:
         with TemporaryDirectory() as folder:
             given, prepared = Path(folder) / 'given.onnx', Path(folder) / 'prepared.onnx'
             onnx.save(network, str(given))
-            # Of a file: ONNX Runtime moves the weights of a model in memory to one and loses it.
+            # From a file: ONNX Runtime moves a model's weights from memory to a file and loses it.
             quant_pre_process(str(given), str(prepared), skip_symbolic_shape=True)
             self.model = onnx.load(prepared)
             calibrator = create_calibrator(
@@ -56,8 +56,8 @@ class Quantiser:
                 # Activations are unsigned: behind a ReLU, half of a symmetric range is empty.
                 extra_options=dict(symmetric=False),
             )
-            with redirect_stdout(StringIO()):  # It prints its progress.
-                for batch in images:  # One by one: what is given at once stays in memory.
+            with redirect_stdout(StringIO()):  # ONNX Runtime prints its progress.
+                for batch in images:  # One by one: batches that are given at once stay in memory.
                     calibrator.collect_data(_Reader(name, batch))
                 self._tensors = calibrator.compute_data()
 
@@ -83,7 +83,7 @@ class Quantiser:
             self._tensors[name] = TensorData(lowest=np.array(low), highest=np.array(high))
 
     def quantised(self, nodes: Sequence[str], per_channel: bool) -> 'ModelProto':
-        """A copy of the graph with these nodes in int8.
+        """Return a copy of the graph with these nodes in int8.
 
         Args:
             nodes: names of convolutions and matrix products.
@@ -91,7 +91,7 @@ class Quantiser:
         """
         from onnxruntime.quantization import QDQQuantizer, QuantType
 
-        if not nodes:  # Which the quantizer takes for all of them.
+        if not nodes:  # The quantizer takes an empty list for all nodes.
             return copy.deepcopy(self.model)
         quantizer = QDQQuantizer(
             copy.deepcopy(self.model),
@@ -115,7 +115,7 @@ class Quantiser:
 def _leave_float(graph: 'GraphProto', nodes: set[str]) -> None:
     """Give inputs of quantised nodes to all other nodes in float, as QuantHook trains them.
 
-    ONNX Runtime's tool rounds a tensor for whatever reads it, such as the sum behind a block.
+    ONNX Runtime's tool rounds a tensor for all its readers, such as the sum behind a block.
     """
     producers = {name: node for node in graph.node for name in node.output}
     rounded = {}

@@ -9,29 +9,29 @@ Run = Callable[[np.ndarray], list[np.ndarray]]
 
 
 def onnxruntime_run(path: str | os.PathLike, threads: int = 0, optimise: bool = True) -> Run:
-    """The file in ONNX Runtime on the CPU.
+    """Return a function that runs the file in ONNX Runtime on the CPU.
 
     Args:
         path: an ONNX file with one input.
-        threads: how many; 0 leaves it to ONNX Runtime.
+        threads: number of threads; 0: ONNX Runtime's default.
         optimise: whether operators are fused, among them those of int8.
     """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    # Threads that wait for work by spinning would take the core of what runs next.
+    # Spinning threads would occupy the cores of the next work.
     options.add_session_config_entry('session.intra_op.allow_spinning', '0')
     if not optimise:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4  # What fails is raised as well.
+    options.log_severity_level = 4  # Failures are raised as well.
     session = onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
     (image,) = session.get_inputs()
     return lambda batch: session.run(None, {image.name: batch})
 
 
 def openvino_run(path: str | os.PathLike) -> Run:
-    """The file in OpenVINO on the CPU, in the precision it is written in.
+    """Return a function that runs the file in OpenVINO on the CPU, in the file's precision.
 
     Args:
         path: an ONNX file with one input.
