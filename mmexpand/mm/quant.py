@@ -17,30 +17,30 @@ from .logs import log
 
 
 class QuantHook(Hook):
-    """Trains with the rounding of the int8 file that ``tools/export_onnx.py`` writes.
+    """A hook that trains with the rounding of the int8 file of ``tools/export_onnx.py``.
 
-    Folded and plain kernels of convolutions and their activations are fake-quantised. One
-    iteration of the float network comes first: it finds the norms that the file merges and the
-    ranges to start from. Norms in branches and merged norms keep their statistics from then on.
-    Checkpoints and the compact files of ContractHook hold the trained ranges in ``meta``.
+    Folded and plain kernels of convolutions and their activations are fake-quantised. The first
+    iteration runs the float network to find the norms that the file merges and the initial
+    ranges. From then on norms in branches and merged norms keep their statistics. Checkpoints and
+    the compact files of ContractHook hold the trained ranges in ``meta``.
 
     Args:
-        start: fraction of the iterations after which it begins. Default: 0.
-        freeze: fraction of the iterations after which ranges stay as they are. Default: 0.8.
+        start: fraction of the iterations after which the hook starts. Default: 0.
+        freeze: fraction of the iterations after which ranges do not change. Default: 0.8.
         target: processor that will run the file: 'x86', 'x86-vnni' or 'arm'. Default: 'x86'.
 
     Raises:
         ValueError: if the fractions are not in order, or the target is unknown.
     """
 
-    # Behind all that changes weights, in front of ContractHook.
+    # After hooks that change weights, before ContractHook.
     priority = 'VERY_LOW'
 
     def __init__(self, start: float = 0.0, freeze: float = 0.8, target: str = 'x86'):
         if not 0 <= start <= freeze <= 1:
             raise UserValueError(
-                f'QuantHook(start={start!r}, freeze={freeze!r}): these are fractions of the '
-                'training, 0 <= start <= freeze <= 1'
+                'start and freeze of QuantHook must be fractions of the training with '
+                f'0 <= start <= freeze <= 1, got {start!r} and {freeze!r}'
             )
         check_choice('target', target, [*TARGETS])
         self.start, self.freeze, self.target = start, freeze, target
@@ -49,13 +49,13 @@ class QuantHook(Hook):
         self._given: Mapping | None = None
 
     def meta(self) -> dict[str, Any]:
-        """Return what a checkpoint's ``meta`` says of the ranges; nothing before they exist."""
+        """Return the entry of a checkpoint's ``meta`` with the ranges; empty before they exist."""
         if not self._quantises:
             return {}
         return {INT8_KEY: dict(target=self.target, ranges=self._quantisation.ranges())}
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Go on from the ranges of a checkpoint that was trained so."""
+        """Keep the ranges of a checkpoint of a quantised training, to continue from them."""
         self._given = checkpoint.get('meta', {}).get(INT8_KEY, {}).get('ranges')
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
@@ -63,7 +63,7 @@ class QuantHook(Hook):
         checkpoint['meta'].update(self.meta())
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None) -> None:
-        """Begin once the time has come; observe activations until they are frozen."""
+        """Start after ``start`` of the iterations; observe activations until ranges freeze."""
         model = unwrap(runner.model)
         if self._quantisation is None:
             if runner.iter < self.start * runner.max_iters:
@@ -78,7 +78,7 @@ class QuantHook(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: object = None, outputs: object = None
     ) -> None:
-        """Let the ranges follow; quantise from the second iteration on."""
+        """Update the ranges; quantise from the second iteration on."""
         fake = self._quantisation
         if fake is None:
             return
@@ -94,7 +94,7 @@ class QuantHook(Hook):
             )
 
     def after_train(self, runner: Runner) -> None:
-        """Leave the float network."""
+        """Restore the float network."""
         if self._quantisation is not None:
             self._quantisation.remove()
 

@@ -44,8 +44,8 @@ def expand_(model: nn.Module, cfg: ExpandConfig | Plan | None = None, **options:
     if any(not layer.name for layer in done):
         raise UserValueError(
             f'cannot replace {type(model).__name__}, which is a single layer and not part of a '
-            'model; use from_conv of ExpandedConv2d or ExpandedConvTranspose2d, or '
-            'ExpandedLinear.from_linear'
+            'model; make a unit of it with from_conv of ExpandedConv2d or ExpandedConvTranspose2d, '
+            'or ExpandedLinear.from_linear'
         )
     replaced = {}
     for layer in done:

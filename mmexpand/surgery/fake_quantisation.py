@@ -1,8 +1,8 @@
 """Fake quantisation: a network computes in float what its int8 file computes.
 
 Jacob et al., CVPR 2018. Kernels are symmetric with one scale for each output channel, activations
-are unsigned with one scale. The kernel of a unit is the folded one; a batch norm behind a layer is
-merged into its kernel, as in the file.
+are unsigned with one scale. A unit has its folded kernel; a batch norm behind a layer is merged
+into its kernel, as in the file.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -21,26 +21,26 @@ from .compat import version
 from .expand import names_of_units
 
 INT8_KEY = 'mmexpand_int8'
-"""Where a checkpoint's ``meta`` holds trained ranges: ``dict(target=..., ranges=...)``."""
+"""Key of the trained ranges in a checkpoint's ``meta``: ``dict(target=..., ranges=...)``."""
 TARGETS = {'x86': 64, 'x86-vnni': 127, 'arm': 127}
-"""Processors, and the largest weight: without VNNI, x86 adds products up in 16 bits."""
+"""Processors, each with the largest weight: without VNNI, x86 adds products in 16 bits."""
 LEVELS = 255
 AVERAGED = 0.01
-"""Smallest share of a step in the average of ranges, as of torch's observers."""
+"""Smallest share of a step in the average of ranges, as in torch's observers."""
 
 
 class FakeQuantisation:
     """Fake quantisation of the convolutions of a network.
 
-    It observes until ``start``: forward passes are those of the float network, and find the norm
-    behind each layer and the ranges of activations.
+    Until ``start``, forward passes are those of the float network, and are observed to find the
+    norm behind each layer and the ranges of activations.
 
     Args:
-        model: the network; ``remove`` leaves it as it was.
+        model: the network, which ``remove`` restores.
         target: processor that will run the file, a key of ``TARGETS``.
 
     Attributes:
-        layers: fake-quantised layers, by all of their names.
+        layers: fake-quantised layers, by each of their names.
 
     Raises:
         ValueError: if the target is unknown.
@@ -74,10 +74,11 @@ class FakeQuantisation:
     def start(self, ranges: Mapping[str, Mapping[str, list[float]]] | None = None) -> None:
         """Quantise from now on.
 
-        A layer that has not run, or has several norms behind it, is left out.
+        Layers that have not run or have several norms behind them are skipped.
 
         Args:
-            ranges: as ``ranges`` gives them; None: as observed. Layers without one are left out.
+            ranges: result of ``ranges``; layers without an entry are skipped. None uses the
+                observed ranges.
         """
         if ranges is not None:
             self._steps = int(1 / AVERAGED)
@@ -97,10 +98,10 @@ class FakeQuantisation:
             layer.observes = observes
 
     def step(self, reduce: Callable[[Tensor], object] | None = None) -> None:
-        """Let the ranges follow what was observed since the last step.
+        """Update the ranges with the values observed since the last step.
 
         Args:
-            reduce: takes the maximum over processes, in place.
+            reduce: computes the maximum over processes, in place.
         """
         if reduce is not None:
             reduce(self._seen)
@@ -111,13 +112,13 @@ class FakeQuantisation:
         self._steps += 1
 
     def freeze_norms(self) -> None:
-        """Keep the statistics of the norms that are merged: what is trained is deployed."""
+        """Keep the statistics of merged norms, so that training computes the deployed network."""
         for layer in self.layers.values():
             for norm in layer.norms:
                 norm.eval()
 
     def ranges(self) -> dict[str, dict[str, list[float]]]:
-        """Return the lowest and the highest value of inputs and outputs, by layer."""
+        """Return the lowest and highest value of each layer's input and output, by layer name."""
         found = {}
         for name, layer in self.layers.items():
             reaches = {'input': layer.input.mean.tolist(), 'output': layer.output.mean.tolist()}
@@ -125,7 +126,7 @@ class FakeQuantisation:
         return found
 
     def remove(self) -> None:
-        """Leave the float network."""
+        """Restore the float network."""
         for hook in self._hooks:
             hook.remove()
         for layer in set(self.layers.values()):
@@ -139,12 +140,12 @@ def fake_quantised(
     ranges: Mapping[str, Mapping[str, list[float]]],
     run: Callable[[], object],
 ) -> Iterator[None]:
-    """Let a model compute what its int8 file does.
+    """Make a model compute what its int8 file computes, in this context.
 
     Args:
-        model: in eval mode.
+        model: a model in eval mode.
         target: a key of ``TARGETS``.
-        ranges: of ``FakeQuantisation.ranges``; other layers stay float.
+        ranges: result of ``FakeQuantisation.ranges``; other layers stay float.
         run: runs the model once.
     """
     fake = FakeQuantisation(model, target)
@@ -158,25 +159,25 @@ def fake_quantised(
 
 
 class Reach:
-    """How far an activation reaches below and above zero.
+    """The range of an activation below and above zero.
 
     Args:
-        mean: the average over training steps, shape (2,).
-        seen: the largest since the last step, shape (2,).
+        mean: average over training steps, shape (2,).
+        seen: maximum since the last step, shape (2,).
     """
 
     def __init__(self, mean: Tensor, seen: Tensor):
         self.mean, self.seen = mean, seen
 
     def observe(self, x: Tensor) -> None:
-        """Extend ``seen``."""
+        """Extend ``seen`` by the values of an activation."""
         if x.numel():
             low, high = x.detach().float().aminmax()
             torch.maximum(self.seen, torch.stack([-low, high]), out=self.seen)
 
     def quantise(self, x: Tensor) -> Tensor:
-        """Round an activation to its 256 values; the result is noted with its step."""
-        # As ONNX Runtime computes them.
+        """Round an activation to 256 values, and note the step at the result."""
+        # Step and zero point as ONNX Runtime computes them.
         step = (self.mean.sum().double() / LEVELS).float().clamp(min=torch.finfo(torch.float).tiny)
         zero = (self.mean[0] / step).round().int()
         rounded = torch.fake_quantize_per_tensor_affine(x.float(), step, zero, 0, LEVELS)
@@ -186,23 +187,23 @@ class Reach:
 
 
 class QuantisedLayer:
-    """A convolution's own computation, with a kernel and activations that are rounded.
+    """A convolution with a rounded kernel and rounded activations.
 
-    It takes the place of the method that applies the kernel, so that copies of the layer have it
-    too, and that its parameters, buffers and class stay.
+    It replaces the layer's method that applies the kernel: copies of the layer have it too, and
+    parameters, buffers and class of the layer stay the same.
 
     Args:
         layer: a convolution or its unit.
         limit: the largest weight.
-        ranges: of all layers.
+        ranges: ranges of all layers.
         input: range of the input.
-        output: range of the output, behind the norm where there is one.
+        output: range of the output, behind the norm if there is one.
 
     Attributes:
-        norms: batch norms that have been seen behind it.
-        runs: whether it has run.
+        norms: batch norms that have run behind the layer.
+        runs: whether the layer has run.
         observes: whether activations are observed.
-        quantises: whether anything is rounded.
+        quantises: whether kernel and activations are rounded.
     """
 
     def __init__(self, layer: nn.Module, limit: int, ranges: Tensor, input: Reach, output: Reach):
@@ -218,12 +219,12 @@ class QuantisedLayer:
             self._forward_order, layer.forward_order = layer.forward_order, 'folded'
 
     def remove(self) -> None:
-        """Give the layer its own method back."""
+        """Restore the layer's own method."""
         if vars(self.layer).pop(self._method, None) and isinstance(self.layer, ExpandedLayer):
             self.layer.forward_order = self._forward_order
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Apply the kernel."""
+        """Apply the rounded kernel to the rounded input."""
         self.runs = True
         x = self._rounded_input(x)
         if self.quantises:
@@ -238,7 +239,7 @@ class QuantisedLayer:
         """Round the output of a norm behind the layer."""
         if norm not in self.norms:
             self.norms.append(norm)
-            self.output.seen.zero_()  # It was that of the layer without its norm.
+            self.output.seen.zero_()  # It holds values of the layer's output before the norm.
         return self._rounded(y, self.output)
 
     def _rounded(self, x: Tensor, reach: Reach) -> Tensor:
@@ -247,11 +248,11 @@ class QuantisedLayer:
         return reach.quantise(x) if self.quantises else x
 
     def _rounded_input(self, x: Tensor) -> Tensor:
-        """Round the input once, as the file does: another layer may have done so."""
+        """Round the input once, as the file does, even if several layers share it."""
         if _noted(x, 'step') is not None:
             return x
         rounded, ranges, state = _noted(x, 'rounded') or (x, None, 0)
-        # Not by other ranges: images outlive them.
+        # An image may outlive the ranges that it was rounded by.
         if ranges is not self.ranges or state != version(ranges):
             rounded = self._rounded(x, self.input)
             if rounded is not x:
@@ -261,7 +262,7 @@ class QuantisedLayer:
     def _rounded_parameters(
         self, weight: Tensor, bias: Tensor | None, input_step: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        """Round the merged kernel and bias, and give the layer its part of them."""
+        """Round the merged kernel and bias, and return the layer's own part of them."""
         scale, shift = weight.new_ones(len(weight)), weight.new_zeros(len(weight))
         for norm in self.norms:
             scale = scale / (norm.running_var + norm.eps).sqrt()
@@ -281,7 +282,7 @@ class QuantisedLayer:
         if bias is None and not self.norms:
             return weight, None
         with torch.no_grad():
-            # Biases are int32: multiples of the product of both steps.
+            # The file's biases are int32 multiples of the product of both steps.
             total = shift if bias is None else shift + bias * scale
             change = (total / (input_step * step)).round() * (input_step * step) - total
             change = (change / divided.flatten()).to(weight.dtype)
@@ -294,7 +295,7 @@ def _after_norm(norm: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
 
 
 def _note(x: Tensor, key: str, value: Any) -> None:
-    """Note something of a tensor, until it is changed in place."""
+    """Attach a value to a tensor, valid until the tensor is changed in place."""
     setattr(x, f'_mmexpand_{key}', (version(x), value))
 
 
@@ -310,7 +311,7 @@ def _is_convolution(module: nn.Module) -> bool:
 
 
 def _outside_units(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield modules by all of their names, but for the modules in units."""
+    """Yield modules outside units, under each of their names."""
     units = [f'{name}.' for names in names_of_units(model).values() for name in names]
     for name, module in model.named_modules(remove_duplicate=False):
         if not name.startswith(tuple(units)):
