@@ -15,9 +15,10 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from torch import nn
 
+from ..core.expression import kernel_refusal
 from ..errors import UserPermissionError, UserValueError
 from ..files import written_whole
-from ..surgery import Verification, VerificationError, contract_, verify
+from ..surgery import Verification, VerificationError, contract_, named_units, verify
 from ..surgery.checkpoint import META_KEY, save_checkpoint, save_safetensors
 from ..surgery.copying import copy_model
 from ..surgery.outliers import outlying_layers
@@ -310,3 +311,13 @@ def report_lines(title: str, result: Contraction) -> list[str]:
             compared = '' if before is None else f', {before:.4f} expanded'
             lines.append(f'{title}: {name} {value:.4f} compact{compared}')
     return lines
+
+
+def check_contractable(model: nn.Module) -> None:
+    """Raise ValueError if a unit has no kernel, as with ReLU between the factors."""
+    for name, unit in named_units(model).items():
+        if not unit.has_kernel:
+            raise UserValueError(
+                f'{name} cannot be contracted: {kernel_refusal(unit.expression)}; train without '
+                'ContractHook, and start a linear training from its checkpoint with load_from'
+            )

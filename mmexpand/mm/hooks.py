@@ -1,11 +1,12 @@
 """ExpandHook, which expands before training, and ContractHook, which contracts after it."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import MethodType
 
 from mmengine.hooks import EMAHook, Hook
 from mmengine.optim import OptimWrapper
@@ -13,15 +14,14 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..core.expression import kernel_refusal
 from ..errors import UserError, UserValueError
 from ..report import check_report
-from ..surgery import ExpandConfig, is_expanded, named_units
+from ..surgery import ExpandConfig, Plan, expand_, is_expanded, named_units
 from ..surgery.config import takes_options
-from .builders import expand_built
+from ..surgery.plan import make_plan
 from .checkpoints import is_training, put_in_front, unwrap
-from .compact_config import type_name
 from .contraction import (
+    check_contractable,
     check_writable,
     contract_and_check,
     has_model,
@@ -32,10 +32,11 @@ from .contraction import (
 )
 from .dry_run import DryRunHook
 from .first_step import watch_first_steps
+from .given import given_layers
 from .guard import guard_checkpoints
 from .logs import log
 from .lost_hooks import warn_of_lost_hooks
-from .models import build_compact_model, configured_expansions
+from .models import build_compact_model, configured_expansions, reaches_factors
 from .ranks import describe, on_main, start_alike
 from .rebuild import check_rebuildable, rebuild_optimizer, rewrap
 from .resume import will_resume
@@ -142,6 +143,67 @@ class ExpandHook(Hook):
         log(f'ExpandHook: norms in branches keep their statistics from iteration {runner.iter + 1}')
 
 
+def expand_built(
+    module: nn.Module, cfg: ExpandConfig, build: Callable[[], nn.Module] | None = None
+) -> Plan:
+    """Expand a module that has just been built, before its ``init_weights`` was called.
+
+    'preserve' requires initialised weights, so that ``init_weights`` is called first and skipped
+    when the Runner calls it. (mmengine's own ``init_weights`` does nothing a second time, but a
+    network's class may extend it by code that would write to the factors.)
+
+    Args:
+        module: a module of any class.
+        cfg: the options.
+        build: builds the module again, for 'auto'; None makes 'auto' the same as 'preserve'.
+    """
+    given, initialised = None, _is_initialised(module)
+    if cfg.init == 'auto' and build is not None and not initialised:
+        given = given_layers(module, build)
+    # True if the Runner's own call of init_weights will initialise the factors.
+    initialise = cfg.init == 'default' or given is not None
+    if not initialise and not initialised and hasattr(module, 'init_weights'):
+        module.init_weights()
+        # A bound method, so that a copy of the module gets a method of its own.
+        module.init_weights = MethodType(_init_no_more, module)
+    planned = make_plan(module, cfg, given)
+    if planned:
+        more = planned.params_after - planned.params_before
+        # 4 bytes for a float32 weight, 12 with its gradient and momentum.
+        log(
+            f'Expanding {len(planned)} layers: {more:,} more parameters ({4 * more / 1e6:,.1f} MB; '
+            f'about {12 * more / 1e6:,.1f} MB with gradients and momentum while training)\n'
+            f'{planned}'
+        )
+    preserved = {
+        layer.name: module.get_submodule(layer.name)
+        for layer in planned
+        if layer.init == 'preserve'
+    }
+    expand_(module, planned)
+    for name, unit in named_units(module).items():
+        if unit.given is None:
+            layer = preserved.get(name)
+            unit.given = [] if layer is None else [(layer.weight, layer.bias)]
+    if initialise:
+        # Some networks write to a layer's weight in init_weights: units must have one.
+        for unit in named_units(module).values():
+            unit.offer_weight()
+    return planned
+
+
+def _init_no_more(module: nn.Module) -> None:
+    """Skip one call of ``init_weights``, the Runner's, and restore the class's own method."""
+    del module.init_weights
+
+
+def _is_initialised(module: nn.Module) -> bool:
+    if 'init_weights' in vars(module):
+        return True
+    # Only mmengine's modules have is_init; others were initialised by an earlier expansion.
+    return getattr(module, 'is_init', is_expanded(module))
+
+
 def _warn_of_frozen(model: nn.Module, expanded: list[str]) -> None:
     units = named_units(model)
     frozen = [n for n in expanded if not any(p.requires_grad for p in units[n].parameters())]
@@ -193,7 +255,7 @@ def _check_initialisation(runner: Runner) -> None:
         return
     given = getattr(unwrap(runner.model), 'init_cfg', None)
     given = given if isinstance(given, (list, tuple)) else [given]
-    if not any(_reaches_factors(one) for one in given):
+    if not any(reaches_factors(one) for one in given):
         return
     for name, expansion in configured_expansions(runner.cfg):
         if name and expansion.init == 'preserve':
@@ -203,34 +265,9 @@ def _check_initialisation(runner: Runner) -> None:
             )
 
 
-# mmengine's initialisations choose layers by the name of their class or of a base class.
-FACTOR_NAMES = {
-    kind.__name__ for layer in (nn.Conv2d, nn.Linear) for kind in (layer, *layer.__bases__)
-}
-
-
-def _reaches_factors(init_cfg: Mapping | None) -> bool:
-    """Return whether an initialisation applies to factors, which are convolutions or linear."""
-    if init_cfg is None or type_name(init_cfg) == 'Pretrained':
-        return False
-    layers = init_cfg.get('layer') or ()
-    layers = {layers} if isinstance(layers, str) else set(layers)
-    # An override initialises a whole submodule, whatever its layers are.
-    return 'override' in init_cfg or bool(layers & FACTOR_NAMES)
-
-
 def _has_expand_hook(runner: Runner) -> bool:
     """Return whether a Runner has an ExpandHook."""
     return any(isinstance(hook, ExpandHook) for hook in runner.hooks)
-
-
-def _check_contractable(model: nn.Module) -> None:
-    for name, unit in named_units(model).items():
-        if not unit.has_kernel:
-            raise UserValueError(
-                f'{name} cannot be contracted: {kernel_refusal(unit.expression)}; train without '
-                'ContractHook, and start a linear training from its checkpoint with load_from'
-            )
 
 
 class ContractHook(Hook):
@@ -273,7 +310,7 @@ class ContractHook(Hook):
             ValueError: for an option that expanded models do not support, and for ReLU between
                 factors.
         """
-        _check_contractable(unwrap(runner.model))
+        check_contractable(unwrap(runner.model))
         guard_checkpoints(runner)
         if _has_expand_hook(runner) or not is_expanded(unwrap(runner.model)):
             return

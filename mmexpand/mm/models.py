@@ -168,3 +168,19 @@ def converts_channels(data_preprocessor: nn.Module) -> bool:
     # The names in mmengine and mmdet, in mmseg, and in mmpretrain.
     names = ('_channel_conversion', 'channel_conversion', 'to_rgb')
     return any(getattr(data_preprocessor, name, False) for name in names)
+
+
+# mmengine's initialisations choose layers by the name of their class or of a base class.
+FACTOR_NAMES = {
+    kind.__name__ for layer in (nn.Conv2d, nn.Linear) for kind in (layer, *layer.__bases__)
+}
+
+
+def reaches_factors(init_cfg: Mapping | None) -> bool:
+    """Return whether an initialisation applies to factors, which are convolutions or linear."""
+    if init_cfg is None or type_name(init_cfg) == 'Pretrained':
+        return False
+    layers = init_cfg.get('layer') or ()
+    layers = {layers} if isinstance(layers, str) else set(layers)
+    # An override initialises a whole submodule, whatever its layers are.
+    return 'override' in init_cfg or bool(layers & FACTOR_NAMES)

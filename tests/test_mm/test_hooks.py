@@ -20,7 +20,7 @@ from torch.nn.init import trunc_normal_
 
 import mmexpand
 from mmexpand import ExpandedConv2d, ExpandedConvTranspose2d
-from mmexpand.mm import builders
+from mmexpand.mm import hooks as hooks_module
 from mmexpand.mm.checkpoints import match_checkpoint
 from mmexpand.mm.hooks import ExpandHook
 from mmexpand.mm.launch import build_runner
@@ -457,13 +457,13 @@ def test_a_merged_channel_far_above_the_others_is_named(seg_cfg, large):
 
 def test_preserve_starts_from_the_frameworks_weights(seg_cfg, monkeypatch):
     seen = {}
-    expand = builders.expand_
+    expand = hooks_module.expand_
 
     def spy(model, cfg):
         seen.update((name, model.get_submodule(name).weight.clone()) for name in UNITS)
         return expand(model, cfg)
 
-    monkeypatch.setattr(builders, 'expand_', spy)
+    monkeypatch.setattr(hooks_module, 'expand_', spy)
     expand_hook = hooks(init='preserve', rate=1.5)
     runner = train(seg_cfg(**{'train_cfg.max_iters': 0, 'custom_hooks': expand_hook}))
     for name, weight in seen.items():
