@@ -5,7 +5,7 @@ from itertools import product
 
 import pytest
 import torch
-from test_units import GEOMETRIES, relative_error
+from test_units import GEOMETRIES, relative_error, trained
 from torch import nn
 from torch.nn import functional as F
 
@@ -47,17 +47,6 @@ def is_dense(how):
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
-
-
-def trained(unit):
-    """As training leaves it: nothing at its start, statistics of norms included."""
-    for parameter in unit.parameters():
-        parameter.data.normal_()
-    for module in unit.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_()
-            module.running_var.uniform_(0.5, 2)
-    return unit
 
 
 def sizes(how):
@@ -152,7 +141,10 @@ def test_a_state_dict_contracts_without_a_model(how, bias):
     net = nn.Sequential(nn.Conv2d(4, 8, sizes(how)[0], groups=2, bias=bias), nn.BatchNorm2d(8))
     net = net.double()
     mmexpand.expand_(net, ExpandConfig(rate=0.5, init='default', **how))
-    trained(net)
+    assert_contracts_without_a_model(trained(net))
+
+
+def assert_contracts_without_a_model(net):
     state_dict = net.state_dict()
     assert is_expanded_state_dict(state_dict)
     compact = contract_state_dict(state_dict)

@@ -5,8 +5,8 @@ from itertools import product
 
 import pytest
 import torch
-from test_blocks import ALL, LINEAR, NORMED, name, trained
-from test_units import relative_error
+from test_blocks import ALL, LINEAR, NORMED, assert_contracts_without_a_model, name
+from test_units import relative_error, trained
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -18,7 +18,6 @@ from mmexpand.core.batch_sample import steps
 from mmexpand.core.folded_parameter import FoldedParameter
 from mmexpand.core.layer_spec import LayerSpec
 from mmexpand.mm.warm_start import pulled_back
-from mmexpand.surgery.checkpoint import contract_state_dict, is_expanded_state_dict
 from mmexpand.surgery.verify import IN_MODEL, ON_RANDOM, VerificationError
 
 CHAINS = [dict(method='cl'), dict(method='ck')]
@@ -156,14 +155,7 @@ def test_a_state_dict_contracts_without_a_model(how, groups):
         transposed(8, size, groups=groups, stride=2), nn.Conv2d(8, 4, size, bias=False).double()
     )
     mmexpand.expand_(net, ExpandConfig(rate=0.5, init='default', **how))
-    trained(net)
-    state_dict = net.state_dict()
-    assert is_expanded_state_dict(state_dict)
-    compact = contract_state_dict(state_dict)
-    reference = mmexpand.contract(net).state_dict()
-    assert list(compact) == list(reference)
-    for key, value in reference.items():
-        torch.testing.assert_close(compact[key], value, rtol=1e-12, atol=1e-12)
+    assert_contracts_without_a_model(trained(net))
 
 
 @pytest.mark.parametrize('how', [*CHAINS, *LINEAR], ids=name)

@@ -30,9 +30,13 @@ def _seed():
 
 
 def trained(unit):
-    """Factors as training leaves them: none at its start, biases not zero."""
+    """As training leaves it: nothing at its start, biases not zero, statistics of norms included."""
     for parameter in unit.parameters():
         parameter.data.normal_()
+    for module in unit.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
     return unit
 
 

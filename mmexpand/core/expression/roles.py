@@ -11,29 +11,25 @@ ROLES = ('outer', 'inner', 'scale')
 of branches by themselves; and of scales and norms."""
 
 
-def parameter_roles(expression: nn.Module) -> dict[str, str]:
-    """The role of every parameter of an expression, by its name in it."""
-    roles = {}
-    # By place, not by class: frameworks convert norms to their own.
-    scales = {m.norm if isinstance(m, Norm) else m for m in expression.modules() if _scales(m)}
-    for name, module in expression.named_modules():
-        for key, _ in module.named_parameters(recurse=False):
-            path = f'{name}.{key}'.lstrip('.')
-            roles[path] = 'scale' if module in scales else 'inner'
-    for name, module in expression.named_modules():
-        if isinstance(module, Chain):
-            # The second factor is the one that 'preserve' solves for.
-            prefix = f'{name}.'.lstrip('.')
-            for index in range(len(module)):
-                for path in roles:
-                    if index != 1 and path.startswith(f'{prefix}{index}.'):
-                        roles[path] = 'outer' if roles[path] == 'inner' else roles[path]
-        elif isinstance(module, Separable):
-            for path in roles:
-                if path.startswith(f'{name}.depthwise.'.lstrip('.')):
-                    roles[path] = 'outer'
+def parameter_roles(node: nn.Module, role: str = 'inner', prefix: str = '') -> dict[str, str]:
+    """Return the role of every parameter of an expression, by its name in it.
+
+    Args:
+        node: the expression, or a part of it.
+        role: of factors that are the part by themselves.
+        prefix: of the names.
+    """
+    own = 'scale' if isinstance(node, Scale) else role
+    roles = {f'{prefix}{key}': own for key, _ in node.named_parameters(recurse=False)}
+    for name, child in node.named_children():
+        inside = role
+        # By place, not by class: frameworks convert norms to their own.
+        if isinstance(node, Norm) and name == 'norm':
+            inside = 'scale'
+        # The second factor of a chain is the one that 'preserve' solves for.
+        elif (isinstance(node, Chain) and name != '1') or (
+            isinstance(node, Separable) and name == 'depthwise'
+        ):
+            inside = 'outer'
+        roles |= parameter_roles(child, inside, f'{prefix}{name}.')
     return roles
-
-
-def _scales(node: nn.Module) -> bool:
-    return isinstance(node, (Scale, Norm))
