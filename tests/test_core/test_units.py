@@ -30,7 +30,7 @@ def _seed():
 
 
 def trained(unit):
-    """As training leaves it: nothing at its start, biases not zero, statistics of norms included."""
+    """As training leaves it: nothing at its start, biases and statistics of norms included."""
     for parameter in unit.parameters():
         parameter.data.normal_()
     for module in unit.modules():

@@ -22,14 +22,11 @@ def parameter_roles(node: nn.Module, role: str = 'inner', prefix: str = '') -> d
     own = 'scale' if isinstance(node, Scale) else role
     roles = {f'{prefix}{key}': own for key, _ in node.named_parameters(recurse=False)}
     for name, child in node.named_children():
-        inside = role
-        # By place, not by class: frameworks convert norms to their own.
-        if isinstance(node, Norm) and name == 'norm':
-            inside = 'scale'
         # The second factor of a chain is the one that 'preserve' solves for.
-        elif (isinstance(node, Chain) and name != '1') or (
-            isinstance(node, Separable) and name == 'depthwise'
-        ):
-            inside = 'outer'
+        outer = isinstance(node, Chain) and name != '1'
+        outer |= isinstance(node, Separable) and name == 'depthwise'
+        # By place, not by class: frameworks convert norms to their own.
+        scales = isinstance(node, Norm) and name == 'norm'
+        inside = 'scale' if scales else 'outer' if outer else role
         roles |= parameter_roles(child, inside, f'{prefix}{name}.')
     return roles
