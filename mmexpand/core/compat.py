@@ -10,8 +10,8 @@ ConvNd = nn.modules.conv._ConvNd
 
 
 def version(tensor: Tensor) -> int:
-    """Return how often a tensor was changed in place (torch 2.9.1)."""
-    return tensor._version
+    """Return the count of changes in place; -1 in inference mode, which has none (torch 2.9.1)."""
+    return -1 if tensor.is_inference() else tensor._version
 
 
 def parameters_of(module: nn.Module) -> dict[str, nn.Parameter | None]:

@@ -43,11 +43,6 @@ def ignore_no_more(model: nn.Module, tensors: dict[str, Tensor]) -> None:
     setattr(model, IGNORED, [name for name in ignored(model) if name not in tensors])
 
 
-def version(tensor: Tensor) -> int:
-    """Return the count of changes in place; -1 in inference mode, which has none (torch 2.9.1)."""
-    return -1 if tensor.is_inference() else tensor._version
-
-
 def put_module(parent: nn.Module, name: str, module: nn.Module) -> None:
     """Replace a submodule without calling the parent's ``__setattr__`` (torch 2.9.1)."""
     parent._modules[name] = module

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..core import ExpandedConv2d
+from ..core.compat import version
 from ..core.eligibility import refusal
 from ..core.expanded_layer import ExpandedLayer
 from ..core.names import check_choice
-from .compat import version
 from .expand import names_of_units
 
 INT8_KEY = 'mmexpand_int8'

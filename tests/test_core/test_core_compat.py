@@ -17,6 +17,8 @@ def test_versions_count_changes_in_place():
     assert compat.version(tensor) > before
     before = compat.version(tensor)
     assert tensor.sum() and compat.version(tensor) == before
+    with torch.inference_mode():
+        assert compat.version(torch.zeros(3)) == -1
 
 
 def test_parameters_that_are_written_are_those_of_the_module():
