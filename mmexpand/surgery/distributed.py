@@ -52,7 +52,7 @@ def reduce_compact(
     ignore(model, inside)
     for unit in trained.values():
         unit.folded_parameter = FoldedParameter(unit)
-        # Registered while DDP looks for parameters, and not a moment longer.
+        # Registered only while DDP looks for parameters.
         for index, folded in enumerate(unit.folded_parameter.parameters):
             unit.register_parameter(f'folded_{index}', folded)
     try:
@@ -107,11 +107,11 @@ class _Delivery:
             handle.remove()
 
     def _before_forward(self, wrapper: DistributedDataParallel, _: tuple) -> None:
-        # As for DDP itself, the forward pass decides whether its backward is reduced.
+        # As in DDP, the forward pass decides whether its backward pass is reduced.
         if torch.is_grad_enabled():
             self._sync = wrapper.require_backward_grad_sync
-            # Here, and not where a layer is first used: that may be inside of a checkpoint, which
-            # expects the same of its second forward.
+            # Not at a layer's first use, which may be inside activation checkpointing: its second
+            # forward pass must do the same as the first.
             for folded in self._folded:
                 folded.refresh()
 

@@ -58,8 +58,8 @@ def expand_(model: nn.Module, cfg: ExpandConfig | Plan | None = None, **options:
 
 
 def _check_plan(model: nn.Module, given: Plan, options: dict) -> Plan:
-    """Refuse a plan that was made for another model, or changed."""
-    # A layer's start may be chosen in the plan.
+    """Raise ValueError if a plan was made for another model, or was changed."""
+    # Except a layer's start, which may be chosen in the plan.
     possible = plan(model, replace(given.config, init='default'), **options).layers
     for layer in given:
         if replace(layer, init='default') not in possible:

@@ -253,7 +253,7 @@ def _refuse(layer: nn.Module, owners: Counter, held: dict[int, str], cfg: Expand
 
 
 def _plan_layer(layer: nn.Module, aliases: list[str], cfg: ExpandConfig, init: str) -> LayerPlan:
-    # On the meta device it takes no memory, and has all shapes.
+    # The meta device takes no memory, and shapes are all that a plan requires.
     block, spec = choose_block(cfg.method, LayerSpec.of(layer, cfg.rate, cfg.options, 'meta'))
     expression = build_expression(block, spec)
     impossible = init == 'preserve' and kernel_refusal(expression)

@@ -1,4 +1,4 @@
-"""Loading of a checkpoint's weights only, without running code from the file."""
+"""Loading of this run's own checkpoints, without running code from the file."""
 
 import os
 import pickle
