@@ -1,9 +1,12 @@
 """What tests of the framework layer do with a config."""
 
+import re
 from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.runner import Runner
+
+from mmexpand.mm.start import StartHook
 
 
 def train(cfg: Config) -> Runner:
@@ -16,3 +19,13 @@ def train(cfg: Config) -> Runner:
 def log_of(cfg: Config) -> str:
     """Return the log of a finished run."""
     return next(Path(cfg.work_dir).glob('*/*.log')).read_text()
+
+
+def words_of(runner: Runner) -> str | None:
+    """Return what a finished run has logged on its start."""
+    return next(hook.words for hook in runner.hooks if isinstance(hook, StartHook))
+
+
+def distances(words: str) -> list[float]:
+    """Return the distances to the given network, in eval and in training mode."""
+    return [float(value) for value in re.findall(r'([\d.]+e[+-]\d+) in', words)]

@@ -1,7 +1,6 @@
 """Every road by which weights reach a block with norms: the first step is the compact run's."""
 
 import random
-import re
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,7 @@ from mmexpand.mm.models import build_compact_model
 from mmexpand.mm.start import StartHook
 from mmexpand.surgery import named_units
 from tests.conftest import SEGMENTOR, small_config
+from tests.runs import distances, train, words_of
 from tests.test_mm.test_distill import HINT, make_teacher
 
 UNITS = [f'backbone.encoder.{name}.conv' for name in ('0.0.convs.0', '1.1.convs.0', '1.1.convs.1')]
@@ -79,20 +79,6 @@ def given(street, tmp_path_factory):
 
 def hook(method='repvgg', include='backbone.encoder', **options):
     return dict(type='ExpandHook', method=method, include=include, **options)
-
-
-def train(cfg) -> Runner:
-    runner = Runner.from_cfg(cfg)
-    runner.train()
-    return runner
-
-
-def words_of(runner) -> str:
-    return next(hook.words for hook in runner.hooks if isinstance(hook, StartHook))
-
-
-def distances(words: str) -> list[float]:
-    return [float(value) for value in re.findall(r'([\d.]+e[+-]\d+) in', words)]
 
 
 def first_loss(runner) -> float:

@@ -17,8 +17,7 @@ from mmexpand.mm.optim import by_layer
 from mmexpand.mm.warm_start import CompactOptimizer
 from mmexpand.surgery import named_units
 from mmexpand.surgery.checkpoint import CheckpointError, load_checkpoint
-from tests.runs import train
-from tests.test_mm.test_start import distances, words_of
+from tests.runs import distances, train, words_of
 
 
 class Net(nn.Module):
