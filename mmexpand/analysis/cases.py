@@ -47,7 +47,7 @@ class Case:
     name: str
     build: Callable[[], nn.Module]
     input_shape: tuple[int, int, int, int]
-    expansions: tuple[tuple[str, ExpandConfig], ...] = (('', ExpandConfig()),)
+    expansions: tuple[tuple[str, ExpandConfig], ...] = (('', ExpandConfig('cl')),)
     forward: Callable[[nn.Module, Tensor], Any] = run_model
     peers: tuple[str, ...] = ()
     counted_shape: tuple[int, int, int, int] | None = None
