@@ -112,7 +112,7 @@ importlib.util.find_spec = lambda name, *a: None if name in FRAMEWORKS else find
 sys.meta_path.insert(0, Block())
 import torch, mmexpand
 model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3))
-mmexpand.expand_(model)
+mmexpand.expand_(model, method='cl')
 mmexpand.contract_(model)
 assert type(model[0]) is torch.nn.Conv2d
 assert not FRAMEWORKS & set(sys.modules)

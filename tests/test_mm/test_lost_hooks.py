@@ -14,7 +14,7 @@ from tests.runs import log_of
 from tests.tools_in_process import run
 
 ROOT = Path(__file__).parents[2]
-EXPAND = "dict(type='ExpandHook', include='backbone.encoder', rate=2)"
+EXPAND = "dict(type='ExpandHook', method='cl', include='backbone.encoder', rate=2)"
 FORMS = {
     'replaced': (f'custom_hooks = [{EXPAND}]', ['EMAHook', 'SyncBuffersHook']),
     'one of them': (f"custom_hooks = [dict(type='EMAHook'), {EXPAND}]", ['SyncBuffersHook']),

@@ -48,7 +48,7 @@ jobs = 2
 arms = dict(
     compact=dict(config='net.py'),
     cl=dict(config='net.py', cfg_options=dict(
-        custom_hooks=[dict(type='ExpandHook', include='features', rate=2)])),
+        custom_hooks=[dict(type='ExpandHook', method='cl', include='features', rate=2)])),
 )
 """
 

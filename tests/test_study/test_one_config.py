@@ -112,7 +112,7 @@ def test_custom_imports_and_hooks_of_the_config_stay(write_study):
         ('', ['nowhere.py', '--methods', 'bn'], r'nowhere\.py: no such file'),
         ('', ['net.py', '--methods', 'bn', '--seeds', '0'], '--seeds 0 trains nothing'),
         (
-            "default_hooks.update(expand=dict(type='ExpandHook'))",
+            "default_hooks.update(expand=dict(type='ExpandHook', method='cl'))",
             ['net.py', '--methods', 'bn'],
             r'net\.py expands already',
         ),
