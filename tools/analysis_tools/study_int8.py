@@ -5,8 +5,10 @@ need their checkpoints: work_dirs/STUDY is where tools/study.py leaves them.
 """
 
 import argparse
+import multiprocessing
 import statistics
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from mmengine.runner import find_latest_checkpoint
@@ -109,7 +111,10 @@ def main() -> None:
         checkpoint = find_latest_checkpoint(str(study.work_dir / run.arm.name / run.name))
         if path.exists() or checkpoint is None:
             continue
-        metrics = evaluate(study, run, checkpoint, args.images, args.methods)
+        # mmengine keeps the visualizer of a process's first Runner: each run has its own process.
+        with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as process:
+            task = process.submit(evaluate, study, run, checkpoint, args.images, args.methods)
+            metrics = task.result()
         head = dict(arm=run.arm.name, lr=run.lr, seed=run.seed, images=args.images)
         write_json(dict(head, methods=args.methods, metrics=metrics), path)
         print(f'{run}: ' + ', '.join(f'{k} {m.get(study.metric, 0):g}' for k, m in metrics.items()))
