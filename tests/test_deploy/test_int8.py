@@ -193,7 +193,7 @@ def test_an_unknown_layer_is_refused(model, tmp_path):
         export(model, tmp_path, keep=['auxiliary_head'])
     with pytest.raises(ValueError, match=r"target 'avx' is unknown: choose x86, x86-vnni, arm"):
         Int8(GIVEN, target='avx')
-    with pytest.raises(ValueError, match='without images'):
+    with pytest.raises(ValueError, match='requires calibration images'):
         Int8([])
     assert list(tmp_path.iterdir()) == []
 
