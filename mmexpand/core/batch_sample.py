@@ -1,4 +1,4 @@
-"""The pixels that norms in branches take their statistics from where a block is run folded."""
+"""The batch sample: pixels from which norms in branches take statistics in a folded block."""
 
 import math
 from collections.abc import Sequence
@@ -11,31 +11,31 @@ from .algebra import Affine
 from .layer_spec import LayerSpec, Pair, margins, output_size
 
 STEPS = ((5, 5), (5, 3), (3, 3), (3, 1))
-"""Pixels of each axis, of which one is taken; the first that leaves enough pixels."""
+"""Sampling steps of rows and columns, from large to small; the first step that leaves enough
+pixels is used."""
 
 SAMPLES = 256
-"""Output pixels, of all images together, that a norm's statistics are taken from at least."""
+"""Least number of output pixels, of all images together, for a norm's statistics."""
 
 NESTED_SAMPLES = 512
-"""The same where norms are inside of norms, as in `dbb`, which diverges with fewer."""
+"""Least number for blocks with norms inside of norms: `dbb` diverges with fewer."""
 
 
 class BatchSample:
     """The inputs of a layer's kernel at a part of its output pixels.
 
-    Statistics need only a part of the pixels: every fifth or third of an axis, so few that branches
-    applied to them cost next to nothing. The step is odd: pooling and upsampling make even and odd
-    pixels differ. The first pixel moves from image to image: all rows and columns, those on the
-    padded border too, count as often as they should. Gradients of the statistics reach the
-    kernels, not the batch.
+    Every fifth or third pixel of an axis is enough for statistics, and applying branches to so few
+    pixels costs next to nothing. The step is odd because pooling and upsampling make even and odd
+    pixels differ. The first pixel moves from image to image, so that all rows and columns count
+    equally, on the padded border too. Gradients of the statistics reach the kernels, not the batch.
 
     Args:
-        x: the batch ``(N, m, H, W)``, padded where the layer pads before its kernel.
-        spec: the layer's.
-        least: pixels that are taken at least, of all images together.
+        x: the batch ``(N, m, H, W)``, already padded if the unit pads before the block.
+        spec: the layer spec.
+        least: least number of pixels, of all images together.
 
     Attributes:
-        folded: norms whose kernels were folded by these pixels, and the results.
+        folded: kernel and bias of each norm that was folded by this sample already.
     """
 
     def __init__(self, x: Tensor, spec: LayerSpec, least: int = SAMPLES):
@@ -45,7 +45,7 @@ class BatchSample:
     @cached_property
     @torch.no_grad()
     def _taps(self) -> Tensor:
-        # Not before a norm asks for them: with all norms in eval mode, none does.
+        # Computed on demand: with all norms in eval mode, the taps are never used.
         spec, x = self._site, self._x
         size = output_size(x.shape[2:], spec.kernel_size, spec.stride, spec.padding, spec.dilation)
         every = steps(len(x) * size[0] * size[1], spec, self._least)
@@ -60,19 +60,20 @@ class BatchSample:
 
     @property
     def kernel_size(self) -> tuple[int, int]:
-        """Of the layer."""
+        """Return the height and width of the layer's kernel."""
         return self._site.kernel_size
 
     @property
     def samples(self) -> int:
-        """The number of output pixels that are taken, of all images together."""
+        """Return the number of sampled output pixels, of all images together."""
         return self._taps.shape[-1]
 
     def taps(self, kernel_size: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """Return the inputs of a kernel of the layer's size, or of a 1x1 centred in it.
+        """Return the inputs of a kernel of the layer's size, or of a 1x1 kernel centred in it.
 
         Returns:
-            ``(m * kh * kw, pixels)``, or with groups ``(groups, m / groups * kh * kw, pixels)``.
+            The taps ``(m * kh * kw, pixels)``, or with groups
+            ``(groups, m / groups * kh * kw, pixels)``.
         """
         taps = self._taps.to(dtype)
         height, width = self._site.kernel_size
@@ -93,11 +94,11 @@ def _positions(
     dilation: Pair,
     device: torch.device,
 ) -> tuple[Tensor, Tensor]:
-    """Return the places of the sampled taps in a batch of shape ``(N, m, H, W)``.
+    """Return the indices of the sampled taps in a batch of shape ``(N, m, H, W)``.
 
     Returns:
-        The places in the flattened images, ``(N, m, kh * kw * rows * columns)``, and those of
-        taps outside of them, in ``(kh * kw, N, rows * columns)`` flattened.
+        Indices into the flattened images, ``(N, m, kh * kw * rows * columns)``, and the indices
+        of taps on the zero padding, into the flattened ``(kh * kw, N, rows * columns)``.
     """
     (images, channels), size = shape[:2], shape[2:]
     image = torch.arange(images, device=device)
@@ -105,7 +106,8 @@ def _positions(
     for axis, first in enumerate((2 * image, image + every[1] // 2)):
         step, length = every[axis], output_size[axis]
         grid = torch.arange(0, length, step, device=device) + first[:, None] % step
-        # The last step may reach beyond the last pixel: the grid is scaled, none counts twice.
+        # The last step may reach beyond the last pixel. The grid is scaled instead of clamped,
+        # because clamping would count the last pixel twice.
         taken = (2 * grid + 1) * length // (2 * step * grid.shape[1])
         taps = dilation[axis] * torch.arange(kernel_size[axis], device=device) - padding[axis]
         place = taps[:, None] + stride[axis] * taken[:, None]  # (N, taps, pixels)
@@ -121,14 +123,15 @@ def _positions(
 
 
 def steps(pixels: int, spec: LayerSpec, least: int = SAMPLES) -> tuple[int, int]:
-    """Return the sampling step of the rows and of the columns of a layer's output.
+    """Return the sampling stride along the rows and columns of a layer's output.
 
     Args:
-        pixels: of its output, of all images together.
-        spec: of the layer.
-        least: pixels that are taken at least.
+        pixels: the number of output pixels, of all images together.
+        spec: the layer spec.
+        least: least number of sampled pixels.
     """
-    # Of a transposed convolution they are to be of every kind: on pixels, and between them.
+    # A transposed convolution's image has zeros between pixels. A step that shares a divisor with
+    # its upsampling would sample some of the phases only.
     zeros = math.prod(spec.upsampling or (1,))
     for step in STEPS:
         times = math.prod(step)

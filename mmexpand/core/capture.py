@@ -1,4 +1,4 @@
-"""The product of a chain as two CUDA graphs: one launch for the fold, one for its gradient."""
+"""CUDA graphs of a chain's product: one launch for the fold, one for its gradient."""
 
 import logging
 from collections.abc import Callable
@@ -14,17 +14,17 @@ Result = TypeVar('Result')
 logger = logging.getLogger(__name__)
 
 WARM_UP = 3
-"""Runs before a capture: libraries allocate their workspaces in the first ones."""
+"""Runs before a capture, because libraries allocate their workspaces in the first runs."""
 
 
 class CapturedProduct:
-    """A ``ChainProduct`` that replays what it has captured; of use while the factors stay in place.
+    """A ``ChainProduct`` that replays CUDA graphs; valid while the factors stay in place.
 
-    A replay writes to the buffers of the last one, so that everything it returns is a copy:
-    autograd keeps a gradient that nobody else holds, and would add the next one to it.
+    Each replay writes to the same buffers, so that kernels and gradients are returned as copies.
+    Otherwise autograd would keep a buffer as ``.grad``, and the next replay would overwrite it.
 
     Args:
-        product: of factors on a GPU.
+        product: the product of factors on a GPU.
     """
 
     def __init__(self, product: ChainProduct):
@@ -33,12 +33,12 @@ class CapturedProduct:
         self._back, self._found = _capture(lambda: product.pull_back(self._saved, *self._gradients))
 
     def multiply(self) -> tuple[Affine, Saved]:
-        """Return what ``ChainProduct.multiply`` does."""
+        """Return the result of ``ChainProduct.multiply``."""
         self._fold.replay()
         return tuple(None if v is None else v.clone() for v in self._affine), self._saved
 
     def pull_back(self, saved: Saved, kernel: Tensor, bias: Tensor | None) -> list[Tensor]:
-        """Return what ``ChainProduct.pull_back`` does, for the last product."""
+        """Return the result of ``ChainProduct.pull_back`` for the last product."""
         for buffer, gradient in zip(self._gradients, (kernel, bias), strict=True):
             if buffer is not None:
                 buffer.copy_(gradient)
@@ -47,11 +47,11 @@ class CapturedProduct:
 
 
 def captured(product: ChainProduct) -> ChainProduct | CapturedProduct:
-    """Return the product captured; itself, with a warning, if that fails."""
+    """Return the captured product; log a warning and return the given one if the capture fails."""
     try:
         return CapturedProduct(product)
     except RuntimeError as error:
-        logger.warning('A fold was not captured as a CUDA graph, and runs eagerly: %s', error)
+        logger.warning('Capturing a fold as a CUDA graph failed; the fold runs eagerly: %s', error)
         return product
 
 
@@ -63,7 +63,7 @@ def _capture(run: Callable[[], Result]) -> tuple['torch.cuda.CUDAGraph', Result]
             run()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    # Threads of NCCL and of data loaders use the GPU meanwhile.
+    # The default mode fails if threads of NCCL or of data loaders use the GPU meanwhile.
     with torch.cuda.graph(graph, capture_error_mode='thread_local'):
         result = run()
     return graph, result

@@ -1,4 +1,4 @@
-"""Which layers can be expanded: those known to compute what torch's plain ones do."""
+"""Eligibility of layers: only layers known to compute the same as torch's are expanded."""
 
 from torch import nn
 
@@ -8,12 +8,12 @@ from .expanded_layer import ExpandedLayer
 EXPANDED_ALREADY = 'it is expanded already'
 
 PLAIN_LAYERS: set[type] = {nn.Conv2d, nn.ConvTranspose2d, nn.Linear}
-"""Classes known to compute what these layers of torch do, besides the subclasses that
-have no forward of their own. A framework's thin wrappers are added by the layer that knows it."""
+"""Classes known to compute the same as torch's layer, in addition to subclasses that inherit
+``forward``. ``mm`` adds OpenMMLab's thin wrappers."""
 
 
 def refusal(layer: nn.Module, kind: type) -> str:
-    """Why ``layer`` cannot become a unit; empty where it can.
+    """Return the reason why ``layer`` cannot become a unit, or ''.
 
     Args:
         layer: any module.
@@ -27,7 +27,7 @@ def refusal(layer: nn.Module, kind: type) -> str:
     if 'quantized' in type(layer).__module__ or hasattr(layer, 'weight_fake_quant'):
         return f'{name} is quantised; expand and train in floating point, quantise afterwards'
     if not isinstance(layer, kind):
-        return f'{name} is no {kind.__name__}'
+        return f'{name} is not a {kind.__name__}'
     plain = type(layer).forward is kind.forward and (
         kind is not nn.Conv2d or convolves_as_torch(layer)
     )

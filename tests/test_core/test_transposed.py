@@ -272,7 +272,7 @@ class OwnForward(nn.ConvTranspose2d):
         (nn.ConvTranspose2d(4, 4, 3), dict(rate=0.5, init='preserve'), ValueError, "can't hold"),
         (OwnForward(4, 4, 3), {}, TypeError, 'forward of its own'),
         (nn.LazyConvTranspose2d(4, 3), {}, TypeError, 'first forward'),
-        (nn.Conv2d(4, 4, 3), {}, TypeError, 'no ConvTranspose2d'),
+        (nn.Conv2d(4, 4, 3), {}, TypeError, 'not a ConvTranspose2d'),
     ],
 )
 def test_what_cannot_be_expanded_is_refused(layer, how, error, words):

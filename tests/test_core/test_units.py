@@ -325,7 +325,7 @@ class OwnForward(nn.Conv2d):
 @pytest.mark.parametrize(
     ('layer', 'words'),
     [
-        (lambda: nn.ConvTranspose2d(4, 4, 3), 'no Conv2d'),
+        (lambda: nn.ConvTranspose2d(4, 4, 3), 'not a Conv2d'),
         (lambda: nn.LazyConv2d(4, 3), 'first forward'),
         (lambda: OwnForward(4, 4, 3), 'forward of its own'),
         (lambda: weight_norm(nn.Conv2d(4, 4, 3)), 'reparametrised'),
