@@ -1,7 +1,7 @@
 """Layers of an ONNX graph by the names that they have in the model."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -73,10 +73,13 @@ def layer_nodes(graph: 'GraphProto', modules: Sequence[str]) -> dict[str, list[s
         graph: a graph of TorchScript's exporter.
         modules: names of the modules that ran.
     """
+    names = [node.name for node in graph.node if node.op_type in QUANTISED]
+    # A layer with its whole path is not that of a head without a scope.
+    whole = {path for name in names for path in _paths(name)} & set(modules)
+    others = [module for module in modules if module not in whole]
     layers: dict[str, list[str]] = {}
-    for node in graph.node:
-        if node.op_type in QUANTISED:
-            layers.setdefault(_layer_of(node.name, modules), []).append(node.name)
+    for name in names:
+        layers.setdefault(_layer_of(name, modules, others), []).append(name)
     return layers
 
 
@@ -116,7 +119,8 @@ def weight_of(graph: 'GraphProto', node_name: str) -> Tensor | None:
     return weight.movedim(-1, 0)
 
 
-def _layer_of(node_name: str, modules: Iterable[str]) -> str:
+def _paths(node_name: str) -> Iterator[str]:
+    """Yield the modules whose call may have made a node, the innermost first."""
     segments = node_name.strip('/').split('/')[1:]  # Without the scope of the whole model.
     while len(segments) > 1:
         segments = segments[:-1]
@@ -126,12 +130,18 @@ def _layer_of(node_name: str, modules: Iterable[str]) -> str:
             for a, b in zip(segments, [*segments[1:], ''], strict=True)
             if not b.startswith(f'{a}.')
         ]
-        name = '.'.join(kept)
-        if name in modules:
-            return name
+        yield '.'.join(kept)
+
+
+def _layer_of(node_name: str, modules: Iterable[str], others: Iterable[str]) -> str:
+    for path in _paths(node_name):
+        if path in modules:
+            return path
         # A head called without a scope is a child of the model. Calls have numbers: conv, conv_1.
-        for call in (name, re.sub(r'_\d+(?=\.|$)', '', name)):
-            found = [m for m in modules if call in (m, m.partition('.')[2])]
+        for call in (path, re.sub(r'_\d+(?=\.|$)', '', path)):
+            if call in modules:
+                return call
+            found = [module for module in others if module.partition('.')[2] == call]
             if len(found) == 1:
                 return found[0]
     return node_name.strip('/').replace('/', '.')
