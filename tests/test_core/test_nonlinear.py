@@ -55,7 +55,7 @@ def test_groups_and_other_padding():
 
 def test_there_is_no_kernel():
     unit = ExpandedConv2d.from_conv(conv(), rate=2, nonlinear='relu')
-    no_layer = 'ReLU between its factors.*no single layer is the same'
+    no_layer = 'ReLU between its factors.*no single layer is equal to it'
     for action in (unit.to_conv, unit.fold, lambda: unit.set_weight(torch.zeros(6, 4, 3, 3), None)):
         with pytest.raises(ValueError, match=no_layer):
             action()

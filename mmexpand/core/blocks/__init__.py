@@ -1,7 +1,7 @@
-"""Blocks: what stands for a layer while training, one formula each.
+"""Blocks: formulas that replace a layer while it trains.
 
-A block is a function from a layer's spec (``LayerSpec``) to an expression of linear parts
-(``core/expression``), and says which layers it does not fit. ``register_block`` adds one.
+A block is a function from a ``LayerSpec`` to an expression (``core/expression``), and a function
+that returns why a layer is unfit. ``register_block`` adds a block.
 """
 
 from collections.abc import Callable
@@ -23,15 +23,15 @@ from .shortcut import with_shortcut
 
 @dataclass(frozen=True)
 class Block:
-    """A block: how it is built, and where it cannot be.
+    """A block's builder, and the layers and options that it supports.
 
     Attributes:
-        build: makes the expression for a layer, without the options that ``build_expression``
-            adds to it.
-        refusal: says why a layer is unfit for it, or ''.
-        chain: whether it is a ``Chain`` of factors, which ``shortcut`` and ``nonlinear`` go with.
-        normed: whether it has norms, and takes no other with ``norm``.
-        main: whether it builds its kxk branch as ``main`` says.
+        build: builds the expression for a layer. ``build_expression`` adds ``shortcut``, ``norm``
+            and ``nonlinear``.
+        refusal: returns the reason why a layer is unfit, or ''.
+        chain: whether it is a ``Chain`` of factors, as ``shortcut`` and ``nonlinear`` require.
+        normed: whether it has norms already, so that ``norm`` is unsupported.
+        main: whether it supports ``main``: the kxk branch is built as a chain.
     """
 
     build: Callable[[LayerSpec], nn.Module]
@@ -45,14 +45,14 @@ BLOCKS: dict[str, Block] = {}
 """Blocks by name; see ``register_block``."""
 
 STRATEGIES = ('cl', 'ck', 'fc', 'auto', 'cl+fc', 'ck+fc')
-"""Methods of the paper; each takes the block that suits a layer."""
+"""Methods of the paper; each chooses the block that fits a layer."""
 
 ALIASES = {f'repvgg_{main}': ('repvgg', BlockOptions(main=main)) for main in ('cl', 'ck')}
-"""Former names of methods, each with the block and options that it means."""
+"""Former names of methods, each with its present block and options."""
 
 
 def fits_everywhere(spec: LayerSpec) -> str:
-    """Return no reason: every layer can be expanded."""
+    """Return '': the block fits every layer."""
     return ''
 
 
@@ -63,17 +63,17 @@ def register_block(
     chain: bool = False,
     normed: bool = False,
 ) -> None:
-    """Make a block known: ``method=name`` then expands layers by it.
+    """Register a block, so that ``method=name`` expands layers with it.
 
-    A module that calls this is named in ``custom_imports`` of a config, behind ``mmexpand``.
+    Name the module that calls this function in ``custom_imports`` of a config, behind ``mmexpand``.
 
     Args:
-        name: the method; an identifier. Checkpoints refer to the block by it.
-        build: makes the expression (``core/expression``) for a layer.
+        name: the method; an identifier, which checkpoints contain.
+        build: builds the expression (``core/expression``) for a layer.
         refusal: returns the reason why a layer is unfit, or ''.
-        chain: whether the expression is a ``Chain`` of factors; ``shortcut`` and ``nonlinear`` go
-            with it then.
-        normed: whether the expression has norms; ``norm`` does not go with it then.
+        chain: whether the expression is a ``Chain`` of factors, which supports ``shortcut`` and
+            ``nonlinear``.
+        normed: whether the expression has norms, so that ``norm`` is unsupported.
 
     Raises:
         ValueError: if the name is taken, or cannot be the name of a submodule.
@@ -108,16 +108,19 @@ BLOCKS.update(
 
 
 def methods() -> list[str]:
-    """Return the values of ``method``. Linear layers are expanded by 'fc' alone."""
+    """Return the values of ``method``. Only 'fc' expands linear layers."""
     return [*STRATEGIES, *(name for name in BLOCKS if name not in STRATEGIES)]
 
 
 def resolve_method(method: str, options: BlockOptions) -> tuple[str, BlockOptions]:
-    """Return the method that a name means, and the options together with those that it means.
+    """Return the present method and options of a method or of its former name.
+
+    Args:
+        method: a method or a former name, which may imply options.
+        options: the options that the user chose.
 
     Raises:
-        ValueError: for an unknown method, which names the methods, and for an option that does not
-            go with it.
+        ValueError: for an unknown method, and for an option that the method does not support.
     """
     given = method
     if method in ALIASES:
@@ -130,39 +133,42 @@ def resolve_method(method: str, options: BlockOptions) -> tuple[str, BlockOption
     if options.nonlinear and (options.shortcut or options.norm or not block.chain):
         others = [f'{key}=True' for key in ('shortcut', 'norm') if getattr(options, key)]
         raise UserValueError(
-            "nonlinear='relu' goes between the factors of 'cl', 'ck' and 'fc', not with "
-            f'{(others or [f"method={given!r}"])[0]}'
+            "nonlinear='relu' is supported between the factors of 'cl', 'ck' and 'fc', not with "
+            f'{(others or [f"method={given!r}"])[0]}; remove one of the two'
         )
     if options.shortcut and (strategy == 'fc' or not block.chain):
-        raise UserValueError(f"shortcut=True goes with 'cl', 'ck' or 'auto', not with {given!r}")
+        raise UserValueError(f"shortcut=True requires method 'cl', 'ck' or 'auto', got {given!r}")
     if options.norm and (strategy == 'fc' or block.normed):
         has = 'expands linear layers' if strategy == 'fc' else 'has norms of its own'
         raise UserValueError(
-            f'norm=True goes with linear blocks of convolutions, and {given!r} {has}: leave it out'
+            f'norm=True requires a linear block of convolutions, but {given!r} {has}; '
+            'remove norm=True'
         )
     if options.main and not block.main:
-        raise UserValueError(f"main={options.main!r} goes with 'repvgg', not with {given!r}")
+        raise UserValueError(f"main={options.main!r} requires method 'repvgg', got {given!r}")
     return method, options
 
 
 def choose_block(method: str, spec: LayerSpec) -> tuple[str, LayerSpec]:
-    """Return the block, a key of ``BLOCKS``, that a method means for a layer.
+    """Return the block, a key of ``BLOCKS``, that a method chooses for a layer.
 
     Args:
-        method: a method or a former name of one.
-        spec: of the layer, with the options that were asked for.
+        method: a method or a former name of a method.
+        spec: the layer spec, with the options that the user chose.
 
     Returns:
-        The block, and the spec with the options that the block has: of a linear layer
-        ``nonlinear`` alone.
+        The block, and the spec with the options that apply: for a linear layer only ``nonlinear``.
 
     Raises:
-        ValueError: if there is none; the message is the reason.
+        ValueError: if no block of the method fits the layer, with the reason.
     """
     method, options = resolve_method(method, spec.options)
     spec = replace(spec, options=options)
     if options.nonlinear and spec.upsampling:
-        raise UserValueError(f'nonlinear={options.nonlinear!r} is not for transposed convolutions')
+        raise UserValueError(
+            f'nonlinear={options.nonlinear!r} is unsupported for transposed convolutions; '
+            'exclude the layer'
+        )
     if spec.linear:
         if 'fc' not in method.split('+'):
             raise UserValueError(
@@ -177,8 +183,8 @@ def choose_block(method: str, spec: LayerSpec) -> tuple[str, LayerSpec]:
         raise UserValueError("'fc' expands linear layers only; use 'cl', 'ck', 'auto', or 'cl+fc'")
     if name == 'ck' and _ck.refusal(spec):
         raise UserValueError(
-            f"'ck' needs an odd square kernel larger than 3x3, and {_ck.refusal(spec)}; "
-            "use 'cl', or 'auto' to take 'ck' only where it fits"
+            f"'ck' requires an odd square kernel larger than 3x3, but {_ck.refusal(spec)}; "
+            "use 'cl', or 'auto' to use 'ck' only where it fits"
         )
     reason = BLOCKS[name].refusal(spec)
     if not reason and options.shortcut:
@@ -191,7 +197,7 @@ def choose_block(method: str, spec: LayerSpec) -> tuple[str, LayerSpec]:
 
 
 def build_expression(name: str, spec: LayerSpec) -> nn.Module:
-    """Return the expression of a block for a layer, with the options of its spec."""
+    """Return the expression of the block ``name`` for a layer, with the options of its spec."""
     block, options = BLOCKS[name], spec.options
 
     def build(spec: LayerSpec) -> nn.Module:

@@ -10,9 +10,9 @@ from ..layer_spec import LayerSpec
 
 
 def ck(spec: LayerSpec) -> nn.Module:
-    """W = Wl ... W2 W1, l = (k - 1) / 2 factors of 3x3: m -> rm -> rn ... rn -> n.
+    """Build W = Wl ... W2 W1, l = (k - 1) / 2 factors of 3x3: m -> rm -> rn ... rn -> n.
 
-    Padding sits on the first factor, the stride on the last, the dilation on all.
+    The first factor has the padding, the last factor the stride, and all factors the dilation.
     """
     length = (spec.kernel_size[0] - 1) // 2
     inner = [spec.widen_inputs(), *[spec.widen_outputs()] * (length - 2)]
@@ -25,7 +25,7 @@ def ck(spec: LayerSpec) -> nn.Module:
 
 
 def refusal(spec: LayerSpec) -> str:
-    """Why a chain of 3x3 cannot stand for this kernel, or ''."""
+    """Return the reason why a chain of 3x3 factors cannot replace this kernel, or ''."""
     height, width = spec.kernel_size
     if height != width:
         return f'its kernel is not square ({height}x{width})'

@@ -8,10 +8,11 @@ from ..layer_spec import LayerSpec
 
 
 def cl(spec: LayerSpec) -> nn.Module:
-    """W = W3 W2 W1: 1x1 (m -> rm), kxk (rm -> rn), 1x1 (rn -> n).
+    """Build W = W3 W2 W1: 1x1 (m -> rm), kxk (rm -> rn), 1x1 (rn -> n).
 
-    Padding sits on the first factor: padded, the kxk would see zeros where the layer implies the
-    first one's bias. Stride and dilation sit on the kxk. Of a linear layer all three are linear.
+    The first factor has the padding: a padded kxk factor would see zeros at the border, where the
+    layer implies the first factor's bias. The kxk factor has stride and dilation. For a linear
+    layer all three factors are linear layers.
     """
     p, q = spec.widen_inputs(), spec.widen_outputs()
     factors = [

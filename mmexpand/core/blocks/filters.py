@@ -1,4 +1,4 @@
-"""Fixed kernels that blocks are made with."""
+"""Fixed kernels of blocks."""
 
 import math
 
@@ -7,13 +7,13 @@ from torch import Tensor, nn
 
 
 def identity_kernel(conv: nn.Conv2d) -> Tensor:
-    """The 1x1 kernel with which a convolution of as many outputs as inputs is the identity."""
+    """Return the 1x1 kernel ``(n, n / groups, 1, 1)`` of the identity, for an n -> n convolution."""
     inside = conv.weight.shape[1]
     return torch.eye(inside).repeat(len(conv.weight) // inside, 1)[:, :, None, None]
 
 
 def cosines(channels: int, kernel_size: tuple[int, int]) -> Tensor:
-    """Filters ``(channels, kh, kw)``: the first half vary down the kernel, the others across."""
+    """Return filters ``(channels, kh, kw)``: half of them vary vertically, half horizontally."""
     half = channels // 2
     frequency = torch.cat((torch.arange(1, half + 1), torch.arange(1, channels - half + 1)))
     down, across = (

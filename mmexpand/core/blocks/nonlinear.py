@@ -1,6 +1,6 @@
-"""A chain with ReLU between its factors: what an ExpandNet may be started from (Sec. 5.3).
+"""A chain with ReLU between its factors, from which an ExpandNet can start (Sec. 5.3).
 
-Keys and shapes are those of the linear chain, which a checkpoint of this one starts.
+Keys and shapes equal the linear chain's, so that the linear chain can load its checkpoint.
 """
 
 import torch
@@ -11,11 +11,11 @@ from ..algebra import Affine
 from ..batch_sample import BatchSample
 from ..expression import Chain
 
-NO_KERNEL = "there is ReLU between its factors (nonlinear='relu'), and no single layer is the same"
+NO_KERNEL = "it has ReLU between its factors (nonlinear='relu'), and no single layer is equal to it"
 
 
 class NonlinearChain(Chain):
-    """Factors that are no product: it is applied one after another, in any mode."""
+    """Factors with ReLU between them. They have no product, and are applied one after another."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply one factor after another, ReLU before all but the first."""
@@ -24,13 +24,9 @@ class NonlinearChain(Chain):
         return x
 
     def fold(self, dtype: torch.dtype, sample: BatchSample | None = None) -> Affine:
-        """Refused: there is no kernel.
-
-        Raises:
-            ValueError: always.
-        """
+        """Raise ValueError: a nonlinear chain has no kernel."""
         raise UserValueError(NO_KERNEL)
 
     def kernel_refusal(self) -> str:
-        """Why no factors stand for a kernel."""
+        """Return the reason why the chain has no kernel."""
         return NO_KERNEL

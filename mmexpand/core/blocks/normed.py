@@ -1,4 +1,4 @@
-"""Blocks with batch norms in their branches: not linear while training, exact in eval mode."""
+"""Blocks with batch norms in their branches: nonlinear in training mode, linear in eval mode."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,32 +14,31 @@ from .rep import ac_branches, rep_branches, small_branches
 
 
 def _sum(spec: LayerSpec, branches: list[nn.Module]) -> nn.Module:
-    # A norm has a shift of its own where the layer has a bias.
+    # Norms shift only if the layer has a bias: see ``Norm``.
     floored = spec.is_depthwise or any(isinstance(branch, Identity) for branch in branches)
     norms = [Norm(branch, spec.bias, floored) for branch in branches]
     return Sum(norms, spec.padding, spec.dilation)
 
 
 def behind_norm(build: Callable[[LayerSpec], nn.Module], spec: LayerSpec) -> nn.Module:
-    """BN(block): a linear block with a batch norm behind its kernel: ``norm=True``."""
-    # The norm has the bias: what a block without one pads is zero, in front of every factor.
+    """Build BN(block), a linear block with a batch norm behind its kernel: ``norm=True``."""
+    # The norm has the bias. Without a bias in front, the padding is zero before every factor.
     return Norm(build(replace(spec, bias=False)), spec.bias, spec.is_depthwise)
 
 
 def bn(spec: LayerSpec) -> nn.Module:
-    """BN(W): the layer with a batch norm behind it, the control of blocks with norms in branches.
+    """Build BN(W), the layer with a batch norm behind it: the control for blocks with norms.
 
-    A layer with such a norm is merged as exactly as a block is; what a block gains beyond it, its
-    branches have gained.
+    A gain of another block over this block is a gain of its branches, not of the norm.
     """
     return behind_norm(LayerSpec.conv, spec)
 
 
 def repvgg(spec: LayerSpec) -> nn.Module:
-    """BN(W_kxk) + BN(W_1x1) + BN(I) (Ding et al., "RepVGG", CVPR 2021, Sec. 3.2).
+    """Build BN(W_kxk) + BN(W_1x1) + BN(I) (Ding et al., "RepVGG", CVPR 2021, Sec. 3.2).
 
-    With ``main`` the kxk branch is a chain: BN(W3 W2 W1) of 'cl', BN(3x3 after 3x3 ...) of 'ck'.
-    However the chain starts, its norm sets its scale; the paper's chain alone has none.
+    With ``main`` the kxk branch is a chain: BN(W3 W2 W1) for 'cl', BN(Wl ... W1) for 'ck'. The norm
+    sets the scale of the chain, whatever its start. The paper's chain has no such norm.
     """
     plain = spec.branch(spec.kernel_size)
     main = {None: LayerSpec.conv, 'cl': cl.cl, 'ck': ck.ck}[spec.options.main]
@@ -47,9 +46,10 @@ def repvgg(spec: LayerSpec) -> nn.Module:
 
 
 def qarepvgg(spec: LayerSpec) -> nn.Module:
-    """BN(BN(W_kxk) + W_1x1 + I) (Chu et al., "Make RepVGG Greater Again", AAAI 2024, Sec. 3.3).
+    """Build BN(BN(W_kxk) + W_1x1 + I).
 
-    A channel that is dead behind a ReLU has no variance for a norm of the identity to divide by.
+    The identity has no norm: a channel that is dead behind a ReLU has no variance to divide by
+    (Chu et al., "Make RepVGG Greater Again", AAAI 2024, Sec. 3.3).
     """
     first, *small = rep_branches(spec.branch(spec.kernel_size))
     branches = [Norm(first, spec.bias, spec.is_depthwise), *small]
@@ -57,9 +57,9 @@ def qarepvgg(spec: LayerSpec) -> nn.Module:
 
 
 def mobileone(spec: LayerSpec) -> nn.Module:
-    """BN(W_kxk), r of them, + BN(W_1x1) + BN(I) (Vasu et al., "MobileOne", CVPR 2023, Sec. 3.2).
+    """Build r times BN(W_kxk) + BN(W_1x1) + BN(I) (Vasu et al., "MobileOne", CVPR 2023, Sec. 3.2).
 
-    Of a 1x1 layer, which is one of the r already, the last 1x1 is left out.
+    In a 1x1 layer the r branches are 1x1 already, so that the additional 1x1 is left out.
     """
     plain = spec.branch(spec.kernel_size)
     branches = [plain.conv() for _ in range(max(1, round(spec.rate)))]
@@ -68,20 +68,20 @@ def mobileone(spec: LayerSpec) -> nn.Module:
 
 
 def mobileone_refusal(spec: LayerSpec) -> str:
-    """Why smaller kernels cannot be centred in this one, which a 1x1 needs none of, or ''."""
+    """Return the reason why a 1x1 kernel cannot be centred in this kernel, or ''."""
     return '' if spec.kernel_size == (1, 1) else spec.not_odd()
 
 
 def acnet(spec: LayerSpec) -> nn.Module:
-    """BN(W_kxk) + BN(W_1xk) + BN(W_kx1) (Ding et al., "ACNet", ICCV 2019, Sec. 3.3)."""
+    """Build BN(W_kxk) + BN(W_1xk) + BN(W_kx1) (Ding et al., "ACNet", ICCV 2019, Sec. 3.3)."""
     return _sum(spec, ac_branches(spec.branch(spec.kernel_size)))
 
 
 def dbb(spec: LayerSpec) -> nn.Module:
-    """BN(W_kxk) + BN(W_1x1) + BN(W_kxk BN(I + D)) + BN(avg BN(W_1x1)).
+    """Build BN(W_kxk) + BN(W_1x1) + BN(W_kxk BN(I + D)) + BN(avg BN(W_1x1)).
 
-    Ding et al., "Diverse Branch Block", CVPR 2021, Sec. 3.3 and Fig. 2. Where a branch has two
-    layers the first one pads, and its norm sees the padded pixels too: so merging is exact at the
+    Ding et al., "Diverse Branch Block", CVPR 2021, Sec. 3.3 and Fig. 2. In branches with two layers
+    the first layer pads, and its norm sees the padded pixels too. This makes merging exact at the
     border.
     """
     plain = spec.branch(spec.kernel_size)

@@ -8,14 +8,15 @@ from ..layer_spec import LayerSpec
 from .filters import cosines, identity_kernel
 
 EXPANSION = 8
-"""Depthwise filters of every input channel in the last branch."""
+"""Number of depthwise filters per input channel in the last branch."""
 
 
 def orepa(spec: LayerSpec) -> nn.Module:
-    """W = .25 W_kxk + .25 avg W_1x1 + 0 dct W_1x1 + .5 W_kxk (I + D) + 1 W_1x1 + .5 W_1x1 W_dw.
+    """Build the sum of six scaled branches.
 
-    The numbers are where the scales (n) start. D, m -> m, starts at 0; dct is a fixed cosine for
-    every output channel.
+    W = .25 W_kxk + .25 avg W_1x1 + 0 dct W_1x1 + .5 W_kxk (I + D) + 1 W_1x1 + .5 W_1x1 W_dw.
+    The numbers are the first values of the scales ``(n,)``. D, m -> m, starts at 0; dct is a fixed
+    cosine for every output channel.
     """
     m, n, k = spec.in_channels, spec.out_channels, spec.kernel_size
     first, one = spec.branch(k), spec.branch((1, 1)).conv()

@@ -1,7 +1,7 @@
 """A chain beside a per-channel identity: ``shortcut=True``.
 
-Sources: collapsible linear blocks (SESR) have a fixed identity beside the chain;
-Expansion-Squeeze-Blocks add one to ExpandNets. The scales are learnt, and not decayed.
+Sources: collapsible linear blocks (SESR) have a fixed identity beside the chain, and
+Expansion-Squeeze-Blocks add an identity to ExpandNets. The scales are learnt, without weight decay.
 """
 
 from torch import nn
@@ -11,7 +11,7 @@ from ..layer_spec import LayerSpec
 
 
 def with_shortcut(chain: nn.Module, spec: LayerSpec) -> nn.Module:
-    """W = beta chain + alpha delta; where in != out, delta is a 1x1 kernel. alpha, beta (n)."""
+    """Build W = beta chain + alpha delta, with scales ``(n,)``; delta is a 1x1 if in != out."""
     one = spec.branch((1, 1)).conv()
     same = spec.in_channels == spec.out_channels
     branches = [Scale(chain, 1.0), Scale(Identity(one) if same else one, 1.0)]

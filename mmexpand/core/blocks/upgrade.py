@@ -1,4 +1,4 @@
-"""Checkpoints of former versions, brought to the present form.
+"""Conversion of checkpoints of former versions to the present form.
 
 Before 2026-12 norms had no floor under their variances, options of a block were part of its name,
 and the norm of 'bn' was the only branch of a sum.
@@ -23,14 +23,14 @@ RENAMED = {
     'ck_relu': ('ck', BlockOptions(nonlinear='relu')),
     'fc_relu': ('fc', BlockOptions(nonlinear='relu')),
 }
-"""Former names of blocks, each with the block and options that it means."""
+"""Former names of blocks, each with its present block and options."""
 
 
 def upgraded(state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """Return a state dict in the present form; its blocks fold to the same kernels.
 
     Args:
-        state_dict: of a model or unit; it is not changed. Its order is kept.
+        state_dict: the state dict of a model or unit, which is not changed. Its order is kept.
     """
     renamed, changed = {}, {}
     for key in [key for key in state_dict if key.split('.')[-1] == SPEC_KEY]:
@@ -62,7 +62,7 @@ def upgraded(state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 def _floored(
     state_dict: Mapping[str, Tensor], root: str, name: str, record: Tensor
 ) -> dict[str, Tensor]:
-    """Return the weights of norms that take up what the floor makes them divide by more."""
+    """Return the weights of a block's norms, multiplied to cancel the effect of the floor."""
     weights = {}
     spec = LayerSpec.from_record(record, torch.empty(0, device='meta'))
     first = f'{root}.0' if name == 'bn' else root
