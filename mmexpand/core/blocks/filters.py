@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 def identity_kernel(conv: nn.Conv2d) -> Tensor:
-    """Return the 1x1 kernel ``(n, n / groups, 1, 1)`` of the identity, for an n -> n convolution."""
+    """Return the 1x1 kernel ``(n, n / groups, 1, 1)`` of the identity for an n -> n layer."""
     inside = conv.weight.shape[1]
     return torch.eye(inside).repeat(len(conv.weight) // inside, 1)[:, :, None, None]
 
