@@ -1,4 +1,4 @@
-"""What the expanded layers share: linear factors in the place of one layer (Sec. 3)."""
+"""The base class of units: an expression in the place of one layer (Sec. 3)."""
 
 import copy
 from collections.abc import Sequence
@@ -33,37 +33,37 @@ from .strategies import STRATEGIES, choose
 FORWARDS = tuple(STRATEGIES)
 
 FACTORS = 'factors'
-"""Where a chain is in a unit; the expression of another block is under the block's name."""
+"""Attribute of a unit that holds a chain; another expression is under its block's name."""
 
 
 class ExpandedLayer(nn.Module):
-    """What both units share: an expression in the place of a layer, and the layer it stands for.
+    """The base class of units: an expression, and the layer that it replaces.
 
     Attributes:
         method: the block: a key of ``BLOCKS``.
-        spec: the layer's.
-        factors: of 'cl', 'ck' and 'fc': the chain, the one applied first in front. The expression
-            of any other block, or of a transposed convolution, is an attribute of the block's name.
-        folded_parameter: what the network sees of the kernel where compact-size gradients are on,
-            else None.
-        given: None, or a list that records the weight and bias that were given last; not copied.
+        spec: the layer spec.
+        factors: for 'cl', 'ck' and 'fc' the factors in the order of application. The expression of
+            another block, or of a transposed convolution, is the attribute with the block's name.
+        folded_parameter: the folded kernel as a parameter if compact-size gradients are on, or
+            None.
+        given: None, or a list with the weight and bias that were set last; not copied.
     """
 
     def __init__(self, layer: nn.Module, block: str, spec: LayerSpec, forward: str):
         super().__init__()
         self.method, self.spec = block, spec
         expression = build_expression(block, spec)
-        # A state dict tells by the name that a layer is transposed.
+        # State dicts describe themselves: a transposed layer's chain is under its block's name.
         chain = isinstance(expression, Chain) and spec.upsampling is None
         self._root = FACTORS if chain else block
         self.add_module(self._root, expression)
         if self._root != FACTORS:
-            # A state dict alone is to say what it is the expression of.
+            # Store the spec so that state dicts describe themselves.
             expression.register_buffer(SPEC_KEY, spec.record().to(spec.like.device))
         self._norms = [module for module in expression.modules() if isinstance(module, Norm)]
         self.forward_order = forward
-        # The layer without its parameters, in a tuple so that it is no submodule: contraction
-        # gives back this class with these attributes and hooks.
+        # Contraction returns this layer, with its class, attributes and hooks. A tuple keeps it out
+        # of the submodules.
         self._layer = (_without_parameters(layer),)
         self.kernel = self._new_kernel()
         self.folded_parameter: FoldedParameter | None = None
@@ -73,32 +73,32 @@ class ExpandedLayer(nn.Module):
 
     @property
     def expression(self) -> nn.Module:
-        """What the kernel is computed from."""
+        """Return the expression, from which the kernel is computed."""
         return self.get_submodule(self._root)
 
     @property
     def rate(self) -> float:
-        """The expansion rate."""
+        """Return the expansion rate."""
         return self.spec.rate
 
     @property
     def groups(self) -> int:
-        """The number of groups."""
+        """Return the number of groups."""
         return self.spec.groups
 
     @property
     def has_kernel(self) -> bool:
-        """Whether there is a kernel; not so with ReLU between the factors."""
+        """Return whether the expression has a kernel: not with ReLU between the factors."""
         return not isinstance(self.expression, NonlinearChain)
 
     @property
     def is_linear(self) -> bool:
-        """Whether the unit is a layer with the folded kernel while it trains, too."""
+        """Return whether the unit equals a layer with the folded kernel in training mode too."""
         return self.has_kernel and not self._norms
 
     @property
     def forward_order(self) -> str:
-        """``forward``: 'layerwise', 'folded' or 'auto'."""
+        """Return ``forward``: 'layerwise', 'folded' or 'auto'."""
         return self._forward_order
 
     @forward_order.setter
@@ -110,16 +110,16 @@ class ExpandedLayer(nn.Module):
         return FoldedKernel(self.expression, self.spec.turn, self._as_memory_format)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Apply the layer: the same shapes in and out as the layer it stands for.
+        """Apply the unit; shapes of input and output are the replaced layer's.
 
-        In eval mode the folded kernel is applied whatever ``forward`` says: the compact
-        computation. In training mode norms in branches take their statistics from a part of the
-        pixels where the block runs folded, from all of them where it runs branch by branch.
+        In eval mode the unit applies the folded kernel, whatever ``forward`` is. In training mode
+        norms in branches take their statistics from a batch sample if the block runs folded, and
+        from all pixels if it runs layerwise.
         """
         return self._run(input)
 
     def _run(self, x: Tensor, *call: object) -> Tensor:
-        """Apply the layer; ``call``: what the call says beside the input."""
+        """Apply the unit; ``call``: further arguments of the layer's forward."""
         self.take_offered()
         if self.training or not self.has_kernel:
             return self._strategy(self, x, *call)
@@ -127,21 +127,21 @@ class ExpandedLayer(nn.Module):
 
     @property
     def takes_statistics(self) -> bool:
-        """Whether norms take statistics of the batch in training mode."""
+        """Return whether norms currently take statistics of the batch."""
         return any(norm.norm.training for norm in self._norms)
 
     @torch.no_grad()
     def anchor_norms(self, input: Tensor, *call: object) -> None:
-        """Anchor norms in branches at the statistics of a batch; the layer stays what it computes.
+        """Anchor norms in branches at the statistics of a batch; the function stays the same.
 
-        After ``set_weight`` the block is the given layer in eval mode, and its norms know nothing
-        of the data. The first batch in training mode is what they are anchored at: normalised by
-        its own statistics, taken from the pixels that training takes them from, it gives what
-        the given layer does. Under ``torch.distributed`` the batches of all processes are pooled.
+        After ``set_weight`` the block equals the given layer in eval mode, but its norms have no
+        statistics of data. The first batch in training mode anchors them, with the same pixels
+        that training uses: normalised by its own statistics, this batch gives the layer's output.
+        Under ``torch.distributed`` the batches of all processes are pooled.
 
         Args:
-            input: of the layer.
-            call: what the call says beside it.
+            input: the layer's input.
+            call: further arguments of the layer's forward.
         """
         if all(norm.is_anchored for norm in self._norms):
             return
@@ -158,28 +158,28 @@ class ExpandedLayer(nn.Module):
                 norm.anchoring = False
 
     def freeze_norms(self) -> None:
-        """Keep the statistics of norms in branches as they are, in training mode too.
+        """Keep the statistics of norms in branches, in training mode too.
 
-        The block is linear then: training computes exactly the layer that is deployed.
+        This makes the block linear: training computes exactly the layer that is deployed.
         """
         for norm in self._norms:
             norm.is_frozen = True
         self.train(self.training)
 
     def forward_layerwise(self, input: Tensor, *call: object) -> Tensor:
-        """Apply one factor after another, in any mode: the paper's chain."""
+        """Apply one factor after another, in any mode, as the paper does."""
         self.take_offered()
         return self._apply_branches(input, *call)
 
     def count_macs(
         self, input_shape: Sequence[int], folded: bool, with_folding: bool = True
     ) -> int:
-        """Multiply-accumulate operations of a forward pass.
+        """Return the multiply-accumulate operations of a forward pass.
 
         Args:
-            input_shape: of the layer's input.
-            folded: whether one kernel is applied, or one factor after another.
-            with_folding: whether to count the products of factors, not only their application.
+            input_shape: the shape of the layer's input.
+            folded: whether to count the folded or the layerwise forward pass.
+            with_folding: whether to count the fold too, not only the application of its kernel.
         """
         if not folded:
             batch, size = self._padded_size(input_shape)
@@ -189,32 +189,32 @@ class ExpandedLayer(nn.Module):
         return applied + with_folding * fold_macs(self.expression)
 
     def _padded_size(self, input_shape: Sequence[int]) -> tuple[int, tuple[int, int]]:
-        """The batch, and the image as the expression gets it."""
+        """Return the batch size, and the height and width of the expression's input."""
         raise NotImplementedError
 
     def _layer_pixels(self, input_shape: Sequence[int]) -> int:
-        """Pixels at which the layer applies its whole kernel, batch included."""
+        """Return the number of pixels, of the whole batch, where the layer applies its kernel."""
         raise NotImplementedError
 
     def _apply_kernel(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, *call: object
     ) -> Tensor:
-        """Apply the layer with this kernel."""
+        """Apply the layer with this kernel and bias."""
         raise NotImplementedError
 
     def _apply_branches(self, x: Tensor, *call: object) -> Tensor:
-        """Apply the expression, layer by layer."""
+        """Apply the expression layerwise."""
         raise NotImplementedError
 
     def _sample(self, x: Tensor, *call: object) -> BatchSample | None:
-        """Return the pixels that norms are measured at where the block runs folded."""
+        """Return the batch sample for norms in a folded block; None: run layerwise instead."""
         raise NotImplementedError
 
     @property
     def weight(self) -> Tensor:
-        """The folded kernel, differentiable, in the shape of the layer's weight.
+        """Return the folded kernel, differentiable, in the shape of the layer's weight.
 
-        Between ``offer_weight`` and the first use it is a tensor to be written to.
+        Between ``offer_weight`` and the first use it is a tensor that may be written to.
         """
         if self._offered is not None:
             return self._offered.weight
@@ -223,75 +223,75 @@ class ExpandedLayer(nn.Module):
 
     @property
     def bias(self) -> Tensor | None:
-        """The folded bias, differentiable, in the shape of the layer's; None where it has none."""
+        """Return the folded bias ``(n,)``, differentiable; None if the layer has no bias."""
         if self._offered is not None:
             return self._offered.bias
         self._check_kernel()
         return self._read()[1] if self.spec.bias else None
 
     def _check_kernel(self) -> None:
-        # To those who ask first, as initialisations do, it is a module without a weight.
+        # An AttributeError, so that initialisations that call hasattr find no weight.
         if not self.has_kernel:
             raise AttributeError(kernel_refusal(self.expression))
 
     def _read(self) -> Affine:
-        """What a module that reads the weight, in place of calling the layer, computes with."""
+        """Return kernel and bias for a module that reads the weight instead of calling the unit."""
         if self.folded_parameter is not None and self.training and torch.is_grad_enabled():
             return self.folded_parameter.refresh()
         return self.fold()
 
     @property
     def factor_shapes(self) -> list[Shape]:
-        """Kernel shapes of the factors; of a chain the one applied first in front."""
+        """Return the kernel shapes of the factors, in a chain in the order of application."""
         return [tuple(as_kernel(factor.weight).shape) for factor in factors_of(self.expression)]
 
     @property
     def like(self) -> Tensor:
-        """A parameter: of the device and dtype of all."""
+        """Return a parameter, as a reference for device and dtype."""
         return next(self.expression.parameters())
 
     def folded(self) -> Affine:
-        """The kernel and bias that the layer is applied with; kept until a factor changes."""
+        """Return the kernel and bias of the forward pass; kept until a factor changes."""
         if self.training and self.folded_parameter is not None:
             return self.folded_parameter.refresh()
         return self.kernel.get()
 
     def fold(self, sample: BatchSample | None = None) -> Affine:
-        """The kernel and bias, 4-dimensional, folded from the present factors."""
+        """Fold the present factors; return the 4-dimensional kernel and the bias."""
         return fold_layer(self.expression, self.spec.turn, sample)
 
     def _as_memory_format(self, kernel: Tensor) -> Tensor:
-        """Give a kernel the memory format that the network runs in."""
+        """Return a kernel in the memory format of the network."""
         return kernel
 
     def train(self, mode: bool = True) -> nn.Module:
         """Set the mode, and forget the kept product.
 
-        Swapping weights through ``Tensor.data``, as EMA hooks do around a validation, leaves no
-        trace on a parameter, but is followed by a change of mode.
+        EMA hooks swap weights around a validation through ``Tensor.data``. This leaves no trace on
+        a parameter, but a change of mode follows.
         """
         self.forget_products()
         return super().train(mode)
 
     def forget_products(self) -> None:
-        """Fold anew at the next use: for changes of factors that leave no trace on them."""
+        """Fold again at the next use; call it after changes that leave no trace on factors."""
         self.kernel.forget()
 
     def __getstate__(self) -> dict:
-        """Pickle and deep-copy without kept products: a copy is not part of a reducer."""
+        """Return the state without kept products and ``given``; a copy is not part of a reducer."""
         return {**self.__dict__, 'kernel': None, 'folded_parameter': None, 'given': None}
 
     def __setstate__(self, state: dict) -> None:
-        """Take up a pickled or copied state; the kernel is folded again."""
+        """Restore a pickled or copied state; the kernel is folded again."""
         super().__setstate__(state)
         self.kernel = self._new_kernel()
 
     @torch.no_grad()
     def offer_weight(self) -> None:
-        """Let ``weight`` and ``bias`` be written to, as a network's own ``init_weights`` does.
+        """Make ``weight`` and ``bias`` writable for a network's own ``init_weights``.
 
-        What was written by the first use of the layer is taken over by ``take_offered``. Where
-        there is no kernel, there is nothing to write to.
+        At the first use of the unit, ``take_offered`` sets the factors to the written values. This
+        has no effect on a unit without a kernel.
         """
         if not self.has_kernel:
             return
@@ -299,7 +299,7 @@ class ExpandedLayer(nn.Module):
 
     @torch.no_grad()
     def take_offered(self) -> None:
-        """Give the factors what was written to ``weight`` and ``bias``; nothing, if nothing was.
+        """Set the factors to the values that were written to ``weight`` and ``bias``, if any.
 
         Raises:
             ValueError: if the rate makes it impossible.
@@ -307,21 +307,21 @@ class ExpandedLayer(nn.Module):
         offered, self._offered = self._offered, None
         if offered is None:
             return
-        # Nothing that moves the factors to a GPU moves what is offered.
+        # Moving the unit to a GPU does not move the offered tensors.
         if offered.weight_was_written and self.is_linear:
             self.set_weight(offered.weight, offered.bias)
             if self.given:
-                self.given.clear()  # An initialisation's is random, as a rule.
+                self.given.clear()  # Initial weights are usually random, not given.
         elif offered.bias_was_written:
             add_bias(self.expression, offered.bias.to(self.like.device) - self.bias)
 
     @torch.no_grad()
     def set_weight(self, weight: Tensor, bias: Tensor | None) -> None:
-        """Give the factors values whose product is this weight and bias, to rounding.
+        """Set the factors such that they fold to this weight and bias, up to rounding.
 
         Args:
-            weight: in the shape of the layer's weight.
-            bias: in the shape of the layer's bias, None where it has none.
+            weight: the weight, in the shape of the layer's.
+            bias: the bias ``(n,)``, or None if the layer has no bias.
 
         Raises:
             ValueError: if the rate or the block makes it impossible.
@@ -347,7 +347,7 @@ class ExpandedLayer(nn.Module):
         )
 
     def stand_in(self) -> nn.Module:
-        """The layer it came from, its parameters of no value: to be looked at, not to be run."""
+        """Return the replaced layer with uninitialised parameters, for its attributes only."""
         bias = self.like.new_empty(self.spec.out_channels) if self.spec.bias else None
         return self._as_layer(self.like.new_empty(self.spec.weight_shape), bias)
 
@@ -376,10 +376,10 @@ class ExpandedLayer(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """Load factors; where they are of another block or rate, factorise the compact weight.
+        """Load factors; factorise the compact weight if factors have another block or rate.
 
-        An expanded checkpoint holds both. A layer of another shape is left as it is and reported,
-        as torch does with any.
+        An expanded checkpoint contains both. A layer with another shape is left unchanged and
+        reported as a size mismatch, as torch does.
 
         Raises:
             ValueError: if the rate or block makes it impossible.
@@ -431,14 +431,14 @@ class ExpandedLayer(nn.Module):
             ) from None
 
     def extra_repr(self) -> str:
-        """What the unit stands for."""
+        """Return the replaced layer, method and rate, for printing."""
         block = self.spec.options.label(self.method)
         return f'{self._layer[0]}, method={block!r}, rate={self.rate}'
 
 
 def _without_parameters(layer: nn.Module) -> nn.Module:
     bare = copy.copy(layer)
-    # Its own dictionaries of hooks and the like: a shallow copy shares them.
+    # A shallow copy shares the dictionaries of hooks, parameters and buffers: copy them too.
     bare.__dict__.update((k, v.copy()) for k, v in layer.__dict__.items() if isinstance(v, dict))
     parameters_of(bare).update(dict.fromkeys(parameters_of(layer)))
     return bare

@@ -1,9 +1,9 @@
 """A unit's kernel as an expression of linear parts: factor, chain, sum, scale, filter, norm.
 
-Every node is a module with a kernel ``(out, in / groups, kh, kw)`` and says four things: how it
-folds (``fold``), how it is applied layer by layer (``forward``), what that costs (``fold_macs``,
-``apply_macs``), and how it is given a kernel (``set_kernel``). Factors are torch's own
-``nn.Conv2d`` and ``nn.Linear``, so that a framework's initialisation and its options reach them.
+Every node is a module with a kernel ``(out, in / groups, kh, kw)``. It defines how to fold it
+(``fold``), how to apply it layer by layer (``forward``), the costs of both (``fold_macs``,
+``apply_macs``), and how to set its kernel (``set_kernel``). Factors are torch's ``nn.Conv2d`` and
+``nn.Linear``, so that a framework's initialisation and its options reach them.
 """
 
 from .chain import Chain

@@ -1,4 +1,4 @@
-"""Nodes one after another."""
+"""Chains: nodes applied one after another."""
 
 from collections.abc import Callable, Sequence
 
@@ -21,13 +21,13 @@ from .node import (
 
 
 class Chain(nn.ModuleList, Node):
-    """Nodes applied one after another; its kernel is their product (Eq. 1).
+    """Nodes applied one after another. The kernel is their product (Eq. 1).
 
     Args:
-        nodes: the one applied first in front.
-        groups: the number of groups, the same in all.
-        solve: finds factors with a given product; None: no chain is asked for that.
-        refuse: says of the factors' shapes why ``solve`` cannot, or ''.
+        nodes: the nodes, in the order of application.
+        groups: the number of groups of all nodes.
+        solve: returns factors with a given product; None if ``set_kernel`` is never called.
+        refuse: returns the reason why ``solve`` fails for factors of these shapes, or ''.
     """
 
     def __init__(
@@ -50,30 +50,30 @@ class Chain(nn.ModuleList, Node):
 
     @property
     def shapes(self) -> list[Shape]:
-        """Kernel shapes of the nodes."""
+        """Return the kernel shapes of the nodes."""
         return [shape_of(node) for node in self]
 
     @property
     def shape(self) -> Shape:
-        """The product's shape."""
+        """Return the product's shape."""
         shapes = self.shapes
         return (shapes[-1][0], shapes[0][1], *kernel_size(shapes))
 
     def fold(self, dtype: torch.dtype, sample: BatchSample | None = None) -> Affine:
-        """The product, multiplied in the cheapest order."""
+        """Return the product, multiplied in the cheapest order."""
         factors = [fold_node(node, dtype, sample) for node in self]
-        if sample is not None and len(factors) == 2:  # Its bias has no gradient.
+        if sample is not None and len(factors) == 2:  # The first bias has no gradient.
             return compose(*factors, self.groups)
         return fold(factors, self.groups)
 
     def fold_macs(self) -> int:
-        """Operations of the products, in the cheapest order."""
+        """Return the operations of the products, in the cheapest order."""
         per_group = tuple((out // self.groups, *rest) for out, *rest in self.shapes)
         product = self.groups * fold_order(per_group, 0, len(self))[0]
         return product + sum(fold_macs(node) for node in self)
 
     def apply_macs(self, size: tuple[int, int]) -> tuple[int, tuple[int, int]]:
-        """Operations of one node after another."""
+        """Return the operations of all nodes, and the output size."""
         total = 0
         for node in self:
             macs, size = apply_macs(node, size)
@@ -81,7 +81,7 @@ class Chain(nn.ModuleList, Node):
         return total, size
 
     def set_kernel(self, kernel: Tensor, bias: Tensor | None) -> None:
-        """Solve for the factors; biases but the last are zeroed."""
+        """Solve for the factors; set all biases but the last to zero."""
         present = [as_kernel(factor.weight) for factor in self]
         new = self._solve(kernel, present, self.groups)
         for factor, value in zip(self, new, strict=True):
@@ -92,9 +92,9 @@ class Chain(nn.ModuleList, Node):
             self[-1].bias.copy_(bias)
 
     def kernel_refusal(self) -> str:
-        """Why the factors are too narrow for an arbitrary kernel, or ''."""
+        """Return the reason why the factors are too narrow for an arbitrary kernel, or ''."""
         return self._refuse(self.shapes, self.groups)
 
     def add_bias(self, shift: Tensor) -> None:
-        """Shift the last node's."""
+        """Shift the last node's bias."""
         add_bias(self[-1], shift)

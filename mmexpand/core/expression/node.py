@@ -1,4 +1,4 @@
-"""The nodes of an expression, and the functions that treat nodes and factors alike."""
+"""The base class of nodes, and functions that accept both nodes and factors."""
 
 from collections.abc import Callable, Sequence
 
@@ -14,7 +14,7 @@ Shape = tuple[int, int, int, int]
 """A kernel's shape ``(out, in / groups, kh, kw)``."""
 
 Solve = Callable[[Tensor, list[Tensor], int], list[Tensor]]
-"""Finds factors with a given product: kernel, present factors, groups -> factors in float64."""
+"""A function (kernel, present factors, groups) -> factors in float64 with this product."""
 
 
 class Node(nn.Module):
@@ -22,45 +22,47 @@ class Node(nn.Module):
 
     @property
     def shape(self) -> Shape:
-        """The kernel's shape ``(out, in / groups, kh, kw)``."""
+        """Return the kernel's shape ``(out, in / groups, kh, kw)``."""
         raise NotImplementedError
 
     def fold(self, dtype: torch.dtype, sample: BatchSample | None = None) -> Affine:
-        """The kernel and bias, computed in ``dtype``; differentiable.
+        """Return the kernel and bias, computed in ``dtype``; differentiable.
 
         Args:
-            dtype: what to compute in.
-            sample: of a batch, where norms are to take its statistics; None: the running ones.
+            dtype: the dtype of the computation.
+            sample: the batch sample from which norms take statistics; None: running statistics.
+
+        Returns:
+            The kernel ``(out, in / groups, kh, kw)`` and the bias ``(out,)`` or None.
         """
         raise NotImplementedError
 
     def fold_macs(self) -> int:
-        """Multiply-accumulate operations of folding."""
+        """Return the multiply-accumulate operations of folding."""
         return sum(fold_macs(node) for node in self.children())
 
     def apply_macs(self, size: tuple[int, int]) -> tuple[int, tuple[int, int]]:
-        """Operations of applying it layer by layer to one image, and the output's size."""
+        """Return the operations of applying it layer by layer to one image, and the output size."""
         raise NotImplementedError
 
     def set_kernel(self, kernel: Tensor, bias: Tensor | None) -> None:
-        """Take values whose folding is this kernel and bias, to rounding.
+        """Set values that fold to this kernel and bias, up to rounding.
 
-        Raises:
-            ValueError: if no values do, as in ``kernel_refusal``.
+        The caller checks first that ``kernel_refusal`` returns ''.
         """
         raise NotImplementedError
 
     def kernel_refusal(self) -> str:
-        """Why no values fold to an arbitrary kernel; empty where some do."""
+        """Return the reason why no values fold to an arbitrary kernel, or ''."""
         return ''
 
     def add_bias(self, shift: Tensor) -> None:
-        """Shift the bias that the node folds to; for nodes that have one."""
+        """Shift the bias to which the node folds; only for nodes with a bias."""
         raise NotImplementedError
 
 
 def fold_node(node: nn.Module, dtype: torch.dtype, sample: BatchSample | None = None) -> Affine:
-    """The kernel and bias of a node or a factor, computed in ``dtype``."""
+    """Return the kernel and bias of a node or a factor, computed in ``dtype``."""
     if isinstance(node, Node):
         return node.fold(dtype, sample)
     bias = None if node.bias is None else node.bias.to(dtype)
@@ -68,17 +70,17 @@ def fold_node(node: nn.Module, dtype: torch.dtype, sample: BatchSample | None = 
 
 
 def shape_of(node: nn.Module) -> Shape:
-    """The kernel's shape of a node or a factor."""
+    """Return the kernel's shape of a node or a factor."""
     return node.shape if isinstance(node, Node) else tuple(as_kernel(node.weight).shape)
 
 
 def fold_macs(node: nn.Module) -> int:
-    """Multiply-accumulate operations of folding a node; none for a factor."""
+    """Return the multiply-accumulate operations of folding a node; 0 for a factor."""
     return node.fold_macs() if isinstance(node, Node) else 0
 
 
 def apply_macs(node: nn.Module, size: tuple[int, int]) -> tuple[int, tuple[int, int]]:
-    """Operations of applying a node or a factor to one image, and the output's size."""
+    """Return the operations of applying a node or a factor to one image, and the output size."""
     if isinstance(node, Node):
         return node.apply_macs(size)
     if isinstance(node, nn.Conv2d):
@@ -87,7 +89,7 @@ def apply_macs(node: nn.Module, size: tuple[int, int]) -> tuple[int, tuple[int, 
 
 
 def set_kernel(node: nn.Module, kernel: Tensor, bias: Tensor | None) -> None:
-    """Give a node or a factor this kernel and bias."""
+    """Set the kernel and bias of a node or a factor."""
     if isinstance(node, Node):
         node.set_kernel(kernel, bias)
         return
@@ -97,7 +99,7 @@ def set_kernel(node: nn.Module, kernel: Tensor, bias: Tensor | None) -> None:
 
 
 def add_bias(node: nn.Module, shift: Tensor) -> None:
-    """Shift the bias that a node or a factor, which has one, folds to."""
+    """Shift the bias of a node or a factor that has a bias."""
     if isinstance(node, Node):
         node.add_bias(shift)
     else:
@@ -105,45 +107,45 @@ def add_bias(node: nn.Module, shift: Tensor) -> None:
 
 
 def kernel_refusal(node: nn.Module) -> str:
-    """Why no values of a node fold to an arbitrary kernel; empty where some do."""
+    """Return the reason why no values of a node fold to an arbitrary kernel, or ''."""
     return node.kernel_refusal() if isinstance(node, Node) else ''
 
 
 def geometry(conv: nn.Conv2d) -> tuple[Sequence[int], ...]:
-    """Kernel size, stride, padding and dilation of a convolution."""
+    """Return kernel size, stride, padding and dilation of a convolution."""
     return conv.kernel_size, conv.stride, conv.padding, conv.dilation
 
 
 def as_kernel(weight: Tensor) -> Tensor:
-    """A linear layer's weight as a 1x1 kernel; a kernel as it is."""
+    """Return a linear layer's weight as a 1x1 kernel, or a kernel unchanged."""
     return weight if weight.dim() == 4 else weight[:, :, None, None]
 
 
 def per_channel(values: Tensor, like: Tensor) -> Tensor:
-    """Values of the output channels, shaped to broadcast over an output or a kernel."""
+    """Return values of output channels ``(out,)``, shaped to broadcast over an output or kernel."""
     return values.view(-1, *(1,) * (like.dim() - 1))
 
 
 def centred(kernel: Tensor, size: Sequence[int]) -> Tensor:
-    """A kernel with zeros around it, up to this height and width."""
+    """Return the kernel padded with zeros to this height and width."""
     y, x = margins(size, kernel.shape[2:])
     return F.pad(kernel, (x, x, y, y)) if y or x else kernel
 
 
 class PerChannel(Node):
-    """A node whose output channels are multiplied by a number each: shape and costs."""
+    """A node whose output channels are scaled: its shape and costs."""
 
     @property
     def shape(self) -> Shape:
-        """The node's."""
+        """Return the node's shape."""
         return shape_of(self.node)
 
     def fold_macs(self) -> int:
-        """One operation a value of the kernel."""
+        """Return the node's operations plus one per value of the kernel."""
         out, inside, height, width = self.shape
         return out * inside * height * width + fold_macs(self.node)
 
     def apply_macs(self, size: tuple[int, int]) -> tuple[int, tuple[int, int]]:
-        """The node's and one operation an output."""
+        """Return the node's operations plus one per output value, and the output size."""
         macs, size = apply_macs(self.node, size)
         return macs + self.shape[0] * size[0] * size[1], size

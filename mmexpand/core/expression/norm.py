@@ -1,4 +1,4 @@
-"""Batch norms in branches: by running statistics, or measured on a sample of the batch."""
+"""Batch norms in branches, which use running statistics or the statistics of a batch sample."""
 
 from collections.abc import Sequence
 from itertools import chain
@@ -15,20 +15,20 @@ from .node import PerChannel, centred, fold_node, kernel_refusal, per_channel, s
 
 
 class Norm(PerChannel):
-    """A node, then batch normalisation: linear in eval mode only.
+    """A node, then batch normalisation; linear in eval mode only.
 
-    In a layer without bias, which a norm follows as a rule, it must not shift: what centring
-    takes away is given back from the running mean. The norm that follows removes any shift.
+    A layer without bias cannot shift after contraction. Then the norm's bias cancels the centring,
+    by the running mean. The norm that usually follows such a layer removes any shift.
 
     Args:
-        node: what is normalised; without bias.
-        bias: whether the layer that is stood for has one.
-        floored: whether a channel's variance counts as no less than ``FLOOR`` says.
+        node: the node to normalise.
+        bias: whether the layer has a bias, so that the norm shifts.
+        floored: whether a channel's variance has the floor ``FLOOR``.
 
     Attributes:
-        anchoring: whether a forward pass anchors the norm, in the place of applying it.
-        is_anchored: whether its statistics are of data; not so after ``become_identity``.
-        is_frozen: whether the statistics stay as they are, in training mode too.
+        anchoring: whether a forward pass anchors the norm instead of applying it.
+        is_anchored: whether the statistics come from data; False after ``become_identity``.
+        is_frozen: whether training mode keeps the statistics too.
     """
 
     def __init__(self, node: nn.Module, bias: bool, floored: bool = False):
@@ -41,7 +41,7 @@ class Norm(PerChannel):
         self.anchoring, self.is_anchored, self.is_frozen = False, True, False
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the node, then normalise; while ``anchoring``, anchor the norm instead."""
+        """Apply the node, then normalise; anchor the norm instead if ``anchoring``."""
         if self.anchoring:
             return self._anchor(self.node(x))
         gain = self._gain(self.norm.weight.dtype)
@@ -49,7 +49,7 @@ class Norm(PerChannel):
             with torch.no_grad():
                 self.norm.bias.copy_(self._scale(gain) * self.norm.running_mean)
         y = self.node(x)
-        # By the norm's own class, which a framework may have replaced.
+        # Call the norm's own class, which a framework may have replaced.
         return functional_call(self.norm, {'weight': gain}, (y,)) if self.floored else self.norm(y)
 
     def train(self, mode: bool = True) -> nn.Module:
@@ -60,7 +60,7 @@ class Norm(PerChannel):
         return self
 
     def _gain(self, dtype: torch.dtype) -> Tensor:
-        """The norm's weight, less where a channel's variance is below the floor."""
+        """Return the norm's weight, reduced where a channel's variance is below the floor."""
         gain = self.norm.weight.to(dtype)
         if not self.floored:
             return gain
@@ -72,7 +72,7 @@ class Norm(PerChannel):
         return gain * (self.norm.running_var.to(gain.dtype) + self.norm.eps).rsqrt()
 
     def fold(self, dtype: torch.dtype, sample: BatchSample | None = None) -> Affine:
-        """Kernel and bias in eval mode by the running statistics, or by those of a sample."""
+        """Return kernel and bias by running statistics, or by a sample's in training mode."""
         if sample is not None and self in sample.folded:
             return sample.folded[self]
         if sample is not None and self.anchoring:
@@ -88,21 +88,21 @@ class Norm(PerChannel):
         return weight, self.norm.bias.to(dtype) + centre * scale
 
     def set_kernel(self, kernel: Tensor, bias: Tensor | None) -> None:
-        """Give the node this kernel; the norm takes the bias. See ``become_identity``."""
+        """Set the node's kernel, and add the bias to the norm's; call ``become_identity`` first."""
         set_kernel(self.node, kernel, None)
         if bias is not None:
             self.norm.bias.add_(bias)
 
     def kernel_refusal(self) -> str:
-        """The node's."""
+        """Return the node's reason, or ''."""
         return kernel_refusal(self.node)
 
     def add_bias(self, shift: Tensor) -> None:
-        """Shift the norm's."""
+        """Shift the norm's bias."""
         self.norm.bias.add_(shift)
 
     def become_identity(self) -> None:
-        """Make the norm the identity in eval mode; in training mode it is one once anchored."""
+        """Make the norm an identity in eval mode; anchoring makes it one in training mode too."""
         self.is_anchored = False
         self.norm.reset_running_stats()
         self.norm.bias.zero_()
@@ -113,17 +113,17 @@ class Norm(PerChannel):
         self.norm.weight.copy_(1 / self._scale(self._gain(torch.float64)))
 
     def _anchor(self, y: Tensor) -> Tensor:
-        """Take the statistics of outputs, leaving the norm the identity that it is.
+        """Anchor the norm, an identity, at the statistics of outputs ``(N, channels, H, W)``.
 
-        Gamma becomes the standard deviation and beta the mean (with the layer's bias), so that
-        normalising these outputs by their own statistics gives them back.
+        Gamma becomes the standard deviation and beta the mean (plus the layer's bias), so that
+        normalising these outputs by their own statistics returns them.
         """
         variance, mean = torch.var_mean(y.double(), (0, 2, 3), correction=0)
         shift = self._anchor_at(mean, variance, y.numel() // y.shape[1])
         return y + shift[:, None, None] if self.shifts else y
 
     def _anchor_folded(self, weight: Tensor, bias: Tensor | None, sample: BatchSample) -> Affine:
-        """As ``_anchor``, by the statistics of a sample."""
+        """Anchor as ``_anchor`` does, at the statistics of a sample; return kernel and bias."""
         kernel = weight if weight.shape[2:] == (1, 1) else centred(weight, sample.kernel_size)
         taps = sample.taps(kernel.shape[2:], torch.float64)
         measure = Outputs if taps.dim() == 2 else Covariance
@@ -135,7 +135,7 @@ class Norm(PerChannel):
         return weight, shift if bias is None else bias + shift
 
     def _anchor_at(self, mean: Tensor, variance: Tensor, samples: int) -> Tensor:
-        """Return what the norm, an identity, shifts by."""
+        """Set statistics, gamma and beta; return the shift that the norm had before."""
         shift = self.norm.bias - self.norm.running_mean
         mean, variance = _pooled(mean, variance, samples)
         self.norm.running_mean.copy_(mean)
@@ -147,7 +147,7 @@ class Norm(PerChannel):
 
 
 def _pooled(mean: Tensor, variance: Tensor, samples: int) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of channels, over the batches of all processes."""
+    """Return mean and biased variance of channels, over the batches of all processes."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return mean, variance
     sums = samples * torch.stack((torch.ones_like(mean), mean, variance + mean.square()))
@@ -159,20 +159,22 @@ def _pooled(mean: Tensor, variance: Tensor, samples: int) -> tuple[Tensor, Tenso
 
 def is_measured(node: nn.Module) -> bool:
     """Return whether a node is a norm that takes statistics of the batch."""
-    # Not with a network's norm_eval.
+    # A network's norm_eval puts norms in eval mode.
     return isinstance(node, Norm) and node.norm.training and not node.anchoring
 
 
 def fold_measured(
     branches: Sequence[Norm], size: Sequence[int], dtype: torch.dtype, sample: BatchSample
 ) -> Affine:
-    """The sum of branches normalised by a sample's statistics, which the running ones follow.
+    """Return the summed kernel and bias of branches, normalised by a sample's statistics.
+
+    This updates the running statistics.
 
     Args:
-        branches: built for one layer.
-        size: height and width of the sum.
-        dtype: what to compute in.
-        sample: of a batch.
+        branches: the norms of one layer.
+        size: height and width of the summed kernel.
+        dtype: the dtype of the computation.
+        sample: the batch sample.
     """
     folded = [fold_node(branch.node, dtype, sample) for branch in branches]
     kernels = [(centred(kernel, size), bias) for kernel, bias in folded]
@@ -180,7 +182,7 @@ def fold_measured(
 
 
 def fold_inner(branches: Sequence[nn.Module], dtype: torch.dtype, sample: BatchSample) -> None:
-    """Fold the norms inside of branches, where these are several, all at once for the sample."""
+    """Fold the norms inside of branches in one operation, if a layer has several of them."""
     norms = [
         node
         for branch in branches
@@ -200,13 +202,13 @@ def fold_inner(branches: Sequence[nn.Module], dtype: torch.dtype, sample: BatchS
 def _normalise(
     branches: Sequence[Norm], folded: Sequence[Affine], summed: int, sample: BatchSample
 ) -> Affine:
-    """Normalise by a sample's statistics.
+    """Normalise by a sample's statistics, and update the running statistics.
 
     Args:
-        branches: with kernels of one size, built for one layer.
-        folded: what their nodes fold to.
-        summed: as of ``Normed``.
-        sample: of a batch.
+        branches: norms of one layer with kernels of one size.
+        folded: the kernels and biases of their nodes.
+        summed: as in ``Normed``.
+        sample: the batch sample.
     """
     norms, dtype = [branch.norm for branch in branches], folded[0][0].dtype
     kernels, eps = [kernel for kernel, _ in folded], norms[0].eps
@@ -214,7 +216,7 @@ def _normalise(
     with torch.no_grad():
         if not branches[0].floored:
             floors = None
-        elif summed == len(norms) > 1:  # All at once.
+        elif summed == len(norms) > 1:  # All norms have the same number of channels.
             floors = excess(torch.stack(variances).to(dtype), eps).view(-1)
         else:
             floors = join([excess(variance.to(dtype), eps) for variance in variances])
@@ -238,7 +240,7 @@ def _follow(
     biases: Sequence[Tensor | None],
     samples: int,
 ) -> None:
-    """Let running statistics follow as ``F.batch_norm`` does, by the unbiased variance."""
+    """Update running statistics as ``F.batch_norm`` does, with the unbiased variance."""
     momentum = norms[0].momentum
     if momentum is None:  # A plain average over all batches.
         add_to_all([norm.num_batches_tracked for norm in norms], 1)

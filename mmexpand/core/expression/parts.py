@@ -1,4 +1,4 @@
-"""The parts that branches are made of: scale, identity, filter, deviation, separable kernel."""
+"""Parts of branches: scale, identity, filter, deviation and separable kernel."""
 
 from itertools import chain
 
@@ -26,11 +26,11 @@ from .node import (
 
 
 class Scale(PerChannel):
-    """A node times one factor per output channel.
+    """A node times one trained number per output channel.
 
     Args:
-        node: what is scaled.
-        start: the factors' first value.
+        node: the node to scale.
+        start: the first value of the scales ``(out,)``.
     """
 
     def __init__(self, node: nn.Module, start: float):
@@ -45,31 +45,31 @@ class Scale(PerChannel):
         return y * self.scale.view(-1, 1, 1)
 
     def fold(self, dtype: torch.dtype, sample: BatchSample | None = None) -> Affine:
-        """Kernel and bias, scaled."""
+        """Return the node's kernel and bias, scaled."""
         weight, bias = fold_node(self.node, dtype, sample)
         scale = self.scale.to(dtype)
         return weight * per_channel(scale, weight), None if bias is None else bias * scale
 
     def set_kernel(self, kernel: Tensor, bias: Tensor | None) -> None:
-        """Give the node what the present factors scale to this."""
+        """Set the node such that the present scales turn it into this kernel and bias."""
         scale = self.scale.to(kernel.dtype)
         kernel = kernel / per_channel(scale, kernel)
         set_kernel(self.node, kernel, None if bias is None else bias / scale)
 
     def kernel_refusal(self) -> str:
-        """The node's."""
+        """Return the node's reason, or ''."""
         return kernel_refusal(self.node)
 
     def add_bias(self, shift: Tensor) -> None:
-        """Shift the node's by as much as is scaled to this."""
+        """Shift the node's bias by the shift divided by the scales."""
         add_bias(self.node, shift / self.scale)
 
 
 class Identity(Node):
-    """The kernel that hands every input channel on; with a stride, every so many pixels.
+    """The identity kernel, with the padding and stride of a convolution.
 
     Args:
-        conv: a 1x1 convolution of as many outputs as inputs: its stride and padding are taken.
+        conv: a 1x1 convolution with as many outputs as inputs; gives stride and padding.
     """
 
     def __init__(self, conv: nn.Conv2d):
@@ -78,37 +78,37 @@ class Identity(Node):
         self.padding_needed = any(conv.padding)
         self.channels, self.per_group = conv.out_channels, conv.in_channels // conv.groups
         eye = torch.eye(self.per_group).repeat(self.channels // self.per_group, 1)
-        # Known from the shapes: no part of a checkpoint.
+        # Not in checkpoints, because it follows from the shapes.
         self.register_buffer('kernel', eye[:, :, None, None].to(conv.weight), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The image, padded and strided."""
+        """Return the padded and strided image."""
         (y, z), (down, right) = self.padding, self.stride
         x = F.pad(x, (z, z, y, y)) if self.padding_needed else x
         return x if (down, right) == (1, 1) else x[..., ::down, ::right]
 
     @property
     def shape(self) -> Shape:
-        """1x1, from a group's inputs to all outputs."""
+        """Return ``(out, in / groups, 1, 1)``."""
         return self.channels, self.per_group, 1, 1
 
     def fold(self, dtype: torch.dtype, sample: BatchSample | None = None) -> Affine:
-        """Ones where an output stands for an input."""
+        """Return the identity kernel, and no bias."""
         return self.kernel.to(dtype), None
 
     def apply_macs(self, size: tuple[int, int]) -> tuple[int, tuple[int, int]]:
-        """Nothing is multiplied."""
+        """Return 0 operations, and the output size."""
         return 0, output_size(size, (1, 1), self.stride, self.padding, (1, 1))
 
 
 class Filter(Node):
-    """A 1x1 node, then a fixed filter of each of its channels (an average, a cosine).
+    """A 1x1 node, then a fixed filter of each output channel (an average or a cosine).
 
     Args:
-        node: of a 1x1 kernel.
-        taps: ``(1 or out, kh, kw)``: one filter for all channels, or one for each.
-        stride: of the filter.
-        dilation: of the filter.
+        node: a node with a 1x1 kernel.
+        taps: ``(1, kh, kw)``, a filter for all channels, or ``(out, kh, kw)``, a filter for each.
+        stride: the filter's stride.
+        dilation: the filter's dilation.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class Filter(Node):
         super().__init__()
         self.node, self.stride, self.dilation = node, stride, dilation
         like = next(node.parameters())
-        # Known from the shapes: no part of a checkpoint.
+        # Not in checkpoints, because they follow from the shapes.
         taps = taps.to(like).expand(shape_of(node)[0], -1, -1)[:, None]
         self.register_buffer('taps', taps.contiguous(), persistent=False)
 
@@ -129,35 +129,35 @@ class Filter(Node):
 
     @property
     def shape(self) -> Shape:
-        """The node's channels, the filter's taps."""
+        """Return the node's channels with the filter's height and width."""
         return (*shape_of(self.node)[:2], *self.taps.shape[2:])
 
     def fold(self, dtype: torch.dtype, sample: BatchSample | None = None) -> Affine:
-        """Every value of the 1x1 kernel times its channel's filter."""
+        """Return the 1x1 kernel times each output channel's filter, and the filtered bias."""
         weight, bias = fold_node(self.node, dtype, sample)
         taps = self.taps.to(dtype)
         return weight * taps, None if bias is None else bias * taps.sum((1, 2, 3))
 
     def fold_macs(self) -> int:
-        """One operation a value of the kernel."""
+        """Return the node's operations plus one per value of the kernel."""
         out, inside, height, width = self.shape
         return out * inside * height * width + fold_macs(self.node)
 
     def apply_macs(self, size: tuple[int, int]) -> tuple[int, tuple[int, int]]:
-        """The node's and the filter's."""
+        """Return the operations of the node and the filter, and the output size."""
         macs, size = apply_macs(self.node, size)
         size = output_size(size, self.taps.shape[2:], self.stride, (0, 0), self.dilation)
         return macs + self.taps.numel() * size[0] * size[1], size
 
 
 class Deviation(Node):
-    """A convolution that is stored as its difference from a fixed kernel, and starts as that.
+    """A convolution stored as its difference from a fixed kernel; the difference starts at zero.
 
-    Its weight is no ``nn.Conv2d``'s: a framework's initialisation would undo the start.
+    It is not an ``nn.Conv2d``, because a framework's initialisation would undo this start.
 
     Args:
-        conv: whose shape, stride, padding and dilation are taken; it has no bias.
-        base: the fixed kernel, of the shape of its weight.
+        conv: a convolution without bias; gives shape, stride, padding and dilation.
+        base: the fixed kernel, in the shape of the convolution's weight.
     """
 
     def __init__(self, conv: nn.Conv2d, base: Tensor):
@@ -168,32 +168,32 @@ class Deviation(Node):
         self._geometry = geometry(conv)
 
     def forward(self, x: Tensor) -> Tensor:
-        """One convolution with the whole kernel."""
+        """Apply one convolution with the sum of difference and fixed kernel."""
         return F.conv2d(x, self.weight + self.base, None, *self._how)
 
     @property
     def shape(self) -> Shape:
-        """The weight's."""
+        """Return the weight's shape."""
         return tuple(self.weight.shape)
 
     def fold(self, dtype: torch.dtype, sample: BatchSample | None = None) -> Affine:
-        """The whole kernel."""
+        """Return the sum of difference and fixed kernel, and no bias."""
         return self.weight.to(dtype) + self.base.to(dtype), None
 
     def apply_macs(self, size: tuple[int, int]) -> tuple[int, tuple[int, int]]:
-        """Return the operations of one convolution, and the output's size."""
+        """Return the operations of one convolution, and the output size."""
         size = output_size(size, *self._geometry)
         return self.weight.numel() * size[0] * size[1], size
 
 
 class Separable(Node):
-    """A depthwise node, then a 1x1 factor over all of its outputs (DO-Conv; OREPA's last branch).
+    """A depthwise node, then a 1x1 factor over its outputs (DO-Conv; OREPA's last branch).
 
     Args:
-        depthwise: kernel ``(in * multiplier, 1, kh, kw)``, without bias.
-        pointwise: kernel ``(out, in / groups * multiplier, 1, 1)``.
-        multiplier: outputs of every input channel.
-        groups: of the whole.
+        depthwise: a node without bias; kernel ``(in * multiplier, 1, kh, kw)``.
+        pointwise: a factor; kernel ``(out, in / groups * multiplier, 1, 1)``.
+        multiplier: number of depthwise outputs per input channel.
+        groups: number of groups of the pointwise factor.
     """
 
     def __init__(self, depthwise: nn.Module, pointwise: nn.Conv2d, multiplier: int, groups: int):
@@ -202,17 +202,17 @@ class Separable(Node):
         self.multiplier, self.groups = multiplier, groups
 
     def forward(self, x: Tensor) -> Tensor:
-        """One after the other."""
+        """Apply the depthwise node, then the pointwise factor."""
         return self.pointwise(self.depthwise(x))
 
     @property
     def shape(self) -> Shape:
-        """The pointwise outputs, a group's inputs, the depthwise taps."""
+        """Return ``(out, in / groups, kh, kw)`` with the depthwise node's height and width."""
         out, inside, *_ = shape_of(self.pointwise)
         return out, inside // self.multiplier, *shape_of(self.depthwise)[2:]
 
     def fold(self, dtype: torch.dtype, sample: BatchSample | None = None) -> Affine:
-        """For every input, its filters weighted by what is made of them."""
+        """Return the sums of each input's depthwise filters, weighted by the pointwise kernel."""
         taps, _ = fold_node(self.depthwise, dtype, sample)
         weight, bias = fold_node(self.pointwise, dtype, sample)
         weight = weight.view(self.groups, -1, self.shape[1], self.multiplier)
@@ -225,13 +225,13 @@ class Separable(Node):
         return out * inside * height * width * self.multiplier + fold_macs(self.depthwise)
 
     def apply_macs(self, size: tuple[int, int]) -> tuple[int, tuple[int, int]]:
-        """Return the operations of both convolutions, and the output's size."""
+        """Return the operations of both convolutions, and the output size."""
         depthwise, size = apply_macs(self.depthwise, size)
         pointwise, size = apply_macs(self.pointwise, size)
         return depthwise + pointwise, size
 
     def add_bias(self, shift: Tensor) -> None:
-        """Shift the pointwise factor's."""
+        """Shift the pointwise factor's bias."""
         add_bias(self.pointwise, shift)
 
 

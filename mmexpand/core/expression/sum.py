@@ -1,4 +1,4 @@
-"""Branches beside each other."""
+"""Sums of branches."""
 
 from collections.abc import Sequence
 
@@ -23,13 +23,13 @@ from .norm import fold_inner, fold_measured, is_measured
 
 
 class Sum(nn.ModuleList, Node):
-    """Branches added up; kernels are centred and padded with zeros to the first one's size.
+    """The sum of branches. Smaller kernels are padded with zeros to the first branch's size.
 
     Args:
-        nodes: the branches; the first has the largest kernel, and takes what is set.
-        padding: zeros that the first branch pads with, by axis: a smaller kernel that would have
-            to pad with less than none crops the image.
-        dilation: of the kernel, by axis.
+        nodes: the branches. The first has the largest kernel, and ``set_kernel`` changes only it.
+        padding: the first branch's zero padding by axis. A branch whose padding would be negative
+            crops the image instead.
+        dilation: the kernel's dilation by axis.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Sum(nn.ModuleList, Node):
         ]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Add up the branches' outputs."""
+        """Return the sum of the branches' outputs."""
         outputs = [
             node(x[..., y : x.shape[-2] - y, z : x.shape[-1] - z] if y or z else x)
             for node, (y, z) in zip(self, self._crops, strict=True)
@@ -51,11 +51,11 @@ class Sum(nn.ModuleList, Node):
 
     @property
     def shape(self) -> Shape:
-        """The first branch's."""
+        """Return the first branch's shape."""
         return shape_of(self[0])
 
     def fold(self, dtype: torch.dtype, sample: BatchSample | None = None) -> Affine:
-        """The sum of kernels and of biases."""
+        """Return the sum of the kernels and the sum of the biases."""
         measured = [] if sample is None else [node for node in self if is_measured(node)]
         if measured:
             fold_inner(measured, dtype, sample)
@@ -71,7 +71,7 @@ class Sum(nn.ModuleList, Node):
         return sum(weights[1:], weights[0]), sum(biases[1:], biases[0]) if biases else None
 
     def apply_macs(self, size: tuple[int, int]) -> tuple[int, tuple[int, int]]:
-        """Operations of all branches."""
+        """Return the operations of all branches, and the output size."""
         total, result = 0, size
         for index, (node, crop) in enumerate(zip(self, self._crops, strict=True)):
             macs, out = apply_macs(node, tuple(s - 2 * c for s, c in zip(size, crop, strict=True)))
@@ -80,15 +80,15 @@ class Sum(nn.ModuleList, Node):
         return total, result
 
     def set_kernel(self, kernel: Tensor, bias: Tensor | None) -> None:
-        """Give the first branch what the others leave."""
+        """Set the first branch to the difference between this kernel and the other branches."""
         others = [fold_node(node, kernel.dtype) for node in list(self)[1:]]
         negative = [(-weight, None if bias is None else -bias) for weight, bias in others]
         set_kernel(self[0], *self._add([(kernel, bias), *negative]))
 
     def kernel_refusal(self) -> str:
-        """The first branch's."""
+        """Return the first branch's reason, or ''."""
         return kernel_refusal(self[0])
 
     def add_bias(self, shift: Tensor) -> None:
-        """Shift the first branch's."""
+        """Shift the first branch's bias."""
         add_bias(self[0], shift)
