@@ -1,8 +1,8 @@
-"""Factors with a given product: what 'preserve', and loading a compact weight, need.
+"""Factors with a given product, for ``init='preserve'`` and for loading a compact weight.
 
-The factor that is solved for keeps the random values it has wherever they do not show in the
-product, and the others are random semi-orthogonal mixtures: rows of zeros, as in a padded
-identity, would get no useful gradient.
+The solved factor keeps its random values where they do not change the product. The other factors
+are random semi-orthogonal mixtures, because rows of zeros, as in a padded identity, would get no
+useful gradient.
 """
 
 import math
@@ -17,18 +17,18 @@ from .algebra import fold
 Shape = tuple[int, int, int, int]
 
 BLOCK = 256
-"""Columns up to which a semi-orthogonal matrix is drawn as a whole."""
+"""Largest number of columns of a semi-orthogonal matrix that is drawn as a whole."""
 
 INITS = ('default', 'preserve')
-"""Values of ``init``. 'default' needs no code: factors are ``torch.nn`` layers, which initialise
-themselves, and which the framework's ``init_cfg`` reaches (the paper's choice)."""
+"""Values of ``init``. 'default' (the paper's choice) requires no code: factors are ``torch.nn``
+layers, which initialise themselves and which the framework's ``init_cfg`` reaches."""
 
 
 def cl_refusal(shapes: Sequence[Shape], groups: int) -> str:
-    """Why no product of 1x1, kxk and 1x1 factors equals an arbitrary kernel, or ''.
+    """Return the reason why 1x1, kxk and 1x1 factors cannot have an arbitrary product, or ''.
 
     Args:
-        shapes: shapes of the factors, the one applied first in front.
+        shapes: shapes of the factors, in the order of application.
         groups: the number of groups.
     """
     m, n, first, last = _channels(shapes, groups)
@@ -41,7 +41,10 @@ def cl_refusal(shapes: Sequence[Shape], groups: int) -> str:
 
 
 def ck_refusal(shapes: Sequence[Shape], groups: int) -> str:
-    """Why no product of 3x3 factors equals an arbitrary kernel, or ''; as ``cl_refusal``."""
+    """Return the reason why 3x3 factors cannot have an arbitrary product, or ''.
+
+    Arguments are as for ``cl_refusal``.
+    """
     m, n, first, last = _channels(shapes, groups)
     copies = _output_copies(len(shapes)) ** 2
     if first >= 4 * m and last >= copies * n:
@@ -69,18 +72,18 @@ def _by_group(solve: Callable[[Tensor, list[Tensor]], list[Tensor]]) -> Callable
 
 @_by_group
 def factorise_cl(kernel: Tensor, weights: list[Tensor]) -> list[Tensor]:
-    """1x1, kxk and 1x1 factors in float64 whose product is ``kernel``.
+    """Return 1x1, kxk and 1x1 factors in float64 whose product is ``kernel``.
 
     Args:
         kernel: ``(n, m / groups, kh, kw)``.
-        weights: the factors' present weights, which say shapes and random values.
+        weights: the factors' present weights, which give shapes and random values.
         groups: the number of groups.
     """
     first = _semi_orthogonal(*weights[0].shape[:2], like=kernel)
     last = _semi_orthogonal(weights[2].shape[1], weights[2].shape[0], like=kernel).T
     factors = [first[:, :, None, None], weights[1], last[:, :, None, None]]
     missing = kernel - _product(factors)
-    # The smaller side first: (n, m) by (m, p), and only then (q, n) by (n, p).
+    # The cheaper order: (n, m) by (m, p) first, then (q, n) by (n, p).
     inner = torch.einsum('nmhw,pm->nphw', missing, first)
     factors[1] = weights[1] + torch.einsum('nq,nphw->qphw', last, inner)
     return factors
@@ -88,10 +91,10 @@ def factorise_cl(kernel: Tensor, weights: list[Tensor]) -> list[Tensor]:
 
 @_by_group
 def factorise_ck(kernel: Tensor, weights: list[Tensor]) -> list[Tensor]:
-    """3x3 factors in float64 whose product is ``kernel``; as ``factorise_cl``."""
-    # The first factor holds four copies of every input, each shifted to a corner, and mixed.
-    # The factors behind the second hold copies of every output, each shifted on its own way.
-    # Shifted about by both, the second factor's 3x3 taps cover the whole kernel.
+    """Return 3x3 factors in float64 whose product is ``kernel``; arguments as ``factorise_cl``."""
+    # The first factor makes four copies of every input, shifts each to a corner, and mixes them.
+    # The factors behind the second shift copies of every output, each by another distance.
+    # Through these shifts the second factor's 3x3 taps cover the whole kernel.
     length, m, n = len(weights), kernel.shape[1], kernel.shape[0]
     mix = _semi_orthogonal(weights[0].shape[0], 4 * m, like=kernel)
     corners = _shifted_copies(m, [(y, x) for y in (0, 2) for x in (0, 2)], like=kernel)
@@ -119,7 +122,7 @@ def factorise_ck(kernel: Tensor, weights: list[Tensor]) -> list[Tensor]:
 
 
 def _output_copies(length: int) -> int:
-    # Per axis: blocks of 5 taps that cover a kernel of 2 * length + 1.
+    # The number of blocks of 5 taps, per axis, that cover a kernel of 2 * length + 1 taps.
     return math.ceil((2 * length + 1) / 5)
 
 
@@ -128,12 +131,12 @@ def _shifts(count: int, reach: int) -> list[int]:
 
 
 def _step(shift: int, steps: int, index: int) -> int:
-    # The shift's share of one of several 3x3 factors: they can move 0, 1 or 2 taps each.
+    # The share of one 3x3 factor in the whole shift: each can shift by 0, 1 or 2 taps.
     return shift * (index + 1) // steps - shift * index // steps
 
 
 def _shifted_copies(channels: int, places: list[tuple[int, int]], like: Tensor) -> Tensor:
-    """Kernel ``(channels, channels * len(places), 3, 3)`` that adds up shifted copies."""
+    """Return the kernel ``(channels, channels * len(places), 3, 3)`` that sums shifted copies."""
     kernel = like.new_zeros(channels, channels, len(places), 3, 3)
     index = torch.arange(channels)
     for copy, (y, x) in enumerate(places):
@@ -142,7 +145,7 @@ def _shifted_copies(channels: int, places: list[tuple[int, int]], like: Tensor) 
 
 
 def _shifted_diagonal(channels: int, places: list[tuple[int, int]], like: Tensor) -> Tensor:
-    """Kernel that shifts each of ``channels * len(places)`` copies by itself."""
+    """Return the kernel that shifts each of ``channels * len(places)`` copies separately."""
     copies = channels * len(places)
     kernel = like.new_zeros(copies, copies, 3, 3)
     index = torch.arange(copies)
@@ -152,9 +155,9 @@ def _shifted_diagonal(channels: int, places: list[tuple[int, int]], like: Tensor
 
 
 def _spread(kernel: Tensor, shifts: list[int], size: int) -> Tensor:
-    """Cut ``(a, b, k, k)`` into blocks ``(a, len(shifts) ** 2, b, size, size)`` that add up to it.
+    """Split ``(a, b, k, k)`` into blocks ``(a, len(shifts) ** 2, b, size, size)`` that sum to it.
 
-    A tap that several blocks cover is shared evenly.
+    A tap in several blocks is divided evenly between them.
     """
     count = kernel.new_zeros(kernel.shape[-1])
     for shift in shifts:
@@ -169,8 +172,8 @@ def _semi_orthogonal(rows: int, columns: int, like: Tensor) -> Tensor:
         return _semi_orthogonal(columns, rows, like).T
     if columns <= BLOCK:
         return torch.nn.init.orthogonal_(like.new_empty(rows, columns))
-    # One orthogonal matrix of this size takes time that grows with its cube. Blocks of it, then
-    # rows of different blocks mixed with each other, take BLOCK operations a value.
+    # The time for one orthogonal matrix grows with the cube of its size. Drawing blocks, and then
+    # mixing rows of different blocks, takes BLOCK operations per value.
     matrix = like.new_zeros(rows, columns)
     parts = math.ceil(columns / BLOCK)
     for down, across in zip(

@@ -1,8 +1,8 @@
-"""The kernel that a unit runs on, folded once for as long as its factors stay the same.
+"""The folded kernel of a unit, computed once and kept until a factor changes.
 
-A fold depends on the factors, never on the batch. It is one node of the autograd graph, shared by
-all forward passes up to the next optimizer step: the engine adds up the gradients of the folded
-kernel, and the node pulls the sum back to the factors.
+A fold depends on the factors, not on the batch. It is one node of the autograd graph, and all
+forward passes up to the next optimizer step share it. The engine sums the gradients of the folded
+kernel, and the node computes the factors' gradients from the sum.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -26,15 +26,15 @@ from .product import ChainProduct, fits, memory
 Product = ChainProduct | CapturedProduct
 
 PullBack = Callable[..., Sequence[Tensor | None]]
-"""Gradients of an expression's parameters for those of its kernel and bias."""
+"""A function from the gradients of kernel and bias to the gradients of the parameters."""
 
 
 class KernelGradient:
-    """The gradient of a folded kernel and bias, summed up over backward passes.
+    """The gradient of a folded kernel and bias, summed over backward passes.
 
     Attributes:
-        enabled: whether it is kept; off by default.
-        delivered: whether it was pulled back to the factors since they were last folded.
+        enabled: whether the gradient is kept; off by default.
+        delivered: whether a backward pass has run since the factors were last folded.
         weight: in the shape of the layer's weight; None before the first backward pass.
         bias: in the shape of the layer's bias, or None.
     """
@@ -44,12 +44,12 @@ class KernelGradient:
         self.clear()
 
     def clear(self) -> None:
-        """Start the sum again."""
+        """Reset the sum."""
         self.weight: Tensor | None = None
         self.bias: Tensor | None = None
 
     def add(self, weight: Tensor, bias: Tensor | None) -> None:
-        """Note a backward pass, and add its gradients if enabled."""
+        """Record a backward pass, and add its gradients if enabled."""
         self.delivered = True
         if self.enabled:
             self.weight = weight if self.weight is None else self.weight + weight
@@ -62,12 +62,13 @@ def fold_layer(
 ) -> Affine:
     """Return the kernel and bias of a layer in the dtype of its factors; differentiable.
 
-    Folded in float32 at least, and outside autocast: a product of rounded factors drifts.
+    The computation is in float32 or float64, and outside autocast, because a product of rounded
+    factors drifts.
 
     Args:
-        expression: the block.
-        turn: makes the layer's kernel of the expression's.
-        sample: inputs that norms take their statistics from; None: the running ones.
+        expression: the expression to fold.
+        turn: converts the expression's kernel to the layer's.
+        sample: the batch sample from which norms take statistics; None: running statistics.
     """
     like = next(expression.parameters())
     wide = like.dtype if like.dtype == torch.float64 else torch.float32
@@ -84,16 +85,16 @@ class _Folded:
 
 
 class FoldedKernel:
-    """Folds an expression, and keeps the result until a factor changes.
+    """The fold of an expression, kept until a factor changes.
 
     Attributes:
         captures: whether a chain on a GPU is folded by CUDA graphs; off by default.
-        gradient: of the kernel, where it is kept.
+        gradient: the gradient of the kernel, if it is kept.
 
     Args:
-        expression: linear, at least in eval mode.
-        turn: makes the layer's kernel of the expression's, and back; it moves values.
-        as_memory_format: gives a kernel the memory format that the network runs in.
+        expression: an expression that is linear in eval mode.
+        turn: converts the expression's kernel to the layer's, or back, by moving values.
+        as_memory_format: converts a kernel to the memory format of the network.
     """
 
     def __init__(
@@ -110,12 +111,12 @@ class FoldedKernel:
         self._product: tuple[tuple, Product | None] | None = None
 
     def forget(self) -> None:
-        """Fold again at the next use: for changes of factors that leave no trace on them."""
+        """Fold again at the next use; call it after changes that leave no trace on factors."""
         self._kept = None
 
     @torch.compiler.disable
     def get(self) -> Affine:
-        """Return the kernel and bias; differentiable where gradients are enabled."""
+        """Return the kernel and bias; differentiable if gradients are enabled."""
         parameters = list(self._expression.parameters())
         wanted = torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
         state = self._state(parameters)
@@ -129,30 +130,30 @@ class FoldedKernel:
         return kept.affine
 
     def _has_new_step(self, parameters: list[nn.Parameter]) -> bool:
-        """Return whether gradients were delivered and reset: factors may have changed by ``.data``.
+        """Return whether gradients were computed and reset, so that factors may have changed.
 
         A loop without an optimizer that writes to ``.data`` leaves no other trace.
         """
         return self.gradient.delivered and all(p.grad is None for p in parameters)
 
     def _state(self, parameters: list[nn.Parameter]) -> tuple:
-        """Equal as long as no factor was trained, changed in place, loaded, replaced or moved."""
+        """Return a state that changes if a factor is trained, written, replaced or moved."""
         tensors = [*parameters, *self._expression.buffers()]
-        # A fused optimizer leaves no trace on the versions of what it changes.
+        # A fused optimizer does not change the versions of its parameters: count steps too.
         return _optimizer_steps, tuple(
             (t.data_ptr(), version(t), t.dtype, t.requires_grad) for t in tensors
         )
 
     @torch.no_grad()
     def fold(self) -> tuple[Affine, PullBack]:
-        """Return the kernel and bias without a graph, and what pulls gradients back."""
+        """Return the kernel and bias without a graph, and a function that pulls gradients back."""
         expression = self._expression
         with torch.autocast(next(expression.parameters()).device.type, enabled=False):
             product = self._chain_product()
             if product is not None:
                 (weight, bias), saved = product.multiply()
                 affine = self._as_memory_format(self._turn(weight)), bias
-                # Not the kernel, which keeps the result: see ``_Fold``.
+                # The lambda must not hold this object, which keeps the result: see ``_Fold``.
                 turn = self._turn
                 return affine, lambda weight, bias: product.pull_back(saved, turn(weight), bias)
             with _detached(expression) as parameters, torch.enable_grad(), _saved_as_usual():
@@ -162,11 +163,11 @@ class FoldedKernel:
         return affine, _graph_pull_back((weight, bias), parameters)
 
     def pull_back(self, weight: Tensor | None, bias: Tensor | None) -> dict[nn.Parameter, Tensor]:
-        """Return the gradients of the trained factors for those of the kernel and bias.
+        """Return the trained factors' gradients for given gradients of kernel and bias.
 
         Args:
-            weight: ``(n, m / groups, kh, kw)``, of the layer; None: zero.
-            bias: ``(n,)``; None: zero.
+            weight: gradient of the layer's kernel ``(n, m / groups, kh, kw)``; None: zero.
+            bias: gradient of the bias ``(n,)``; None: zero.
         """
         affine, pull_back = self.fold()
         gradients = [
@@ -182,7 +183,7 @@ class FoldedKernel:
         }
 
     def _chain_product(self) -> Product | None:
-        """Return the product that views the present factors; None if they need the general one."""
+        """Return the product that views the present factors, or None if it does not fit them."""
         chain = self._expression
         if type(chain) is not Chain or chain.groups > 1:
             return None
@@ -196,13 +197,14 @@ class FoldedKernel:
 
 
 class _Fold(torch.autograd.Function):
-    """Parameters to folded kernel and bias; it can be gone back through several times."""
+    """The fold of parameters to kernel and bias; backward can run several times."""
 
     @staticmethod
     def forward(ctx: Any, kernel: FoldedKernel, *parameters: nn.Parameter) -> Affine:
         affine, ctx.pull_back = kernel.fold()
         ctx.parameters, ctx.versions = parameters, [version(p) for p in parameters]
-        # Not the kernel, which keeps the result: through the graph's nodes nothing is collected.
+        # The garbage collector does not see cycles through the graph. So ctx must not hold the
+        # FoldedKernel, which keeps the result.
         ctx.gradient = kernel.gradient
         return affine
 
@@ -221,9 +223,9 @@ class _Fold(torch.autograd.Function):
 
 @contextmanager
 def _detached(expression: nn.Module) -> Iterator[list[Tensor]]:
-    """Give an expression copies of its parameters, with a graph of their own; they share memory.
+    """Replace an expression's parameters by detached copies, which share memory.
 
-    On the parameters themselves the hooks that a user has registered would run twice.
+    With the parameters themselves, hooks that a user has registered would run twice.
     """
     kept, copies = [], []
     for module in expression.modules():
@@ -240,7 +242,7 @@ def _detached(expression: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def _saved_as_usual() -> saved_tensors_hooks:
-    """Hide the fold from activation checkpointing, whose second forward pass does not fold."""
+    """Save tensors as usual: the second forward pass of activation checkpointing does not fold."""
     return saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
 
 

@@ -1,9 +1,9 @@
-"""The folded kernel as a parameter of its own, so that its gradient is what is reduced.
+"""Folded parameters: DDP reduces their gradients in the place of the factors'.
 
-In distributed training the gradient of a folded kernel is as small as the compact layer's. The
-network is run on parameters that hold the products; once their gradients are reduced, the factors'
-gradients are computed from them locally. The product is linear in the reduced gradient, so the
-result is the same as reducing the factors' gradients.
+The gradient of a folded kernel is as small as the compact layer's. The network runs on parameters
+that hold the folded kernels. When their gradients are reduced, each process computes the factors'
+gradients from them. The factors' gradients are linear in the kernel's, so that the result equals
+reducing the factors' gradients.
 """
 
 from typing import TYPE_CHECKING
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 class FoldedParameter:
-    """The folded kernel of a unit, cut off from the factors until ``deliver``.
+    """The folded kernel of a unit as a parameter, without a graph to the factors.
 
     Attributes:
-        weight: the folded kernel as the network sees it.
-        bias: the folded bias, or None.
+        weight: the folded kernel ``(out, in / groups, kh, kw)``, in the network's memory format.
+        bias: the folded bias ``(out,)`` or None.
     """
 
     def __init__(self, unit: 'ExpandedLayer'):
@@ -35,14 +35,14 @@ class FoldedParameter:
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """Weight and, where there is one, bias."""
+        """Return the weight and, if the layer has a bias, the bias."""
         return [parameter for parameter in (self.weight, self.bias) if parameter is not None]
 
     def refresh(self) -> Affine:
-        """The parameters, holding the fold of the present factors.
+        """Return the parameters, with the fold of the present factors.
 
-        They are written again when a factor has changed, and only then: writing them between a
-        forward and its backward would spoil the gradient.
+        They are written only if a factor has changed, because writing them between a forward and
+        its backward pass would spoil the gradient.
         """
         self._unit.take_offered()
         with torch.enable_grad():
@@ -55,7 +55,7 @@ class FoldedParameter:
         return self.weight, self.bias
 
     def deliver(self) -> None:
-        """Turn the parameters' gradients into the factors', adding to what those have."""
+        """Compute the factors' gradients from the parameters', and add them to ``.grad``."""
         if all(parameter.grad is None for parameter in self.parameters):
             return
         if self._folded is None:

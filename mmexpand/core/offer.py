@@ -1,15 +1,15 @@
-"""A weight that an initialisation may write to before a unit is first used."""
+"""Offers: writable copies of a unit's weight and bias, for initialisations before the first use."""
 
 import torch
 from torch import Tensor
 
 
 class Offer:
-    """A weight and bias that a unit lets be written to, and whether they were.
+    """A writable weight and bias, which detects whether they were written.
 
     Attributes:
-        weight: in the shape of the layer's.
-        bias: in the shape of the layer's, or None.
+        weight: the weight, in the shape of the layer's.
+        bias: the bias, in the shape of the layer's, or None.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None):
@@ -18,10 +18,10 @@ class Offer:
 
     @property
     def weight_was_written(self) -> bool:
-        """Whether the weight is another one."""
+        """Return whether the weight has changed."""
         return not torch.equal(self.weight, self._before[0])
 
     @property
     def bias_was_written(self) -> bool:
-        """Whether there is a bias, and it is another one."""
+        """Return whether the layer has a bias that has changed."""
         return self.bias is not None and not torch.equal(self.bias, self._before[1])

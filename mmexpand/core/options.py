@@ -1,4 +1,4 @@
-"""Options of a block beside its method and rate."""
+"""Options of a block in addition to its method and rate."""
 
 from dataclasses import dataclass, fields
 from typing import Any
@@ -7,7 +7,7 @@ from ..errors import UserTypeError
 from .names import check_choice
 
 MAIN = ('cl', 'ck')
-"""Chains that a main branch is expanded as."""
+"""Values of ``main``: the chain in the place of the kxk branch of 'repvgg'."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class BlockOptions:
         nonlinear: 'relu' between the factors of a chain, or None.
 
     Raises:
-        TypeError, ValueError: for a value that means nothing.
+        TypeError, ValueError: for an invalid value.
     """
 
     shortcut: bool = False
@@ -40,7 +40,7 @@ class BlockOptions:
 
     @property
     def options(self) -> 'BlockOptions':
-        """Return these options alone, where a class derives from this one."""
+        """Return the options as a plain ``BlockOptions``, also from a derived class."""
         return BlockOptions(**{field.name: getattr(self, field.name) for field in _FIELDS})
 
     @property
@@ -61,7 +61,7 @@ class BlockOptions:
 
     @classmethod
     def decode(cls, code: int) -> 'BlockOptions':
-        """Return the options that ``encode`` made the integer of."""
+        """Return the options for an integer of ``encode``."""
         main = (None, *MAIN)[code // 4]
         return cls(shortcut=bool(code % 2), norm=bool(code // 2 % 2), main=main)
 

@@ -68,7 +68,7 @@ CASES = [
         "'SGDD' is not a registered optimizer.*SGD",
     ),
     (f'{TRAIN} --cfg-options model.backbone.type=UNett', 'have no UNett; near matches: UNet'),
-    (f'{TRAIN} --cfg-options model.backbone.type=Quartz', 'have no Quartz; no name is near'),
+    (f'{TRAIN} --cfg-options model.backbone.type=Quartz', 'have no Quartz; no near matches'),
     (f'{TRAIN} --cfg-options custom_hooks.0.type=ExpandHok', 'near matches: ExpandHook'),
     (
         f"{TRAIN} --cfg-options custom_hooks=[dict(type='ExpandHook')]",
