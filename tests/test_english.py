@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LAYERS = ('analysis', 'deploy', 'mm', 'models', 'report', 'study', 'surgery')
+LAYERS = ('analysis', 'core', 'deploy', 'mm', 'models', 'report', 'study', 'surgery')
 CODE = [
     *(path for layer in LAYERS for path in (ROOT / 'mmexpand' / layer).rglob('*.py')),
     *(ROOT / 'mmexpand').glob('*.py'),

@@ -1,4 +1,4 @@
-"""The spec of a layer, as blocks see it: what it computes, and factors that fit into it."""
+"""Layer specs: the shapes and options for which a block is built."""
 
 import math
 from collections.abc import Sequence
@@ -18,48 +18,48 @@ from .options import BlockOptions
 Pair = tuple[int, int]
 
 SPEC_KEY = 'expanded_site'
-"""The buffer of an expression, unless it is a chain by itself, that says what it is built from."""
+"""The buffer of an expression that records its spec. Chains of other than transposed layers have
+no such buffer, because their factors' shapes give the spec."""
 
 
 def check_rate(rate: float) -> None:
-    """Refuse an expansion rate that is not a finite number above 0.
+    """Raise an error if an expansion rate is not a finite number above 0.
 
     Raises:
-        TypeError: if it is not a number.
-        ValueError: if it is not above 0.
+        TypeError: if the rate is not a number.
+        ValueError: if the rate is not above 0, or not finite.
     """
     if isinstance(rate, bool) or not isinstance(rate, Real):
-        raise UserTypeError(f'rate must be a number above 0, got {rate!r}')
+        raise UserTypeError(f'rate must be a finite number above 0, got {rate!r}')
     if not (rate > 0 and math.isfinite(rate)):
-        raise UserValueError(f'rate must be a number above 0, got {rate!r}')
+        raise UserValueError(f'rate must be a finite number above 0, got {rate!r}')
 
 
 def widen(channels: int, rate: float) -> int:
-    """Channels times rate, rounded (half up), at least 1."""
+    """Return channels times rate, rounded half up, at least 1."""
     return max(1, math.floor(channels * rate + 0.5))
 
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """The layer that a block is built for: a convolution or a linear layer.
+    """The spec of a convolution or linear layer, for which a block is built.
 
     Attributes:
         in_channels: m, of all groups together.
         out_channels: n, of all groups together.
-        kernel_size: height and width; (1, 1) of a linear layer.
+        kernel_size: height and width; (1, 1) for a linear layer.
         rate: the expansion rate r.
-        groups: every group is expanded by itself.
-        bias: whether the layer has one.
-        stride: of the layer.
-        padding: with zeros, on both sides of an axis; what else a layer pads, the unit does
-            before.
-        dilation: of the layer.
-        upsampling: of a transposed convolution its stride; None: of another layer. Its factors
-            see the image with zeros put in between the pixels, which the unit does before, and
-            have no stride.
+        groups: the number of groups; each group is expanded separately.
+        bias: whether the layer has a bias.
+        stride: the layer's stride; (1, 1) for a transposed convolution.
+        padding: zeros on both sides of an axis, which the first factor adds. The unit adds any
+            other padding before the block.
+        dilation: the layer's dilation.
+        upsampling: the stride of a transposed convolution; None for another layer. The unit puts
+            zeros between the pixels of the image before the block.
         linear: whether factors are linear layers.
         like: a tensor of the factors' device and dtype.
-        options: of the block.
+        options: the block's options.
     """
 
     in_channels: int
@@ -87,10 +87,10 @@ class LayerSpec:
         """Return the spec of a layer.
 
         Args:
-            layer: a convolution, a transposed one or a linear layer.
+            layer: a convolution, transposed convolution or linear layer.
             rate: the expansion rate r.
-            options: of the block; None: the default ones.
-            device: of the factors; None: the layer's.
+            options: the block's options; None: the defaults.
+            device: the factors' device; None: the layer's.
         """
         options = options or BlockOptions()
         like = torch.empty(0, dtype=layer.weight.dtype, device=device or layer.weight.device)
@@ -114,7 +114,7 @@ class LayerSpec:
         )
 
     def record(self) -> torch.Tensor:
-        """What a kernel's expression is built from again, as integers for a state dict."""
+        """Return the spec as 9 or 11 integers for a state dict; ``from_record`` reads them."""
         rate = Fraction(self.rate)
         sizes = self.in_channels, self.out_channels, *self.kernel_size, self.groups, int(self.bias)
         upsampling = self.upsampling or ()
@@ -124,7 +124,7 @@ class LayerSpec:
 
     @classmethod
     def from_record(cls, record: torch.Tensor, like: torch.Tensor) -> 'LayerSpec':
-        """Return the spec that ``record`` was made of, but for stride, padding and dilation."""
+        """Return the spec of a record, which contains no stride, padding and dilation."""
         m, n, height, width, groups, bias, numerator, denominator, *rest = record.tolist()
         *upsampling, last = rest
         return cls(
@@ -141,7 +141,7 @@ class LayerSpec:
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
-        """The shape of the layer's weight."""
+        """Return the shape of the layer's weight."""
         if self.linear:
             return self.out_channels, self.in_channels
         first, second = self.out_channels, self.in_channels
@@ -154,15 +154,15 @@ class LayerSpec:
         return kernel[:, :, 0, 0] if self.linear else kernel
 
     def turn(self, kernel: torch.Tensor) -> torch.Tensor:
-        """Return the layer's kernel for the block's, or the block's for the layer's."""
+        """Convert the block's kernel to the layer's, or back."""
         return transpose(kernel, self.groups) if self.upsampling else kernel
 
     def widen_inputs(self) -> int:
-        """Of the first factor, p = rm, in every group."""
+        """Return the outputs of a chain's first factor, p = rm, rounded in every group."""
         return self.groups * widen(self.in_channels // self.groups, self.rate)
 
     def widen_outputs(self) -> int:
-        """Of the last but one, q = rn, in every group."""
+        """Return the inputs of a chain's last factor, q = rn, rounded in every group."""
         return self.groups * widen(self.out_channels // self.groups, self.rate)
 
     def factor(
@@ -175,16 +175,16 @@ class LayerSpec:
         bias: bool | None = None,
         groups: int | None = None,
     ) -> nn.Module:
-        """A factor, initialised as torch does it.
+        """Build a factor, initialised by torch.
 
         Args:
-            inputs: its channels, of all groups together.
-            outputs: its channels, of all groups together.
-            kernel_size: of a linear layer (1, 1).
-            pads: whether it pads for the whole block: its first factor does.
-            strides: whether it has the block's stride: its last factor with taps does.
-            bias: None: where the layer has one.
-            groups: None: the layer's.
+            inputs: the number of input channels, of all groups together.
+            outputs: the number of output channels, of all groups together.
+            kernel_size: height and width; (1, 1) for a linear layer.
+            pads: whether the factor has the layer's padding, as a block's first factor does.
+            strides: whether the factor has the layer's stride, as the last factor with taps does.
+            bias: whether the factor has a bias; None: if the layer has a bias.
+            groups: the number of groups; None: the layer's.
         """
         bias = self.bias if bias is None else bias
         how = dict(bias=bias, device=self.like.device, dtype=self.like.dtype)
@@ -204,9 +204,9 @@ class LayerSpec:
         )
 
     def branch(self, kernel_size: Pair) -> 'LayerSpec':
-        """Return the spec of a branch with a smaller kernel, centred in this one; it has no bias.
+        """Return the spec, without bias, of a branch with a smaller kernel centred in this kernel.
 
-        Its padding is less by the taps that it lacks. Below none the image is cropped (``Sum``).
+        Its padding is reduced by the missing taps. If it is negative, ``Sum`` crops the image.
         """
         padding = tuple(
             p - d * margin
@@ -217,18 +217,18 @@ class LayerSpec:
         return replace(self, kernel_size=tuple(kernel_size), padding=padding, bias=False)
 
     def conv(self, bias: bool = False) -> nn.Conv2d:
-        """Return a factor that is the whole layer."""
+        """Build a factor with the layer's kernel size, stride, padding and dilation."""
         return self.factor(
             self.in_channels, self.out_channels, self.kernel_size, True, True, bias=bias
         )
 
     @property
     def is_depthwise(self) -> bool:
-        """Return whether an output sees one input, which may be dead behind a ReLU."""
+        """Return whether each output has a single input, which may be dead behind a ReLU."""
         return self.groups == self.in_channels
 
     def not_odd(self) -> str:
-        """Why smaller kernels cannot be centred in this one; empty where they can."""
+        """Return the reason why smaller kernels cannot be centred in this kernel, or ''."""
         height, width = self.kernel_size
         if height == width == 1:
             return 'its kernel is 1x1'
@@ -238,10 +238,10 @@ class LayerSpec:
 
 
 class SkippingConv2d(nn.Conv2d):
-    """A 1x1 convolution with a stride, as one without on the pixels that it sees.
+    """A strided 1x1 convolution, computed without a stride on the pixels that it sees.
 
-    The gradient of the former's weight, of less than eight channels that are kept last, is written
-    beyond its memory on a CPU (uxlfoundation/oneDNN#6035; seen with torch 2.9).
+    With less than eight channels in channels_last, oneDNN writes the gradient of a strided 1x1
+    weight beyond its memory on a CPU (uxlfoundation/oneDNN#6035; seen with torch 2.9).
     """
 
     def _conv_forward(
@@ -253,12 +253,12 @@ class SkippingConv2d(nn.Conv2d):
 
 
 def pads_apart(conv: nn.Conv2d | nn.ConvTranspose2d) -> bool:
-    """Whether a convolution pads as no factor can: once, before the first one."""
+    """Return whether the unit has to pad before the block, because no factor can."""
     return conv.transposed or conv.padding_mode != 'zeros' or isinstance(conv.padding, str)
 
 
 def margins(whole: Sequence[int], part: Sequence[int]) -> Pair:
-    """Taps between the border of a kernel and that of a smaller one centred in it, by axis."""
+    """Return the taps around a smaller kernel that is centred in a kernel, by axis."""
     return tuple((large - small) // 2 for large, small in zip(whole, part, strict=True))
 
 
@@ -269,6 +269,6 @@ def output_size(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> tuple[int, int]:
-    """Height and width of a convolution's output."""
+    """Return the height and width of a convolution's output."""
     axes = zip(size, kernel, stride, padding, dilation, strict=True)
     return tuple((s + 2 * p - d * (k - 1) - 1) // step + 1 for s, k, step, p, d in axes)

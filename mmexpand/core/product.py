@@ -1,7 +1,7 @@
 """The product of a 1x1, a kxk and a 1x1 factor, in few operations.
 
-Folds are products of small matrices: the number of operations costs, not their size. This is the
-product of ``algebra.fold`` and its gradient, on matrices that are views of the factors.
+Folds multiply small matrices, so that the number of operations costs, not their size. The product
+equals ``algebra.fold``'s. Product and gradient use matrices that are views of the factors.
 """
 
 from collections.abc import Sequence
@@ -14,10 +14,10 @@ from .algebra import Affine, fold_order
 
 
 class Saved(NamedTuple):
-    """Values that the gradient needs.
+    """Values that the gradient requires.
 
     Attributes:
-        half: the product of the first two factors or of the last two.
+        half: the product of the first two or the last two factors.
         sums: the middle factor summed over its taps ``(q, p)``; None without biases.
         shift: bias of the first two factors' product ``(q,)``; None without biases.
     """
@@ -28,11 +28,11 @@ class Saved(NamedTuple):
 
 
 class ChainProduct:
-    """Multiplies three factors, and pulls gradients of the product back to them.
+    """The product of three factors, and its gradient.
 
     Args:
-        factors: ``nn.Conv2d`` or ``nn.Linear`` that ``fits`` allows: 1x1 (m -> p), kxk (p -> q) and
-            1x1 (q -> n).
+        factors: ``nn.Conv2d`` or ``nn.Linear`` for which ``fits`` is True: 1x1 (m -> p), kxk
+            (p -> q) and 1x1 (q -> n).
     """
 
     def __init__(self, factors: Sequence[nn.Module]):
@@ -52,10 +52,7 @@ class ChainProduct:
         self._first_two_first = fold_order(shapes, 0, 3)[1] == 2
 
     def multiply(self) -> tuple[Affine, Saved]:
-        """Return the kernel ``(n, m, kh, kw)`` and bias ``(n,)`` of the product.
-
-        The second value is the one that ``pull_back`` takes.
-        """
+        """Return the kernel ``(n, m, kh, kw)`` and bias ``(n,)``, and values for ``pull_back``."""
         if self._first_two_first:
             half = (self._rows @ self._first).view(len(self._columns), -1)
             product = self._last @ half
@@ -65,7 +62,7 @@ class ChainProduct:
         kernel = _taps_last(product, len(self._last), self._first.shape[1], self._taps)
         if self._biases is None:
             return (kernel, None), Saved(half)
-        # Every tap of the middle factor sees the first one's bias.
+        # Every tap of the middle factor adds the first factor's bias.
         first, second, third = self._biases
         sums = self._middle.sum(1)
         shift = torch.addmv(second, sums, first)
@@ -73,12 +70,12 @@ class ChainProduct:
         return (kernel, bias), Saved(half, sums, shift)
 
     def pull_back(self, saved: Saved, kernel: Tensor, bias: Tensor | None) -> list[Tensor]:
-        """Return the gradients of the factors' parameters.
+        """Return the gradients of the factors' parameters, in the parameters' order.
 
         Args:
-            saved: by ``multiply``.
+            saved: the values from ``multiply``.
             kernel: gradient of the kernel ``(n, m, kh, kw)``.
-            bias: gradient of the bias ``(n,)``; None where the factors have none.
+            bias: gradient of the bias ``(n,)``; None if the factors have no biases.
         """
         gradient = kernel.permute(0, 2, 3, 1)
         if self._first_two_first:
@@ -116,20 +113,20 @@ class ChainProduct:
 
 
 def _taps_last(matrix: Tensor, out: int, inputs: int, taps: Sequence[int]) -> Tensor:
-    """View ``(out, kh, kw, inputs)`` in memory as a kernel ``(out, inputs, kh, kw)``."""
+    """Return ``(out, kh, kw, inputs)`` in memory, viewed as a kernel ``(out, inputs, kh, kw)``."""
     height, width = taps
     strides = height * width * inputs, 1, width * inputs, inputs
     return matrix.as_strided((out, inputs, height, width), strides)
 
 
 def memory(factors: Sequence[nn.Module]) -> tuple:
-    """Return the place of the factors: a product is of use as long as it stays the same."""
+    """Return the factors' place in memory; a product is valid until it changes."""
     parameters = (p for factor in factors for p in factor.parameters(recurse=False))
     return tuple((p.data_ptr(), p.dtype, p.stride()) for p in parameters)
 
 
 def fits(factors: Sequence[nn.Module]) -> bool:
-    """Return whether these factors of one group are ones that ``ChainProduct`` multiplies."""
+    """Return whether ``ChainProduct`` can multiply these factors of one group."""
     plain = all(isinstance(factor, (nn.Conv2d, nn.Linear)) for factor in factors)
     if len(factors) != 3 or not plain:
         return False

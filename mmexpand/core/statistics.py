@@ -1,4 +1,4 @@
-"""Branches normalised by statistics of a sample, added up to one kernel."""
+"""The kernel of branches that are normalised by the statistics of a batch sample."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,18 +10,18 @@ from torch.autograd.function import once_differentiable
 from .compat import moments
 
 FLOOR = 0.1
-"""The least variance of a channel, as a fraction of the mean of its norm's channels."""
+"""The least variance of a channel, as a fraction of the mean variance of its norm's channels."""
 
 
 def excess(running_variance: Tensor, eps: float) -> Tensor:
-    """How many times the floor is above the variance of each channel, at least 1.
+    """Return the ratio of the floor to the variance of each channel, at least 1.
 
-    A channel that is dead behind a ReLU has no variance. Unbounded, its norm would put a weight
-    into the merged kernel that is far above the others, which neither int8 nor float16 holds.
+    A channel that is dead behind a ReLU has no variance. Without a floor its norm would put a
+    weight into the merged kernel that is too large for int8 and float16.
 
     Args:
-        running_variance: of norms, ``(..., channels)``.
-        eps: of the norms.
+        running_variance: the norms' running variances ``(..., channels)``.
+        eps: the norms' eps.
     """
     # mean / ((variance + eps) / FLOOR), in few operations.
     scaled = torch.rsub(running_variance, eps / FLOOR, alpha=-1 / FLOOR)
@@ -29,10 +29,10 @@ def excess(running_variance: Tensor, eps: float) -> Tensor:
 
 
 class Normed(torch.autograd.Function):
-    """Kernels and biases of branches that are normalised by their outputs' mean and variance.
+    """Kernels and biases of branches, normalised by their outputs' mean and variance.
 
-    Gradients of the statistics reach the kernels, not the taps. One function with a backward pass
-    of its own: on small layers it is the number of operations that costs.
+    Gradients of the statistics reach the kernels, not the taps. It has its own backward pass,
+    because the number of operations determines the time on small layers.
     """
 
     @staticmethod
@@ -47,19 +47,20 @@ class Normed(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         """Return kernels and biases, or their sum, and the mean and biased variance of outputs.
 
-        Tensors of channels hold one branch after another.
+        Tensors of channels contain one branch after another.
 
         Args:
-            ctx: what the backward pass is given.
+            ctx: the context for the backward pass.
             taps: inputs of the kernels, ``(in * kh * kw, pixels)``, or with groups
                 ``(groups, in / groups * kh * kw, pixels)``.
-            excess: of all channels, as of the function of this name; None: there is no floor.
-            eps: of the norms.
-            summed: this many equal parts of the channels are added up. 1 of several branches:
-                nothing is, and biases are constants: a norm around each branch removes them.
+            excess: the function ``excess`` of all channels; None: no floor.
+            eps: the norms' eps.
+            summed: the number of equal parts of the channels that are added. With 1 and several
+                branches nothing is added, and biases have no gradient: a norm around each branch
+                removes them.
             branches: the number of kernels.
             tensors: the kernels ``(out, in / groups, kh, kw)``, the norms' weights, and their
-                biases; without these there is no bias.
+                biases; no biases if the layer has none.
         """
         kernels, gains = tensors[:branches], tensors[branches : 2 * branches]
         shifts = tensors[2 * branches :]
@@ -90,7 +91,7 @@ class Normed(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor | None, grad_bias: Tensor | None, *_: None) -> tuple:
-        """Return the gradients of kernels, weights and biases; None where the bias is not used."""
+        """Return the gradients of kernels, weights and biases; None for unused biases."""
         with torch.autocast(ctx.saved_tensors[0].device.type, enabled=False):
             return Normed._backward(ctx, grad, grad_bias)
 
@@ -120,17 +121,17 @@ class Normed(torch.autograd.Function):
 
 
 def join(tensors: Sequence[Tensor]) -> Tensor:
-    """Concatenate; nothing is done to a single one."""
+    """Concatenate tensors; return a single tensor unchanged."""
     return torch.cat(tensors) if len(tensors) > 1 else tensors[0]
 
 
 def part(tensor: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
-    """Split what ``join`` concatenated."""
+    """Split a tensor of ``join`` into parts of these sizes."""
     return tensor.split(sizes) if len(sizes) > 1 else [tensor]
 
 
 class Outputs:
-    """Mean and biased variance of the outputs of kernels, from the outputs themselves.
+    """Mean and biased variance of kernels' outputs, computed from the outputs.
 
     Args:
         taps: inputs of the kernels ``(inputs, pixels)``.
@@ -144,16 +145,23 @@ class Outputs:
         self.mean, self.variance = moments(self._outputs)
 
     def subtract_gradient(self, rows: Tensor, slope: Tensor, by_mean: Tensor) -> None:
-        """Subtract a gradient of the kernels: by the variance (twice) and by the mean."""
+        """Subtract from ``rows`` the kernels' gradient through variance and mean, in place.
+
+        Args:
+            rows: the kernels' gradient ``(channels, inputs)``.
+            slope: -2 times the gradient of the variance ``(channels,)``.
+            by_mean: the negative gradient of the mean ``(channels,)`` or ``()``.
+        """
         constant = torch.addcmul(by_mean, slope, self.mean, value=-1)
         by_outputs = torch.addcmul(constant, self._outputs, slope)
         rows.addmm_(by_outputs.t(), self._taps, alpha=-1 / len(self._taps))
 
 
 class Covariance:
-    """As ``Outputs``, for groups, from the covariance of the inputs.
+    """Mean and biased variance of grouped kernels' outputs, from the covariance of the inputs.
 
-    A group has few inputs, as one channel of a depthwise layer: no kernel is applied to pixels.
+    A group has few inputs, for example one channel of a depthwise layer, so that the covariance is
+    cheaper than applying the kernels to all pixels.
 
     Args:
         taps: ``(groups, inputs, pixels)``.
@@ -177,7 +185,7 @@ class Covariance:
         return torch.cat([part.flatten(0, 1) for part in parts])
 
     def subtract_gradient(self, rows: Tensor, slope: Tensor, by_mean: Tensor) -> None:
-        """Subtract a gradient of the kernels; see ``Outputs.subtract_gradient``."""
+        """Subtract the kernels' gradient from ``rows``; see ``Outputs.subtract_gradient``."""
         by_mean = by_mean.expand_as(slope)
         slope, by_mean = (
             _grouped(value[:, None], self._groups, self._sizes) for value in (slope, by_mean)
@@ -186,6 +194,6 @@ class Covariance:
 
 
 def _grouped(rows: Tensor, groups: int, sizes: Sequence[int]) -> Tensor:
-    """Rows of channels, branch after branch, as ``(groups, channels / groups, columns)``."""
+    """Return rows, branch after branch, as ``(groups, channels / groups, columns)``."""
     parts = [part.unflatten(0, (groups, -1)) for part in rows.split(sizes)]
     return torch.cat(parts, 1)

@@ -1,7 +1,7 @@
-"""How a unit is run while it trains: chosen when it is built, by its ``forward`` and its block.
+"""Strategies to run a unit in training mode, chosen from its ``forward`` and its block.
 
-A strategy takes a unit, its input, and what the call says beside that (the output padding of a
-transposed convolution).
+A strategy is a function of a unit, its input, and further arguments of the layer's forward (the
+output padding of a transposed convolution).
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ Strategy = Callable[..., Tensor]
 
 
 def layerwise(unit: 'ExpandedLayer', x: Tensor, *call: object) -> Tensor:
-    """Apply one factor after another: the paper's chain."""
+    """Apply one factor after another, as the paper does."""
     return unit._apply_branches(x, *call)
 
 
@@ -27,7 +27,7 @@ def folded(unit: 'ExpandedLayer', x: Tensor, *call: object) -> Tensor:
 
 
 def cheaper(unit: 'ExpandedLayer', x: Tensor, *call: object) -> Tensor:
-    """Apply the folded kernel where that is cheaper, and where its gradient is reduced."""
+    """Run folded if this is cheaper or if DDP reduces the folded gradient, otherwise layerwise."""
     folds = unit.folded_parameter is not None or (
         unit.count_macs(x.shape, folded=True) <= unit.count_macs(x.shape, folded=False)
     )
@@ -37,19 +37,19 @@ def cheaper(unit: 'ExpandedLayer', x: Tensor, *call: object) -> Tensor:
 def measured(
     linear: Strategy, sampled: bool, unit: 'ExpandedLayer', x: Tensor, *call: object
 ) -> Tensor:
-    """Let norms take statistics of the batch, from all pixels or from a sample of them.
+    """Run a unit whose norms take statistics of the batch, from a batch sample or all pixels.
 
     Args:
-        linear: the strategy where all norms keep their statistics.
-        sampled: whether the kernel is folded by the statistics of a sample, where there is one.
+        linear: the strategy if all norms keep their statistics.
+        sampled: whether to run folded, with a batch sample, if the unit has enough pixels.
         unit: a unit with norms.
         x: its input.
-        call: see above.
+        call: further arguments of the layer's forward.
     """
     if not unit.takes_statistics:
         return linear(unit, x, *call)
     if not x.numel():
-        # No statistics to take: as of proposals of which none is left.
+        # An empty batch has no statistics, as when no proposal is left.
         return (folded if sampled else layerwise)(unit, x, *call)
     unit.anchor_norms(x, *call)
     sample = unit._sample(x, *call) if sampled else None
@@ -64,12 +64,12 @@ STRATEGIES: dict[str, Strategy] = dict(auto=cheaper, layerwise=layerwise, folded
 
 
 def choose(forward: str, has_kernel: bool, has_norms: bool) -> Strategy:
-    """Return how a unit is run while it trains.
+    """Return the strategy of a unit.
 
     Args:
         forward: 'auto', 'layerwise' or 'folded'.
-        has_kernel: not so with ReLU between the factors.
-        has_norms: whether there are norms in its block.
+        has_kernel: whether the expression has a kernel: not with ReLU between the factors.
+        has_norms: whether the expression has norms.
     """
     linear = STRATEGIES[forward] if has_kernel else layerwise
     return partial(measured, linear, forward != 'layerwise') if has_norms else linear

@@ -1,4 +1,4 @@
-"""The expanded layers: a convolution and a fully-connected layer (Sec. 3.1, 3.2)."""
+"""Units for convolutions, transposed convolutions and linear layers (Sec. 3.1, 3.2)."""
 
 import math
 from collections.abc import Sequence
@@ -21,14 +21,14 @@ from .names import check_choice
 from .options import BlockOptions
 
 FEW = 64
-"""Pixels below which norms in branches see the batch itself: the gradient of statistics, which a
-folded kernel does not pass on to it, is what keeps that of so few in bounds."""
+"""Least number of output pixels for a batch sample; with fewer pixels the block runs layerwise.
+Then gradients of the statistics reach the batch, which keeps gradients of so few pixels bounded."""
 
 MEASURED_MAC = 0.5
-"""Time of a multiply-accumulate operation of statistics, in those of a convolution's."""
+"""Time of a multiply-accumulate operation of statistics, relative to a convolution's."""
 
 NORM_MACS = 10
-"""Time of normalising one value, in multiply-accumulate operations. Both constants fit the times of
+"""Time to normalise one value, in multiply-accumulate operations. Both constants fit the times of
 `bn`, `repvgg` and `dbb` on layers of 16 to 256 channels and 10 to 40 rows (docs/cost.md)."""
 
 Conv = nn.Conv2d | nn.ConvTranspose2d
@@ -37,10 +37,10 @@ ConvUnit = TypeVar('ConvUnit', bound='ExpandedConv')
 
 
 class ExpandedConv(ExpandedLayer):
-    """The parts that are common to units of convolutions and of transposed ones."""
+    """The base class of units for convolutions and transposed convolutions."""
 
     KIND: type
-    """The class that a unit stands for: this class, or one that computes the same."""
+    """The class of the replaced layer; also classes that compute the same are replaced."""
 
     @classmethod
     def from_conv(
@@ -52,18 +52,18 @@ class ExpandedConv(ExpandedLayer):
         forward: str = 'auto',
         **options: object,
     ) -> ConvUnit:
-        """Expand a convolution; device, dtype, mode and ``requires_grad`` carry over.
+        """Return a unit for a convolution; device, dtype, mode and ``requires_grad`` carry over.
 
         Args:
             conv: the layer, of class ``KIND``; it is not changed.
             rate: the expansion rate r > 0.
-            method: as in ``ExpandConfig``; 'auto': 'ck' where an odd square kernel > 3 allows it.
+            method: as in ``ExpandConfig``; 'auto': 'ck' for odd square kernels > 3, otherwise 'cl'.
             init: 'default' or 'preserve'.
             forward: 'layerwise', 'folded' or 'auto'.
             **options: ``shortcut``, ``norm``, ``main`` and ``nonlinear``, as in ``ExpandConfig``.
 
         Raises:
-            TypeError: if it is not a plain layer of this kind.
+            TypeError: if the layer is not a plain layer of this class.
             ValueError: for an unknown or unfit method, rate, init or forward.
         """
         _check(conv, cls.KIND, rate, init, forward)
@@ -74,7 +74,7 @@ class ExpandedConv(ExpandedLayer):
 
     def __init__(self, layer: Conv, *args):
         super().__init__(layer, *args)
-        # What ConvModule and its like read from a convolution.
+        # ConvModule and similar classes read these attributes.
         for name in [
             'in_channels',
             'out_channels',
@@ -90,7 +90,7 @@ class ExpandedConv(ExpandedLayer):
         self.memory_format = _memory_format(layer.weight)
 
     def _pad(self, x: Tensor, *call: object) -> Tensor:
-        """Return the image that the expression is applied to."""
+        """Return the image to which the expression is applied."""
         raise NotImplementedError
 
     def _as_memory_format(self, kernel: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ class ExpandedConv(ExpandedLayer):
         return kernel.contiguous(memory_format=self.memory_format)
 
     def _apply_branches(self, x: Tensor, *call: object) -> Tensor:
-        # Some factors are in the format that folding wants: they must not spread it.
+        # Factors may be in channels_last for folding, which must not spread to the output.
         return self.expression(self._pad(x, *call)).contiguous(memory_format=self.memory_format)
 
     def _sample(self, x: Tensor, *call: object) -> BatchSample | None:
@@ -113,10 +113,10 @@ class ExpandedConv(ExpandedLayer):
         return NESTED_SAMPLES if nested else SAMPLES
 
     def _measures_cheaply(self, x: Tensor) -> bool:
-        """Return whether statistics of a part of the pixels cost less than branches do.
+        """Return whether running folded with a batch sample costs less than running layerwise.
 
-        On a GPU they never do: there the number of operations counts, and branches have fewer.
-        Statistics apply every norm's kernel, at the size of the layer's, to the sampled pixels.
+        On a GPU the result is False: there the number of operations counts, and branches have
+        fewer. Statistics apply every norm's kernel, in the layer's size, to the sampled pixels.
         """
         pixels, out = self._layer_pixels(x.shape), self.spec.out_channels
         sampled = pixels // math.prod(steps(pixels, self.spec, self._least_samples))
@@ -129,7 +129,7 @@ class ExpandedConv(ExpandedLayer):
         return measuring <= branches + NORM_MACS * norms * pixels * out
 
     def _reformat_factors(self) -> None:
-        # Kernels with the channels last are the matrices that folding multiplies: no copies.
+        # Folding multiplies kernels in channels_last as matrices, without copies.
         if not self.is_linear:
             return
         for module in self.expression.modules():
@@ -139,7 +139,7 @@ class ExpandedConv(ExpandedLayer):
                     factor.weight.data = weight.contiguous(memory_format=torch.channels_last)
 
     def _apply(self, fn, recurse: bool = True) -> nn.Module:  # noqa: ANN001
-        """Move or cast, keeping the factors' layout; a new memory format is the folded kernel's."""
+        """Move or cast; factors keep their layout, the folded kernel takes a new memory format."""
         super()._apply(fn, recurse)
         image = torch.empty(2, 2, 2, 2, device=self.like.device)
         image = image.contiguous(memory_format=self.memory_format)
@@ -150,11 +150,11 @@ class ExpandedConv(ExpandedLayer):
 
 
 class ExpandedConv2d(ExpandedConv):
-    """A convolution as a block: a chain of convolutions (Sec. 3.1, 3.2), or a sum of branches.
+    """A unit for a convolution: a chain of convolutions (Sec. 3.1, 3.2) or another block.
 
     Attributes:
-        factors: of 'cl' and 'ck': the chain, ``nn.Conv2d`` layers, the one applied first in
-            front. A bias sits exactly where the original has one.
+        factors: for 'cl' and 'ck' the ``nn.Conv2d`` factors in the order of application. They have
+            biases if and only if the convolution has a bias.
         weight: the folded kernel ``(n, m / groups, kh, kw)``, differentiable.
         bias: the folded bias ``(n,)`` or None, differentiable.
     """
@@ -162,10 +162,10 @@ class ExpandedConv2d(ExpandedConv):
     KIND = nn.Conv2d
 
     def to_conv(self) -> nn.Conv2d:
-        """Return the convolution that the unit came from, its weight the product of the factors.
+        """Return the replaced convolution with the folded kernel.
 
-        Multiplied in float64; the dtype, device, memory format, mode and ``requires_grad`` are
-        the unit's.
+        The fold is computed in float64. Dtype, device, memory format, mode and ``requires_grad``
+        are the unit's.
         """
         return self._contract()
 
@@ -197,16 +197,16 @@ class ExpandedConv2d(ExpandedConv):
         x = self._pad(x)
         return F.conv2d(x, weight, bias, layer.stride, padding, layer.dilation, self.groups)
 
-    # nn.Conv2d's, with a kernel that the caller made from ours (efficient_conv_bn_eval).
+    # mmengine's efficient_conv_bn_eval calls this method with a kernel computed from the unit's.
     _conv_forward = _apply_kernel
 
 
 class ExpandedConvTranspose2d(ExpandedConv):
-    """A transposed convolution as a block, in the place of the convolution that it amounts to.
+    """A unit for a transposed convolution.
 
-    It is a convolution, its kernel turned round, of the image with zeros put in between its pixels
-    and around them. The block stands for that one, so that all blocks fit; layer by layer it is
-    applied to that image. Folded, it is one transposed convolution.
+    A transposed convolution equals a convolution, with its kernel turned round, of the image with
+    zeros between and around the pixels. The block replaces this convolution, so that all blocks
+    fit. Layerwise the block is applied to this image. Folded it is one transposed convolution.
 
     Attributes:
         weight: the folded kernel ``(m, n / groups, kh, kw)``, differentiable.
@@ -216,19 +216,19 @@ class ExpandedConvTranspose2d(ExpandedConv):
     KIND = nn.ConvTranspose2d
 
     def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
-        """Apply the layer as ``ExpandedLayer.forward`` does; to an output of a given size."""
+        """Apply the unit as ``ExpandedLayer.forward``; ``output_size`` as in torch."""
         return self._run(input, output_padding(self._layer[0], input, output_size))
 
     def forward_layerwise(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
-        """Apply one factor after another, in any mode."""
+        """Apply one factor after another, in any mode; ``output_size`` as in torch."""
         return super().forward_layerwise(input, output_padding(self._layer[0], input, output_size))
 
     def to_conv(self) -> nn.ConvTranspose2d:
-        """Return the transposed convolution that the unit came from; see ``ExpandedConv2d``."""
+        """Return the replaced transposed convolution; see ``ExpandedConv2d.to_conv``."""
         return self._contract()
 
     def _borders(self, output_padding: Sequence[int]) -> tuple[int, int, int, int]:
-        """Return the zeros around the image: left, right, top, bottom; below 0: taken off."""
+        """Return the zeros left, right, above and below the image; negative values crop it."""
         layer = self._layer[0]
         before = [
             d * (k - 1) - p
@@ -264,7 +264,7 @@ class ExpandedConvTranspose2d(ExpandedConv):
 
 
 class ExpandedLinear(ExpandedLayer):
-    """A fully-connected layer as three in a row (Sec. 3.2, Eq. 4).
+    """A unit for a linear layer: three linear layers in a row (Sec. 3.2, Eq. 4).
 
     Attributes:
         factors: three ``nn.Linear`` layers, m -> rm -> rn -> n.
@@ -282,10 +282,12 @@ class ExpandedLinear(ExpandedLayer):
         forward: str = 'auto',
         **options: object,
     ) -> 'ExpandedLinear':
-        """Expand a linear layer; see ``ExpandedConv2d.from_conv`` for arguments and errors."""
+        """Return a unit for a linear layer; see ``ExpandedConv2d.from_conv`` for arguments."""
         _check(linear, nn.Linear, rate, init, forward)
         if 'fc' not in method.split('+'):
-            raise UserValueError(f"a linear layer is expanded by 'fc', got {method!r}")
+            raise UserValueError(
+                f"a linear layer requires method 'fc', 'cl+fc' or 'ck+fc', got {method!r}"
+            )
         spec = LayerSpec.of(linear, rate, BlockOptions(**options))
         unit = cls(linear, *choose_block(method, spec), forward)
         _carry_over(unit, linear, init)
@@ -308,7 +310,7 @@ class ExpandedLinear(ExpandedLayer):
         return self.expression(x)
 
     def to_linear(self) -> nn.Linear:
-        """The exact linear layer it came from; see ``ExpandedConv2d.to_conv``."""
+        """Return the replaced linear layer; see ``ExpandedConv2d.to_conv``."""
         return self._contract()
 
 
