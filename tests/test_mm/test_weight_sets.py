@@ -75,11 +75,11 @@ contract = ContractHook._contract
 def failing_for(failing, owner, name, fault):
     """``ContractHook._contract`` with a fault for one set of weights."""
 
-    def wrapper(self, runner, weights, model):
+    def wrapper(self, runner, weights, *args):
         with pytest.MonkeyPatch.context() as patch:
             if weights == failing:
                 patch.setattr(owner, name, fault)
-            contract(self, runner, weights, model)
+            contract(self, runner, weights, *args)
 
     return wrapper
 

@@ -72,9 +72,9 @@ def main(street: str, root: Path) -> None:
         directory = root / f'{stage}{rank}'
         cfg = make_config(street, directory)
 
-        def only_best(self, runner, name, model, stage=stage, rank=rank):
+        def only_best(self, runner, name, *args, stage=stage, rank=rank):
             with broken(stage if name == 'best' else 'none', rank):
-                contract(self, runner, name, model)
+                contract(self, runner, name, *args)
 
         with mock.patch.object(ContractHook, '_contract', only_best):
             run(cfg, directory)
