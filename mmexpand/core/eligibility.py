@@ -36,5 +36,5 @@ def refusal(layer: nn.Module, kind: type) -> str:
     if 'weight' not in parameters_of(layer) or set(parameters_of(layer)) - {'weight', 'bias'}:
         return f'{name} has a reparametrised weight (weight_norm, spectral_norm, parametrize)'
     if not layer.weight.is_floating_point():
-        return f'its weight is {layer.weight.dtype}'
+        return f'its weight is {layer.weight.dtype}, not floating point'
     return ''

@@ -51,7 +51,10 @@ def ck_refusal(shapes: Sequence[Shape], groups: int) -> str:
         return ''
     needed = max(4, copies) if len(shapes) > 2 else 4
     size = 2 * len(shapes) + 1
-    return f'3x3 factors reach every {size}x{size} kernel only with a rate of {needed} or more'
+    return (
+        f'3x3 factors require a rate of {needed} or more for an arbitrary {size}x{size} kernel; '
+        'raise the rate'
+    )
 
 
 def _channels(shapes: Sequence[Shape], groups: int) -> tuple[int, int, int, int]:

@@ -19,7 +19,7 @@ Pair = tuple[int, int]
 
 SPEC_KEY = 'expanded_site'
 """The buffer of an expression that records its spec. Chains of other than transposed layers have
-no such buffer, because their factors' shapes give the spec."""
+no such buffer, because their kernels suffice to fold them."""
 
 
 def check_rate(rate: float) -> None:

@@ -15,7 +15,7 @@ class BlockOptions:
     """Variants of a block; see ``ExpandConfig``.
 
     Attributes:
-        shortcut: whether a chain has a per-channel identity beside it.
+        shortcut: whether a per-channel identity is added to a chain.
         norm: whether a batch norm is behind the kernel of a linear block.
         main: 'cl' or 'ck': the chain in the place of the kxk branch of 'repvgg', or None.
         nonlinear: 'relu' between the factors of a chain, or None.

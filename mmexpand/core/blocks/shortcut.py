@@ -1,6 +1,6 @@
-"""A chain beside a per-channel identity: ``shortcut=True``.
+"""The sum of a chain and a per-channel identity: ``shortcut=True``.
 
-Sources: collapsible linear blocks (SESR) have a fixed identity beside the chain, and
+Sources: collapsible linear blocks (SESR) add a fixed identity to the chain, and
 Expansion-Squeeze-Blocks add an identity to ExpandNets. The scales are learnt, without weight decay.
 """
 
