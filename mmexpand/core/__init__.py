@@ -1,4 +1,4 @@
-"""Tensors and single layers: the algebra of ExpandNets, and units. Imports torch alone."""
+"""Tensors and single layers: the algebra of ExpandNets, and units. Imports torch only."""
 
 from .units import ExpandedConv2d, ExpandedConvTranspose2d, ExpandedLinear
 

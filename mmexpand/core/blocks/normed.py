@@ -48,8 +48,8 @@ def repvgg(spec: LayerSpec) -> nn.Module:
 def qarepvgg(spec: LayerSpec) -> nn.Module:
     """Build BN(BN(W_kxk) + W_1x1 + I).
 
-    The identity has no norm: a channel that is dead behind a ReLU has no variance to divide by
-    (Chu et al., "Make RepVGG Greater Again", AAAI 2024, Sec. 3.3).
+    Chu et al., "Make RepVGG Greater Again", AAAI 2024, Sec. 3.3. The identity has no norm, because
+    a channel that is dead behind a ReLU has no variance to divide by.
     """
     first, *small = rep_branches(spec.branch(spec.kernel_size))
     branches = [Norm(first, spec.bias, spec.is_depthwise), *small]
@@ -57,9 +57,10 @@ def qarepvgg(spec: LayerSpec) -> nn.Module:
 
 
 def mobileone(spec: LayerSpec) -> nn.Module:
-    """Build r times BN(W_kxk) + BN(W_1x1) + BN(I) (Vasu et al., "MobileOne", CVPR 2023, Sec. 3.2).
+    """Build the sum of r branches BN(W_kxk), BN(W_1x1) and BN(I).
 
-    In a 1x1 layer the r branches are 1x1 already, so that the additional 1x1 is left out.
+    Vasu et al., "MobileOne", CVPR 2023, Sec. 3.2. In a 1x1 layer the r branches are 1x1 already, so
+    that the additional 1x1 is left out.
     """
     plain = spec.branch(spec.kernel_size)
     branches = [plain.conv() for _ in range(max(1, round(spec.rate)))]
