@@ -16,6 +16,7 @@ from mmseg.models import EncoderDecoder
 from torch import nn
 
 from mmexpand.mm import dry_run_training
+from mmexpand.mm.compact_config import hook_configs
 from mmexpand.mm.models import build_compact_model
 from mmexpand.surgery import named_units
 from mmexpand.surgery.checkpoint import contract_state_dict, load_checkpoint
@@ -114,7 +115,7 @@ def test_a_later_hook_preserves_what_the_framework_initialises(seg_cfg):
 def test_the_other_order_is_refused(seg_cfg):
     later = expand('backbone.encoder', init='default')
     cfg = seg_cfg(custom_hooks=[expand('decode_head', init='preserve'), later])
-    with pytest.raises(ValueError, match=r"init='default' comes after one with 'preserve'.*front"):
+    with pytest.raises(ValueError, match=r"init='default' comes after one with 'preserve'.*first"):
         Runner.from_cfg(cfg).train()
 
 
@@ -137,7 +138,7 @@ def test_a_parents_init_cfg_over_a_builder_that_preserves_is_refused(seg_cfg):
     ]
     # With nothing to resume it starts anew.
     for cfg.model.init_cfg, cfg.resume in itertools.product(refused, (False, True)):
-        words = r'model\.init_cfg would overwrite the preserved weights of backbone .*Hook'
+        words = r'model\.init_cfg would overwrite the preserved weights of backbone: .*Hook'
         with pytest.raises(ValueError, match=words):
             Runner.from_cfg(cfg).train()
     # No factor is one.
@@ -207,9 +208,10 @@ def test_options_of_a_dry_run_change_what_the_config_says(seg_cfg, monkeypatch, 
 
     monkeypatch.setattr(dry_run_training, 'build_runner', stop)
     with pytest.raises(InterruptedError):
-        dry_run_training.dry_run_training(cfg, dict(rate=3))
+        options = dict(rate=3) if by != 'nothing' else dict(method='cl', rate=3)
+        dry_run_training.dry_run_training(cfg, options)
     (found,) = tried
-    hooks = [hook for hook in found.custom_hooks if hook['type'] == 'ExpandHook']
+    hooks = [hook for hook in hook_configs(found) if hook['type'] == 'ExpandHook']
     if by == 'builder':
         assert hooks == []
         assert (found.model.rate, found.model.include) == (3, 'backbone.encoder')

@@ -125,7 +125,7 @@ with read_base():
 from mmexpand.mm import ContractHook, ExpandHook
 
 custom_hooks = [
-    dict(type=ExpandHook, include='backbone.encoder', rate=2),
+    dict(type=ExpandHook, include='backbone.encoder', method='cl', rate=2),
     dict(type=ContractHook),
 ]
 """

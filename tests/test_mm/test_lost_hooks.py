@@ -69,7 +69,7 @@ def test_of_a_pure_python_config(tmp_path, monkeypatch, place, form):
     (folder / 'config.py').write_text(
         'from mmengine.config import read_base\n\nwith read_base():\n'
         f'    from {place}base import *\n\nfrom mmexpand.mm import ExpandHook\n\n'
-        f"custom_hooks = [{listed}dict(type=ExpandHook, include='backbone')]\n"
+        f"custom_hooks = [{listed}dict(type=ExpandHook, include='backbone', method='cl')]\n"
     )
     said = []
     monkeypatch.setattr('mmexpand.mm.lost_hooks.log', lambda message, level: said.append(message))
