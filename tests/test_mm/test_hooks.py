@@ -207,7 +207,7 @@ class OwnInitOfAll(EncoderDecoder):
 
 @pytest.mark.parametrize('by', ['ExpandHook', 'ExpandModel'])
 def test_what_is_preserved_is_initialised_once(seg_cfg, by):
-    how = dict(include='backbone.encoder', init='preserve', rate=2)
+    how = dict(include='backbone.encoder', method='cl', init='preserve', rate=2)
     cfg = seg_cfg(**{'train_cfg.max_iters': 0, 'custom_hooks': [dict(type='ContractHook')]})
     cfg.model.type = 'OwnInitOfAll'
     if by == 'ExpandHook':
@@ -511,13 +511,11 @@ def test_every_block_from_a_config(seg_cfg, how):
 
 @pytest.mark.parametrize('type_', ['ExpandModel', 'ExpandBackbone'])
 def test_builders(seg_cfg, type_):
-    cfg = seg_cfg(custom_hooks=[dict(type='ContractHook'), EMA])
+    cfg, how = seg_cfg(custom_hooks=[dict(type='ContractHook'), EMA]), dict(method='cl', rate=2)
     if type_ == 'ExpandModel':
-        cfg.model = dict(type=type_, model=cfg.model, include='backbone.encoder', rate=2)
+        cfg.model = dict(type=type_, model=cfg.model, include='backbone.encoder', **how)
     else:
-        cfg.model.backbone = dict(
-            type=type_, backbone=cfg.model.backbone, include='encoder', rate=2
-        )
+        cfg.model.backbone = dict(type=type_, backbone=cfg.model.backbone, include='encoder', **how)
     runner = train(cfg)
     assert list(named_units(runner.model)) == UNITS
     assert type(runner.model).__name__ == 'EncoderDecoder'

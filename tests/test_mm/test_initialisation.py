@@ -101,7 +101,7 @@ def test_it_resumes(seg_cfg, nonlinear):
 
 def test_contract_hook_refuses_it_at_the_start(seg_cfg):
     cfg = seg_cfg(custom_hooks=[NONLINEAR, CONTRACT])
-    message = r'0\.0\.convs\.0\.conv cannot be contracted: there is ReLU.*with load_from'
+    message = r'0\.0\.convs\.0\.conv cannot be contracted: it has ReLU.*with load_from'
     with pytest.raises(ValueError, match=message):
         train(cfg)
     assert not list(Path(cfg.work_dir).glob('*.pth'))
