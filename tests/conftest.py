@@ -21,7 +21,7 @@ settings.register_profile('few', max_examples=40, deadline=None, derandomize=Tru
 settings.register_profile('soak', max_examples=2000, deadline=None)
 settings.load_profile('few')
 ONEDL = installed_version('onedl-mmengine') is not None
-"""Whether the stack is the maintained forks."""
+"""True if the stack is the maintained forks."""
 _runs = itertools.count()
 _format_code = yapf_api.FormatCode
 

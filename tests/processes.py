@@ -28,7 +28,7 @@ def run_workers(
 
 
 def work(main: Callable[[list[str]], None]) -> None:
-    """What the script of a worker does: ``main`` with its arguments, in a process group.
+    """Run ``main`` with the arguments of a worker's script, in a process group.
 
     No destructors run: DDP wrappers hold the process group, and gloo's threads abort the process
     ("terminate called") when it goes before they do.

@@ -1,4 +1,4 @@
-"""What tests of the framework layer do with a config."""
+"""Runs of a config, for tests of the framework layer."""
 
 import re
 from pathlib import Path

@@ -31,7 +31,7 @@ SMALL_FILES = 8192
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens to a training, and when.
+    """A fault of a training, and its time.
 
     Attributes:
         what: 'kill', 'kill one rank', 'full disk' or 'no folder'.
@@ -251,7 +251,7 @@ def _without_folder(training: Training, work_dir: Path) -> int:
 
 
 def check_whole(work_dir: Path) -> None:
-    """What a user, or the next resume, takes for whole is whole.
+    """Files that a user or the next resume takes for whole are whole.
 
     Raises:
         AssertionError: naming the file that is not.

@@ -113,7 +113,7 @@ def test_commands_that_take_long_have_the_options_that_they_name(page):
 
 
 def test_links_to_files_hold():
-    """Of the pages that Sphinx does not read, too."""
+    """Pages that Sphinx does not read are included."""
     outside = [*ROOT.glob('*.md'), *(ROOT / 'configs').glob('*/README.md')]
     for page in {*PAGES, *outside}:
         targets = [first or second for first, second in LINK.findall(page.read_text())]

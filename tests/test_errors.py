@@ -1,4 +1,4 @@
-"""What is raised on purpose is a UserError: the tools print any other error with its traceback."""
+"""Deliberate errors are UserErrors: tools print any other error with its traceback."""
 
 import ast
 import pickle

@@ -126,7 +126,7 @@ assert not FRAMEWORKS & set(sys.modules)
 
 @pytest.mark.parametrize('layer', ['core', 'surgery'])
 def test_private_parts_of_others_are_in_compat_alone(layer):
-    """What begins with an underscore is ours, or overrides a method by a ``def``."""
+    """Names with an underscore are ours, or override a method by a ``def``."""
     trees = {path: ast.parse(path.read_text()) for path in (PACKAGE / layer).rglob('*.py')}
     nodes = [(path, node) for path, tree in trees.items() for node in ast.walk(tree)]
     functions = (ast.FunctionDef, ast.ClassDef)

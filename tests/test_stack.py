@@ -1,4 +1,4 @@
-"""What cannot work is said when mmexpand is imported."""
+"""Importing mmexpand names versions that cannot work."""
 
 from importlib.metadata import PackageNotFoundError, version
 

@@ -1,4 +1,4 @@
-"""The tools, in this process or one of their own, without importing the stack anew."""
+"""The tools, in this process or one of their own, without importing the stack again."""
 
 import importlib.util
 import multiprocessing
@@ -53,7 +53,7 @@ _context.set_forkserver_preload(['mmexpand', 'mmdet.apis', 'mmseg.apis'])
 def run_apart(path: str | Path, *arguments: object, cwd: Path | None = None) -> CompletedProcess:
     """A script in a process of its own, which another one that has imported the stack becomes.
 
-    So nothing is imported anew; all else is as in a user's shell.
+    Nothing is imported again; all else is as in a user's shell.
     """
     command = [str(part) for part in (path, *arguments)]
     with tempfile.TemporaryDirectory() as folder:

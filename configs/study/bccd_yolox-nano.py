@@ -13,7 +13,7 @@ def arm(**fields):
 arms = dict(
     _delete_=True,
     compact=dict(config=config, cfg_options=_base_.data),
-    # What norms alone do, behind those that it has: of the layers that RepVGG's block takes.
+    # The effect of norms alone, on the layers that RepVGG's block takes.
     bn=arm(method='bn', include='kernel:3x3'),
     repvgg=arm(method='repvgg'),
     repvgg_folded=arm(method='repvgg', forward='folded'),  # The 3x3 kernels, most are depthwise.

@@ -42,7 +42,7 @@ def test_a_study_can_be_read(path):
 
 @pytest.mark.parametrize('path', REPORTED, ids=lambda path: path.stem)
 def test_the_committed_table_is_of_the_committed_results(path, tmp_path):
-    """What is said beside it depends on the data that are there."""
+    """The text beside the table depends on the data on the machine."""
     committed = ROOT / 'resources/studies' / path.stem / 'study.md'
     assert rows(committed.read_text()) == rows(write_report(load_study(path), tmp_path))
 

@@ -118,7 +118,7 @@ def test_the_border_counts_in_proportion(groups, size, stride):
 
 @pytest.mark.parametrize('width', [1, 2, 3, 5, 8])
 def test_all_taps_are_of_the_image(width):
-    """Of small and odd sizes too, every sampled output is one of the layer's."""
+    """Every sampled output is an output of the layer, for small and odd sizes too."""
     torch.manual_seed(0)
     layer = nn.Conv2d(2, 4, 3, (1, 2), (1, 2), (1, 2), bias=False).double()
     x = torch.randn(900, 2, 7, width, dtype=torch.float64)

@@ -388,7 +388,7 @@ def test_block_files_show_one_formula(how):
 @pytest.mark.parametrize('padding', [1, 2])
 @pytest.mark.parametrize('method', ['rep', 'repvgg', 'mobileone'])
 def test_few_channels_kept_last_with_a_stride(method, padding):
-    """Of a strided 1x1 convolution oneDNN writes that gradient beyond its memory."""
+    """oneDNN writes that gradient of a strided 1x1 convolution beyond its memory."""
     last = torch.channels_last
     conv = nn.Conv2d(3, 16, 3, stride=2, padding=padding)
     unit = ExpandedConv2d.from_conv(conv, 1, forward='layerwise', method=method)

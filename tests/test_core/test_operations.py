@@ -28,7 +28,7 @@ class Counter(TorchDispatchMode):
 
 
 def operations(method):
-    """Of the second training step, forward and backward, of five layers."""
+    """Count the second training step, forward and backward, of five layers."""
     layers = []
     for inputs, outputs in pairwise(CHANNELS):
         layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]

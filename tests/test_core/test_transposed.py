@@ -36,7 +36,7 @@ def _seed():
 
 
 def kernels(how):
-    """Those that a block fits: even ones too, where it has no smaller kernels to centre."""
+    """Return sizes that fit a block: even ones too, if it centres no smaller kernel."""
     if 'ck' in how['method']:
         return [5, 7]
     even = how in (dict(method='cl'), dict(method='do'))

@@ -1,4 +1,4 @@
-"""What the exports are compared on."""
+"""Inputs for comparing exports."""
 
 import cv2
 import numpy as np

@@ -1,4 +1,4 @@
-"""Networks of mmdet's and mmseg's zoos as files, and those that are refused."""
+"""Networks of mmdet's and mmseg's zoos as files, and refused networks."""
 
 import numpy as np
 import onnx
@@ -26,7 +26,7 @@ from tests.test_mm.test_stock_networks import without_downloads
 
 @pytest.mark.parametrize('name', STOCK, ids=lambda name: name.split('/')[-1].split('_')[0])
 def test_predictions_are_the_frameworks_own(name, tmp_path):
-    """Of a batch and, where attention does not fix it, a size that it was not traced with."""
+    """The batch differs from the traced one, and the size where attention does not fix it."""
     # Attention reshapes to numbers that it has seen, and Swin's windows to padded ones.
     dynamic = not any(kind in name for kind in ('segformer', 'swin'))
     model = stock(name, STOCK[name])

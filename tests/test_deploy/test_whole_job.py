@@ -44,7 +44,7 @@ def network(request):
 
 
 def stock_inference(cfg, model, picture):
-    """What mmdet's or mmseg's own function finds in a picture, in pixels of the file's input."""
+    """Return the result of mmdet's or mmseg's own function, in pixels of the file's input."""
     model.cfg, model.dataset_meta = cfg.copy(), {}
     pipeline = cfg.test_dataloader.dataset.pipeline
     model.cfg.test_pipeline = pipeline
@@ -334,7 +334,7 @@ def test_a_size_that_the_file_does_not_take_is_named():
 
 
 def test_logits_resized_before_the_arg_max_are_pytorchs_own(picture, tmp_path):
-    """Of a picture that the pipeline makes smaller, and pads."""
+    """The pipeline makes the picture smaller, and pads it."""
     cfg = small(UNET)
     cfg.merge_from_dict({'test_dataloader.dataset.pipeline.1.scale': (60, 48)})
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""What every process of test_distill.py's distributed test runs: a student with a regressor.
+"""Each process of test_distill.py's distributed test: a student with a regressor.
 
 Writes the weights that each rank ends with, and what its distributed wrapper reduces.
 """

@@ -1,4 +1,4 @@
-"""What every process of test_ranks.py runs: a training of two ranks that draw differently.
+"""Each process of test_ranks.py: a training of two ranks that draw differently.
 
 Writes the factors that each rank has at the end, and how far its start was from the checkpoint,
 beside the work dir.

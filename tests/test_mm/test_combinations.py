@@ -136,7 +136,7 @@ def test_a_parents_init_cfg_over_a_builder_that_preserves_is_refused(seg_cfg):
         dict(type='Normal', layer='_ConvNd', std=0.02),
         dict(type='Normal', override=override),
     ]
-    # With nothing to resume it starts anew.
+    # With nothing to resume it starts again.
     for cfg.model.init_cfg, cfg.resume in itertools.product(refused, (False, True)):
         words = r'model\.init_cfg would overwrite the preserved weights of backbone: .*Hook'
         with pytest.raises(ValueError, match=words):

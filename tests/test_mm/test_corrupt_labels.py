@@ -54,7 +54,7 @@ def labels_of(dataset) -> np.ndarray:
 
 @pytest.mark.parametrize('fraction', [0, 0.2, 0.5, 0.8, 1])
 def test_as_many_as_asked_for(images, fraction):
-    """A tenth of those that are drawn get their own class again."""
+    """A tenth of the drawn labels get their own class again."""
     clean = labels_of(DATASETS.build(classifier_data(images)))
     changed = clean != labels_of(corrupted(classifier_data(images), fraction))
     share = fraction * (1 - 1 / CLASSES)

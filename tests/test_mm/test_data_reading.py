@@ -129,7 +129,7 @@ def test_the_first_batch_of_any_loader(workers):
 
 
 def test_classes_that_are_a_text(tmp_path, monkeypatch):
-    """Of a data set that works with them: a warning. A file of names is none."""
+    """A data set that works with them gets a warning; a file of names gets none."""
     said = []
     monkeypatch.setattr(datasets, 'log', lambda message, level: said.append(message))
     (tmp_path / 'names.txt').write_text('person\n')

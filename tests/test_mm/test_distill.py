@@ -300,7 +300,7 @@ def test_the_rest_of_the_training_is_left_alone(seg_cfg, teacher):
 
 @OPTIM_WRAPPERS.register_module(force=True)
 class Bfloat16(OptimWrapper):
-    """What AmpOptimWrapper does on a GPU."""
+    """Scales losses as AmpOptimWrapper does on a GPU."""
 
     def optim_context(self, model):
         return torch.autocast('cpu', torch.bfloat16)

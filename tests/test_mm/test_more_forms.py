@@ -36,7 +36,7 @@ def test_hooks_among_the_default_ones(seg_cfg):
 
 
 def keywords(cfg: Config) -> dict:
-    """What a script gives to Runner(...); nothing of it is in ``runner.cfg``."""
+    """Arguments of a script for Runner(...); ``runner.cfg`` has none of them."""
     left_out = ('custom_imports', 'launcher')
     return {key: value for key, value in cfg.items() if key not in left_out}
 

@@ -58,7 +58,7 @@ def train(cfg, **kwargs):
 
 
 def exported(cfg, checkpoint, path, **options):
-    """What ONNX Runtime computes of an int8 file with the trained ranges."""
+    """Return the outputs of an int8 file with the trained ranges in ONNX Runtime."""
     model = load_compact_model(cfg, checkpoint)
     int8 = Int8(IMAGES, **{**trained_ranges(checkpoint), **options})
     report = export_onnx(model, IMAGES[0], path, raw=True, int8=int8)

@@ -28,7 +28,7 @@ CONFIG = ROOT / 'configs/demo/yolo-lite_expand-cl-r4_2xb8-400iters_drawn-voc-160
 
 @pytest.fixture(scope='module')
 def work_dir(tmp_path_factory):
-    """What a training leaves, had it left its network untrained."""
+    """Files of a training that left its network untrained."""
     root = tmp_path_factory.mktemp('boxes')
     draw_voc(root / 'voc', num_train=4, num_test=6, size=(200, 120))
     cfg = Config.fromfile(CONFIG)

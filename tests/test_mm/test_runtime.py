@@ -43,7 +43,7 @@ OPTIONS = dict(
     restart_weights=[1],
     monitor='loss',
 )
-"""For every scheduler those that it takes."""
+"""The arguments of every scheduler."""
 
 
 @pytest.mark.parametrize('name', sorted(n for n in PARAM_SCHEDULERS.module_dict if 'LR' in n))
@@ -108,7 +108,7 @@ def test_what_is_blocked_is_named(tmp_path, value, blocked):
 
 
 class Reduced:
-    """What an attacker writes: a call, and a state for what it gives."""
+    """An attacker's pickle: a call, and a state for its result."""
 
     def __init__(self, *reduced: Any):
         self.reduced = reduced

@@ -402,7 +402,7 @@ def test_a_model_that_cannot_be_built_again_is_initialised_and_preserved(monkeyp
 
 
 def test_a_zero_kernel_stays_zero():
-    """It is one of those that are equal in two builds, and can be preserved by every block."""
+    """It is equal in two builds, and every block can preserve it."""
     for method in ('cl', 'bn', 'repvgg'):
         net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1))
         nn.init.zeros_(net[0].weight)

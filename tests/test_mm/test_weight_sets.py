@@ -220,7 +220,7 @@ def test_a_model_that_keeps_an_output(seg_cfg):
 
 @pytest.fixture(scope='module')
 def two_processes(street, tmp_path_factory):
-    """What weight_sets_worker.py found, by case and rank."""
+    """Results of weight_sets_worker.py, by case and rank."""
     directory = tmp_path_factory.mktemp('two')
     run_workers(WORKER, street, directory)
     return directory

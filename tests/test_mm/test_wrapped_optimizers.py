@@ -78,7 +78,7 @@ class Hides(torch.optim.SGD):
 
 @OPTIMIZERS.register_module()
 class StepsCopies(torch.optim.SGD):
-    """Steps copies, as those that keep weights in full precision do, and writes them back."""
+    """Steps copies, as optimizers with weights in full precision do, and writes them back."""
 
     def step(self, closure=None):
         for group in self.param_groups:

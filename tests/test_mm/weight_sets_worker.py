@@ -1,4 +1,4 @@
-"""What every process of test_weight_sets.py runs: trainings in which one rank fails.
+"""Each process of test_weight_sets.py: trainings in which one rank fails.
 
 Writes the message of each rank's error, '' if there was none, beside the case's work dir.
 """

@@ -34,7 +34,7 @@ def dataset(archive, split, **kwargs):
 
 
 def content(data):
-    """Of every image its class and its number, which its blue channel holds."""
+    """Return the class and the number (in the blue channel) of every image."""
     return [(int(d['labels']), int(d['inputs'][2, 0, 0]) // 10) for d in data]
 
 

@@ -32,7 +32,7 @@ SHORT = {
 
 
 def named(path):
-    """What a config's name promises: kernel size, method, rate, which may be None, and classes."""
+    """Return the kernel size, method, rate (or None) and classes of a config's name."""
     kernel, method, rate, classes = NAME.fullmatch(path.stem).groups()
     return int(kernel), method and method.replace('-', '+'), rate and int(rate), int(classes)
 

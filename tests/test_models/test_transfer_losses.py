@@ -20,7 +20,7 @@ def softmax(x):
 
 
 def kd(student, teacher, tau):
-    """Of vectors of logits."""
+    """Logits are vectors."""
     p, q = softmax(teacher / tau), softmax(student / tau)
     return tau**2 * sum(a * np.log(a / b) for a, b in zip(p, q, strict=True))
 

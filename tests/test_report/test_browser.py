@@ -119,7 +119,7 @@ def opened(browser, page):
 
 
 def shown(browser):
-    """Names of the pictures that one sees, in their order, with what is said of each."""
+    """Names of the pictures that one sees, in their order, with the text of each."""
     figures = browser.find_elements(By.CSS_SELECTOR, '#gallery figure')
     figures = [figure for figure in figures if figure.is_displayed()]
     figures.sort(key=lambda figure: (figure.location['y'], figure.location['x']))
@@ -199,7 +199,7 @@ def wait_for_colors(browser, *expected):
 
 
 def visible_colors(browser):
-    """Of both masks, how many pixels one sees of each color."""
+    """Return the visible pixels of both masks by color."""
     masks = browser.find_elements(By.CSS_SELECTOR, 'image.mask')
     found = []
     for mask in masks:

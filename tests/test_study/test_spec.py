@@ -1,4 +1,4 @@
-"""What is wrong with a study file is said with its key."""
+"""Errors of a study file name its key."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Choice of the learning rate, paired differences, and what is said of them."""
+"""Choice of the learning rate, paired differences, and their words."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What every process of test_distributed.py runs: three trainings that must agree.
+"""Each process of test_distributed.py: three trainings that must agree.
 
 Compact-size gradients under DDP, plain DDP, and one process with the whole batch. Prints, on
 rank 0, what was found out as JSON.

@@ -1,4 +1,4 @@
-"""Which layers, and the words for those that are not."""
+"""The layers of a plan, and the reasons of skipped layers."""
 
 import dataclasses
 import inspect

@@ -219,7 +219,7 @@ def test_a_units_own_forward_is_put_back(models):
 
 
 class Offsets(nn.Module):
-    """As of a deformable convolution: a layer that starts at zero, and adds to what there is."""
+    """A layer that starts at zero and adds to its input, as a deformable convolution does."""
 
     def __init__(self):
         super().__init__()

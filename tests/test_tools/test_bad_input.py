@@ -1,4 +1,4 @@
-"""What users get wrong, over all tools: a sentence that says what, where, and the way out."""
+"""Errors of users, over all tools: one message with problem, value and fix."""
 
 import json
 import logging

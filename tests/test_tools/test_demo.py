@@ -35,7 +35,7 @@ def tool(path, *args):
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
-    """What a training run leaves: configs and checkpoints, expanded and compact."""
+    """Configs and checkpoints of a training, expanded and compact."""
     root = tmp_path_factory.mktemp('trained')
     draw_cityscapes(root / 'data', num_train=1, num_val=3, size=(96, 80))
     cfg = Config.fromfile(CONFIG)
