@@ -5,6 +5,9 @@ from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.runner import Runner
+from mmseg.models.segmentors import EncoderDecoder
+from mmseg.registry import MODELS
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmexpand.mm.start import StartHook
 
@@ -29,3 +32,15 @@ def words_of(runner: Runner) -> str | None:
 def distances(words: str) -> list[float]:
     """Return the distances to the given network, in eval and in training mode."""
     return [float(value) for value in re.findall(r'([\d.]+e[+-]\d+) in', words)]
+
+
+@MODELS.register_module()
+class NormEval(EncoderDecoder):
+    """A segmentor that keeps its norms in eval mode, as mmdet's ResNet does by default."""
+
+    def train(self, mode=True):
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
+        return self

@@ -39,14 +39,14 @@ class BatchSample:
     """
 
     def __init__(self, x: Tensor, spec: LayerSpec, least: int = SAMPLES):
-        self._x, self._site, self._least = x, spec, least
+        self._x, self._spec, self._least = x, spec, least
         self.folded: dict[nn.Module, Affine] = {}
 
     @cached_property
     @torch.no_grad()
     def _taps(self) -> Tensor:
         # Computed on demand: with all norms in eval mode, the taps are never used.
-        spec, x = self._site, self._x
+        spec, x = self._spec, self._x
         size = output_size(x.shape[2:], spec.kernel_size, spec.stride, spec.padding, spec.dilation)
         every = steps(len(x) * size[0] * size[1], spec, self._least)
         geometry = spec.kernel_size, spec.stride, spec.padding, spec.dilation
@@ -61,7 +61,7 @@ class BatchSample:
     @property
     def kernel_size(self) -> tuple[int, int]:
         """Return the height and width of the layer's kernel."""
-        return self._site.kernel_size
+        return self._spec.kernel_size
 
     @property
     def samples(self) -> int:
@@ -76,7 +76,7 @@ class BatchSample:
             ``(groups, m / groups * kh * kw, pixels)``.
         """
         taps = self._taps.to(dtype)
-        height, width = self._site.kernel_size
+        height, width = self._spec.kernel_size
         if tuple(kernel_size) == (height, width):
             return taps
         y, x = margins((height, width), kernel_size)

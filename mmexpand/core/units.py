@@ -88,6 +88,8 @@ class ExpandedConv(ExpandedLayer):
         ]:
             setattr(self, name, getattr(layer, name))
         self.memory_format = _memory_format(layer.weight)
+        nested = any(isinstance(inner, Norm) for n in self._norms for inner in n.node.modules())
+        self._least_samples = NESTED_SAMPLES if nested else SAMPLES
 
     def _pad(self, x: Tensor, *call: object) -> Tensor:
         """Return the image to which the expression is applied."""
@@ -106,11 +108,6 @@ class ExpandedConv(ExpandedLayer):
         if pixels < FEW or (self.forward_order == 'auto' and not self._measures_cheaply(x)):
             return None
         return BatchSample(self._pad(x, *call), self.spec, self._least_samples)
-
-    @property
-    def _least_samples(self) -> int:
-        nested = any(isinstance(inner, Norm) for n in self._norms for inner in n.node.modules())
-        return NESTED_SAMPLES if nested else SAMPLES
 
     def _measures_cheaply(self, x: Tensor) -> bool:
         """Return whether running folded with a batch sample costs less than running layerwise.

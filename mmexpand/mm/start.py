@@ -2,13 +2,11 @@
 
 import copy
 import logging
-import random
 from typing import Any
 
-import numpy as np
 import torch
 from mmengine.hooks import Hook
-from mmengine.runner import Runner
+from mmengine.runner import Runner, set_random_seed
 from torch import nn
 
 from ..surgery import contract_, named_units
@@ -113,9 +111,7 @@ def distance_to_given(model: nn.Module, batch: Any) -> dict[str, float]:
 def _run(model: nn.Module, data: dict) -> Any:
     """Return a model's outputs, or its features if it has no outputs without labels."""
     # Both networks must draw the same random numbers, as for dropout.
-    torch.manual_seed(0)
-    np.random.seed(0)
-    random.seed(0)
+    set_random_seed(0)
     try:
         return tensor_outputs(model, copy.deepcopy(data))
     except Exception:

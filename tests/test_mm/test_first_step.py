@@ -4,10 +4,9 @@ import pytest
 from mmseg.models.segmentors import EncoderDecoder
 from mmseg.registry import MODELS
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.optimizer import _global_optimizer_pre_hooks
 
-from tests.runs import log_of, train
+from tests.runs import NormEval, log_of, train
 
 REPEATED = 'run several times in a training step, backbone.encoder.0.0.convs.0.conv (bn, 2 times)'
 IDLE = 'trained with norms in eval mode with initial statistics'
@@ -54,18 +53,6 @@ def test_no_warning_of_others(seg_cfg, changes):
     cfg = seg_cfg(**TWO, **changes)
     train(cfg)
     assert 'run several times' not in log_of(cfg)
-
-
-@MODELS.register_module()
-class NormEval(EncoderDecoder):
-    """Keeps its norms in eval mode, as mmdet's ResNet does by default."""
-
-    def train(self, mode=True):
-        super().train(mode)
-        for module in self.modules():
-            if isinstance(module, _BatchNorm):
-                module.eval()
-        return self
 
 
 def test_norms_that_stay_in_eval_mode_from_the_start(seg_cfg):

@@ -10,10 +10,8 @@ from mmengine.hooks import Hook
 from mmengine.registry import DefaultScope, init_default_scope
 from mmengine.runner import Runner
 from mmseg.models.backbones import UNet
-from mmseg.models.segmentors import EncoderDecoder
 from mmseg.registry import MODELS
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 import mmexpand
 from mmexpand.mm import hooks as hooks_module
@@ -47,18 +45,6 @@ class GivenUNet(UNet):
                 {k: v for k, v in given.items() if not without or without not in k}, strict=False
             )
         self._is_init = True
-
-
-@MODELS.register_module(force=True)
-class GivenNormEval(EncoderDecoder):
-    """Keeps all norms in eval mode."""
-
-    def train(self, mode=True):
-        super().train(mode)
-        for module in self.modules():
-            if isinstance(module, _BatchNorm):
-                module.eval()
-        return self
 
 
 @pytest.fixture(scope='module')
@@ -244,7 +230,7 @@ def test_norms_in_eval_mode_and_frozen_layers(seg_cfg, given, frozen):
     work_dir = compact.work_dir + '2'
     cfg = seg_cfg(custom_hooks=[hook()], load_from=given, work_dir=work_dir, **ONE)
     for each in (compact, cfg):
-        each.model.type = 'GivenNormEval'
+        each.model.type = 'NormEval'
         if frozen:
             each.model.backbone.type = 'GivenFrozen'
     runner = train(cfg)
