@@ -73,10 +73,11 @@ class ZippedImages(BaseDataset):
         ann_file: the zip, relative to ``data_root``.
         split: 'train', 'val' (the last images of every class of train), 'trainval' or 'test'.
         val_images: number of images of each class in 'val'.
-        **kwargs: arguments of ``BaseDataset``.
+        **kwargs: arguments of ``BaseDataset``. ``metainfo=dict(classes=...)`` selects classes and
+            sets their order; otherwise all classes are read, in alphabetical order.
 
     Raises:
-        ValueError: for another split, a split without images, or classes smaller than
+        ValueError: for another split, a class or split without images, or classes smaller than
             ``val_images``.
     """
 
@@ -91,18 +92,24 @@ class ZippedImages(BaseDataset):
     def load_data_list(self) -> list[dict]:
         """Decode all images of the split."""
         with zipfile.ZipFile(self.ann_file) as archive:
-            names = self._names(archive)
-            classes = sorted({PurePosixPath(name).parts[1] for name in names})
-            self._metainfo.setdefault('classes', tuple(classes))
+            by_class = self._by_class(archive)
+            classes = self._metainfo.setdefault('classes', tuple(by_class))
+            if absent := [name for name in classes if name not in by_class]:
+                raise UserValueError(
+                    f'{self.ann_file} has no images of the class {absent[0]!r} in metainfo; its '
+                    f'classes are {", ".join(by_class)}'
+                )
+            chosen = {name: by_class[name] for name in classes}
             return [
                 dict(
                     inputs=torch.from_numpy(_decode(archive.read(name))),
-                    labels=torch.tensor(classes.index(PurePosixPath(name).parts[1])),
+                    labels=torch.tensor(label),
                 )
+                for label, names in enumerate(self._split(chosen))
                 for name in names
             ]
 
-    def _names(self, archive: zipfile.ZipFile) -> list[str]:
+    def _by_class(self, archive: zipfile.ZipFile) -> dict[str, list[str]]:
         folder = 'test' if self.split == 'test' else 'train'
         by_class: dict[str, list[str]] = {}
         for name in sorted(archive.namelist()):
@@ -111,8 +118,11 @@ class ZippedImages(BaseDataset):
                 by_class.setdefault(parts[1], []).append(name)
         if not by_class:
             raise UserValueError(f'{self.ann_file} holds no images {folder}/CLASS/NAME')
+        return by_class
+
+    def _split(self, by_class: dict[str, list[str]]) -> list[list[str]]:
         if self.split not in ('train', 'val'):
-            return [name for names in by_class.values() for name in names]
+            return list(by_class.values())
         fewest = min(map(len, by_class.values()))
         if not 0 < self.val_images < fewest:
             raise UserValueError(
@@ -120,7 +130,7 @@ class ZippedImages(BaseDataset):
                 f'{self.ann_file} is in train and val; got {self.val_images}'
             )
         part = slice(-self.val_images) if self.split == 'train' else slice(-self.val_images, None)
-        return [name for names in by_class.values() for name in names[part]]
+        return [names[part] for names in by_class.values()]
 
     def full_init(self) -> None:
         """Load the images, which are tensors already."""

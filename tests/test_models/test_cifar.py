@@ -59,6 +59,17 @@ def test_a_part_of_the_images(archive):
     assert content(dataset(archive, 'trainval', indices=[6, 1])) == [whole[6], whole[1]]
 
 
+def test_metainfo_selects_classes_and_their_order(archive):
+    data = dataset(archive, 'train', metainfo=dict(classes=('dog',)))
+    assert content(data) == [(0, 0), (0, 1), (0, 2)]
+    assert all(item['inputs'][0, 0, 0] == 200 for item in data)  # Red is drawn for dogs only.
+    both = dataset(archive, 'train', metainfo=dict(classes=('dog', 'cat')))
+    assert [int(item['labels']) for item in both if item['inputs'][0, 0, 0] == 200] == [0, 0, 0]
+    message = r"no images of the class 'cow' in metainfo; its classes are cat, dog"
+    with pytest.raises(ValueError, match=message):
+        dataset(archive, 'train', metainfo=dict(classes=('dog', 'cow')))
+
+
 def test_bad_splits_are_refused(archive, tmp_path):
     with pytest.raises(ValueError, match=r"split must be 'train', 'val'.*got 'dev'"):
         dataset(archive, 'dev')

@@ -1,0 +1,25 @@
+# Which blocks help a classifier that is fine-tuned on little data? SmallNet, trained on five classes
+# of CIFAR-10 and fine-tuned on 1,000 images of the other five. First train the given network:
+#   python tools/train.py configs/smallnet/smallnet-k7_1xb128-15e_cifar10-first5.py
+_base_ = 'cifar10_smallnet.py'
+lrs = [0.01, 0.03, 0.1, 0.3]
+results_dir = '../../resources/studies/cifar10_smallnet_finetune'
+config = '../smallnet/smallnet-k7_1xb50-40e_cifar10-last5-1000images.py'
+
+
+def finetuned(**fields):
+    options = dict(_base_.data)
+    if fields:
+        options['custom_hooks'] = [dict(type='ExpandHook', include='features', **fields)]
+    return dict(config=config, cfg_options=options)
+
+
+arms = dict(
+    _delete_=True,
+    compact=finetuned(),
+    cl=finetuned(method='cl', rate=4, init='preserve'),
+    ck=finetuned(method='ck', rate=4, init='preserve'),
+    bn=finetuned(method='bn'),
+    repvgg=finetuned(method='repvgg'),
+    qarepvgg=finetuned(method='qarepvgg'),
+)
