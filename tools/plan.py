@@ -69,7 +69,8 @@ def describe(plans: list, costs: dict) -> str:
     }
     notes = {name: cost.runs for name, cost in costs.items()}
     title = 'Expanded layers, factors (out, in, kh, kw) below; MACs in millions, -: not reached'
-    return f'{title}\n{describe_plan(plans, ("MACs", "layerwise", "auto"), cells, notes)}'
+    parts = [(name, plan.layers, plan.skipped) for name, plan in plans]
+    return f'{title}\n{describe_plan(parts, ("MACs", "layerwise", "auto"), cells, notes)}'
 
 
 @tool(parse_args)

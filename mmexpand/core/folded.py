@@ -114,6 +114,10 @@ class FoldedKernel:
         """Fold again at the next use; call it after changes that leave no trace on factors."""
         self._kept = None
 
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Return the parameters of the factors."""
+        return self._expression.parameters()
+
     @torch.compiler.disable
     def get(self) -> Affine:
         """Return the kernel and bias; differentiable if gradients are enabled."""

@@ -6,15 +6,13 @@ gradients from them. The factors' gradients are linear in the kernel's, so that 
 reducing the factors' gradients.
 """
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
 from .algebra import Affine
-
-if TYPE_CHECKING:
-    from .expanded_layer import ExpandedLayer
+from .folded import FoldedKernel
 
 
 class FoldedParameter:
@@ -23,13 +21,17 @@ class FoldedParameter:
     Attributes:
         weight: the folded kernel ``(out, in / groups, kh, kw)``, in the network's memory format.
         bias: the folded bias ``(out,)`` or None.
+
+    Args:
+        kernel: the folded kernel of the unit.
+        take_offered: the unit's method, which is called before the factors are folded.
     """
 
-    def __init__(self, unit: 'ExpandedLayer'):
-        self._unit = unit
+    def __init__(self, kernel: FoldedKernel, take_offered: Callable[[], None]):
+        self._kernel, self._take_offered = kernel, take_offered
         self._folded: Affine | None = None
         with torch.no_grad():
-            weight, bias = unit.kernel.get()
+            weight, bias = kernel.get()
         self.weight = nn.Parameter(weight.clone())
         self.bias = None if bias is None else nn.Parameter(bias.clone())
 
@@ -44,9 +46,9 @@ class FoldedParameter:
         They are written only if a factor has changed, because writing them between a forward and
         its backward pass would spoil the gradient.
         """
-        self._unit.take_offered()
+        self._take_offered()
         with torch.enable_grad():
-            folded = self._unit.kernel.get()
+            folded = self._kernel.get()
         if folded is not self._folded:
             self._folded = folded
             with torch.no_grad():
@@ -65,7 +67,7 @@ class FoldedParameter:
             for value, parameter in zip(self._values(), self.parameters, strict=True)
             if parameter.grad is not None and value.requires_grad
         ]
-        trained = [p for p in self._unit.expression.parameters() if p.requires_grad]
+        trained = [p for p in self._kernel.parameters() if p.requires_grad]
         values, gradients = zip(*pairs, strict=True)
         torch.autograd.backward(values, gradients, inputs=trained)
         for parameter in self.parameters:

@@ -6,27 +6,43 @@ output padding of a transposed convolution).
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from .expanded_layer import ExpandedLayer
+from .algebra import Affine
+from .batch_sample import BatchSample
+from .folded_parameter import FoldedParameter
 
 Strategy = Callable[..., Tensor]
 
 
-def layerwise(unit: 'ExpandedLayer', x: Tensor, *call: object) -> Tensor:
+class Unit(Protocol):
+    """The members of ``ExpandedLayer`` that strategies use."""
+
+    takes_statistics: bool
+    folded_parameter: FoldedParameter | None
+    folded: Callable[[], Affine]
+    fold: Callable[[BatchSample], Affine]
+    count_macs: Callable[..., int]
+    anchor_norms: Callable[..., None]
+    _apply_branches: Strategy
+    _apply_kernel: Strategy
+    _as_memory_format: Callable[[Tensor], Tensor]
+    _sample: Callable[..., BatchSample | None]
+
+
+def layerwise(unit: Unit, x: Tensor, *call: object) -> Tensor:
     """Apply one factor after another, as the paper does."""
     return unit._apply_branches(x, *call)
 
 
-def folded(unit: 'ExpandedLayer', x: Tensor, *call: object) -> Tensor:
+def folded(unit: Unit, x: Tensor, *call: object) -> Tensor:
     """Apply the folded kernel."""
     return unit._apply_kernel(x, *unit.folded(), *call)
 
 
-def cheaper(unit: 'ExpandedLayer', x: Tensor, *call: object) -> Tensor:
+def cheaper(unit: Unit, x: Tensor, *call: object) -> Tensor:
     """Run folded if this is cheaper or if DDP reduces the folded gradient, otherwise layerwise."""
     folds = unit.folded_parameter is not None or (
         unit.count_macs(x.shape, folded=True) <= unit.count_macs(x.shape, folded=False)
@@ -34,9 +50,7 @@ def cheaper(unit: 'ExpandedLayer', x: Tensor, *call: object) -> Tensor:
     return (folded if folds else layerwise)(unit, x, *call)
 
 
-def measured(
-    linear: Strategy, sampled: bool, unit: 'ExpandedLayer', x: Tensor, *call: object
-) -> Tensor:
+def measured(linear: Strategy, sampled: bool, unit: Unit, x: Tensor, *call: object) -> Tensor:
     """Run a unit whose norms take statistics of the batch, from a batch sample or all pixels.
 
     Args:

@@ -11,7 +11,8 @@ from .expand import (
     named_units,
     names_of_units,
 )
-from .plan import LayerPlan, Plan, SkippedLayer, plan
+from .layer_plan import LayerPlan, SkippedLayer
+from .plan import Plan, plan
 from .verify import Verification, VerificationError, verify
 
 __all__ = [

@@ -51,7 +51,7 @@ def reduce_compact(
     ]
     ignore(model, inside)
     for unit in trained.values():
-        unit.folded_parameter = FoldedParameter(unit)
+        unit.folded_parameter = FoldedParameter(unit.kernel, unit.take_offered)
         # Registered only while DDP looks for parameters.
         for index, folded in enumerate(unit.folded_parameter.parameters):
             unit.register_parameter(f'folded_{index}', folded)

@@ -12,60 +12,19 @@ from ..core.blocks import build_expression, choose_block
 from ..core.compat import ConvNd, parameters_of
 from ..core.eligibility import EXPANDED_ALREADY, refusal
 from ..core.expanded_layer import ExpandedLayer
-from ..core.expression import Shape, as_kernel, factors_of, kernel_refusal
+from ..core.expression import as_kernel, factors_of, kernel_refusal
 from ..core.layer_spec import LayerSpec
 from ..core.names import near_matches
-from ..core.options import BlockOptions
 from ..core.units import ExpandedLinear
 from ..errors import UserValueError
 from .config import ExpandConfig, takes_options
+from .layer_plan import LayerPlan, SkippedLayer
 from .plan_table import describe_plan
 from .references import referenced_parameters
 
 ADDS_ITS_INPUT = ('with_res_shortcut', 'use_res_connect', 'add_identity')
 """Attributes that are True in blocks of mmdet, mmseg, mmpretrain and torchvision that add their
 input to their output."""
-
-
-@dataclass(frozen=True)
-class LayerPlan:
-    """A layer to expand.
-
-    Attributes:
-        name: name of its module, the first of ``names``.
-        names: all names of its module in the model.
-        method: the block: 'cl', 'ck', 'fc', 'orepa', ...
-        rate: the expansion rate r.
-        factor_shapes: kernel shapes ``(out, in / groups, kh, kw)``, in the order in which a chain
-            applies them; 1x1 kernels for a linear layer.
-        params_before: number of parameters of the layer.
-        params_after: number of parameters of its factors.
-        init: the start of its block: 'preserve' or 'default', as in ``ExpandConfig``.
-        options: options of the block.
-    """
-
-    name: str
-    names: tuple[str, ...]
-    method: str
-    rate: float
-    factor_shapes: tuple[Shape, ...]
-    params_before: int
-    params_after: int
-    init: str
-    options: BlockOptions = BlockOptions()  # noqa: RUF009  (never changed)
-
-    @property
-    def label(self) -> str:
-        """Return the block and its options: 'cl norm', 'repvgg main=cl'."""
-        return self.options.label(self.method)
-
-
-@dataclass(frozen=True)
-class SkippedLayer:
-    """A layer that is not expanded, and the reason."""
-
-    name: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -86,7 +45,7 @@ class Plan:
 
     def __str__(self) -> str:
         total = f'parameters of the model: {self.params_before:,} -> {self.params_after:,}'
-        return f'{describe_plan([("", self)])}\n{total}'
+        return f'{describe_plan([("", self.layers, self.skipped)])}\n{total}'
 
     def __len__(self) -> int:
         return len(self.layers)

@@ -1,18 +1,16 @@
 """Plans as text: a table of the layers to expand, and the skipped layers by reason."""
 
 import textwrap
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
 
-if TYPE_CHECKING:
-    from .plan import Plan
+from .layer_plan import LayerPlan, SkippedLayer
 
 WIDTH = 100
 """Largest width of the text in characters, unless a layer's name is longer."""
 
 
 def describe_plan(
-    plans: Sequence[tuple[str, 'Plan']],
+    parts: Iterable[tuple[str, Iterable[LayerPlan], Iterable[SkippedLayer]]],
     columns: Sequence[str] = (),
     cells: Mapping[str, Sequence[str]] | None = None,
     notes: Mapping[str, str] | None = None,
@@ -20,22 +18,23 @@ def describe_plan(
     """Return the expanded and skipped layers of plans as text, at most 100 characters wide.
 
     Args:
-        plans: plans, each with the name of its submodule; '' for the whole model.
+        parts: for each plan the name of its submodule ('' for the whole model), its layers and
+            its skipped layers.
         columns: titles of additional columns of numbers.
         cells: numbers of these columns, by layer; '-' where a layer has none.
         notes: remarks behind the factors, by layer.
     """
     header = ['layer', 'method', 'rate', 'params', 'expanded', *columns]
     rows, below, skipped = [], [], {}
-    for part, plan in plans:
-        for layer in plan:
+    for part, layers, skipped_layers in parts:
+        for layer in layers:
             name = f'{part}.{layer.name}'.lstrip('.')
             factors = ' '.join('x'.join(map(str, shape)) for shape in layer.factor_shapes)
             counts = f'{layer.params_before:,}', f'{layer.params_after:,}'
             own = (cells or {}).get(name, ['-'] * len(columns))
             rows.append([name, layer.label.upper(), f'{layer.rate:g}', *counts, *own])
             below.append('; '.join(filter(None, (factors, (notes or {}).get(name)))))
-        for layer in plan.skipped:
+        for layer in skipped_layers:
             name = f'{part}.{layer.name}'.lstrip('.')
             top = name.split('.')[0] if '.' in name else ''
             skipped.setdefault((top, layer.reason), []).append(name)

@@ -183,7 +183,7 @@ def test_leaves_deliver_the_same_gradients(method, kernel, groups):
     conv = nn.Conv2d(8, 12, kernel, groups=groups).double()
     folded = ExpandedConv2d.from_conv(conv, 4, method, forward='folded')
     unit = copy.deepcopy(folded)
-    unit.folded_parameter = FoldedParameter(unit)
+    unit.folded_parameter = FoldedParameter(unit.kernel, unit.take_offered)
     x = torch.randn(2, 8, 12, 12, dtype=torch.float64)
     for _ in range(2):  # the second adds to the first
         folded(x).square().sum().backward()

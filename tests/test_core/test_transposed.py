@@ -207,7 +207,7 @@ def test_gradients_arrive_through_a_folded_parameter(method, groups):
     conv = transposed(8, 3, stride=2, groups=groups)
     folded = trained(ExpandedConvTranspose2d.from_conv(conv, 4, method, forward='folded'))
     unit = copy.deepcopy(folded)
-    unit.folded_parameter = FoldedParameter(unit)
+    unit.folded_parameter = FoldedParameter(unit.kernel, unit.take_offered)
     assert unit.folded_parameter.weight.shape == conv.weight.shape
     x = torch.randn(2, 4, 6, 6, dtype=torch.float64)
     folded(x).square().sum().backward()
