@@ -28,9 +28,7 @@ from .folded import FoldedKernel, fold_layer
 from .folded_parameter import FoldedParameter
 from .layer_spec import SPEC_KEY, LayerSpec
 from .offer import Offer
-from .strategies import STRATEGIES, choose
-
-FORWARDS = tuple(STRATEGIES)
+from .strategies import choose
 
 FACTORS = 'factors'
 """Attribute of a unit that holds a chain; another expression is under its block's name."""
@@ -68,6 +66,7 @@ class ExpandedLayer(nn.Module):
         self.kernel = self._new_kernel()
         self.folded_parameter: FoldedParameter | None = None
         self._offered: Offer | None = None
+        self._macs: dict[tuple, int] = {}
         self.given: list[tuple[Tensor, Tensor | None]] | None = None
         self.train(layer.training)
 
@@ -181,6 +180,12 @@ class ExpandedLayer(nn.Module):
             folded: whether to count the folded or the layerwise forward pass.
             with_folding: whether to count the fold too, not only the application of its kernel.
         """
+        key = tuple(input_shape), folded, with_folding
+        if key not in self._macs:  # 'auto' asks in every forward pass.
+            self._macs[key] = self._count_macs(*key)
+        return self._macs[key]
+
+    def _count_macs(self, input_shape: Sequence[int], folded: bool, with_folding: bool) -> int:
         if not folded:
             batch, size = self._padded_size(input_shape)
             return batch * apply_macs(self.expression, size)[0]

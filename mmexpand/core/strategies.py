@@ -76,6 +76,8 @@ def measured(linear: Strategy, sampled: bool, unit: Unit, x: Tensor, *call: obje
 STRATEGIES: dict[str, Strategy] = dict(auto=cheaper, layerwise=layerwise, folded=folded)
 """Strategies of linear units by the values of ``forward``."""
 
+FORWARDS = tuple(STRATEGIES)
+
 
 def choose(forward: str, has_kernel: bool, has_norms: bool) -> Strategy:
     """Return the strategy of a unit.

@@ -13,12 +13,13 @@ from .batch_sample import NESTED_SAMPLES, SAMPLES, BatchSample, steps
 from .blocks import choose_block
 from .compat import output_padding, padding_by_side
 from .eligibility import refusal
-from .expanded_layer import FORWARDS, ExpandedLayer
+from .expanded_layer import ExpandedLayer
 from .expression import Chain, Norm, factors_of
 from .factorise import INITS
 from .layer_spec import LayerSpec, check_rate, output_size, pads_apart
 from .names import check_choice
 from .options import BlockOptions
+from .strategies import FORWARDS
 
 FEW = 64
 """Least number of output pixels for a batch sample; with fewer pixels the block runs layerwise.

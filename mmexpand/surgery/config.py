@@ -7,11 +7,11 @@ from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 from ..core.blocks import resolve_method
-from ..core.expanded_layer import FORWARDS
 from ..core.factorise import INITS as BLOCK_INITS
 from ..core.layer_spec import check_rate
 from ..core.names import check_choice, near_matches
 from ..core.options import BlockOptions
+from ..core.strategies import FORWARDS
 from ..errors import UserTypeError, UserValueError
 
 INITS = ('auto', *BLOCK_INITS)
