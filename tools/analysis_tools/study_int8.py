@@ -23,8 +23,6 @@ from mmexpand.study.results import read_result
 from mmexpand.study.run import numbers, run_config, write_json
 from mmexpand.study.spec import Run, Study
 
-KINDS = ('PyTorch', 'float32', 'int8')
-
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -85,15 +83,20 @@ def table(study: Study) -> str:
     for path in sorted((study.results_dir / 'int8').glob('*.json')):
         result = read_result(path)
         rows.setdefault((result['arm'], result['lr']), []).append(result)
-    head = ['arm', 'learning rate', 'seeds', *KINDS, 'int8 minus float32, by seed']
+    # In the order PyTorch, float32, int8, and int8 of further methods.
+    found = {kind: None for results in rows.values() for r in results for kind in r['metrics']}
+    head = ['arm', 'learning rate', 'seeds', *found, 'int8 minus float32, by seed']
     lines = [head, ['---'] * len(head)]
     for (arm, lr), results in sorted(rows.items()):
         scores = {
-            kind: [r['metrics'][kind].get(study.metric, 0.0) for r in results] for kind in KINDS
+            kind: [
+                r['metrics'][kind].get(study.metric, 0.0) for r in results if kind in r['metrics']
+            ]
+            for kind in found
         }
         places = 4 if max(scores['PyTorch']) <= 1 else 2
         lost = [b - a for a, b in zip(scores['float32'], scores['int8'], strict=True)]
-        means = [f'{statistics.mean(values):.{places}f}' for values in scores.values()]
+        means = [f'{statistics.mean(v):.{places}f}' if v else '-' for v in scores.values()]
         by_seed = ', '.join(f'{value:+.{places}f}' for value in lost)
         lines.append([arm, f'{lr:g}', str(len(results)), *means, by_seed])
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
