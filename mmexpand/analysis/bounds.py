@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..core.expression import fold_macs
 from ..surgery import named_units
 from .complexity import unit_costs
 from .steps import clock
@@ -64,7 +63,7 @@ def folding_macs(model: nn.Module) -> int:
     Products are in the cheapest order. Backward takes twice as many operations: each
     product ``C = A B`` has the gradients ``dA = dC B^T`` and ``dB = A^T dC``.
     """
-    return sum(fold_macs(unit.expression) for unit in named_units(model).values())
+    return sum(unit.expression.fold_macs() for unit in named_units(model).values())
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,6 @@ from ..core.expression import (
     Scale,
     Separable,
     Sum,
-    as_kernel,
-    shape_of,
 )
 from ..core.layer_spec import LayerSpec
 from ..core.names import near_matches
@@ -136,9 +134,9 @@ def _factor_text(node: nn.Module) -> str:
     if isinstance(node, nn.Linear):
         return f'linear {node.in_features}→{node.out_features}'
     if not isinstance(node, (nn.Conv2d, Deviation)):  # A node of a user's own class.
-        out, _, height, width = shape_of(node)
+        out, _, height, width = node.shape
         return f'{type(node).__name__} {height}x{width} →{out}'
-    out, inside, height, width = as_kernel(node.weight).shape
+    out, inside, height, width = node.shape
     depthwise = inside == 1
     text = f'{height}x{width} {CHANNELS if depthwise else inside}→{out}'
     text += ' depthwise' if depthwise else ''

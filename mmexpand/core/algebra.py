@@ -16,6 +16,11 @@ Affine = tuple[Tensor, Tensor | None]
 """A kernel and its bias."""
 
 
+def as_kernel(weight: Tensor) -> Tensor:
+    """Return a linear layer's weight as a 1x1 kernel, or a kernel unchanged."""
+    return weight if weight.dim() == 4 else weight[:, :, None, None]
+
+
 def compose(first: Affine, second: Affine, groups: int = 1) -> Affine:
     """Multiply two consecutive convolutions into one.
 

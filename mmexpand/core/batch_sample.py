@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from .algebra import Affine
-from .layer_spec import LayerSpec, Pair, margins, output_size
+from .geometry import Pair, margins, output_size
+from .layer_spec import LayerSpec
 
 STEPS = ((5, 5), (5, 3), (3, 3), (3, 1))
 """Sampling steps of rows and columns, from large to small; the first step that leaves enough

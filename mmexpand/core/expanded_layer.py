@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserValueError
-from .algebra import Affine
+from .algebra import Affine, as_kernel
 from .batch_sample import BatchSample
 from .blocks import build_expression
 from .blocks.nonlinear import NonlinearChain
@@ -17,12 +17,7 @@ from .expression import (
     Chain,
     Norm,
     Shape,
-    add_bias,
-    apply_macs,
-    as_kernel,
     factors_of,
-    fold_macs,
-    kernel_refusal,
 )
 from .folded import FoldedKernel, fold_layer
 from .folded_parameter import FoldedParameter
@@ -188,10 +183,10 @@ class ExpandedLayer(nn.Module):
     def _count_macs(self, input_shape: Sequence[int], folded: bool, with_folding: bool) -> int:
         if not folded:
             batch, size = self._padded_size(input_shape)
-            return batch * apply_macs(self.expression, size)[0]
+            return batch * self.expression.apply_macs(size)[0]
         out, inside, height, width = self.expression.shape
         applied = self._layer_pixels(input_shape) * out * inside * height * width
-        return applied + with_folding * fold_macs(self.expression)
+        return applied + with_folding * self.expression.fold_macs()
 
     def _padded_size(self, input_shape: Sequence[int]) -> tuple[int, tuple[int, int]]:
         """Return the batch size, and the height and width of the expression's input."""
@@ -237,7 +232,7 @@ class ExpandedLayer(nn.Module):
     def _check_kernel(self) -> None:
         # An AttributeError, so that initialisations that call hasattr find no weight.
         if not self.has_kernel:
-            raise AttributeError(kernel_refusal(self.expression))
+            raise AttributeError(self.expression.kernel_refusal())
 
     def _read(self) -> Affine:
         """Return kernel and bias for a module that reads the weight instead of calling the unit."""
@@ -248,7 +243,7 @@ class ExpandedLayer(nn.Module):
     @property
     def factor_shapes(self) -> list[Shape]:
         """Return the kernel shapes of the factors, in a chain in the order of application."""
-        return [tuple(as_kernel(factor.weight).shape) for factor in factors_of(self.expression)]
+        return [factor.shape for factor in factors_of(self.expression)]
 
     @property
     def like(self) -> Tensor:
@@ -318,7 +313,7 @@ class ExpandedLayer(nn.Module):
             if self.given:
                 self.given.clear()  # Initial weights are usually random, not given.
         elif offered.bias_was_written:
-            add_bias(self.expression, offered.bias.to(self.like.device) - self.bias)
+            self.expression.add_bias(offered.bias.to(self.like.device) - self.bias)
 
     @torch.no_grad()
     def set_weight(self, weight: Tensor, bias: Tensor | None) -> None:
@@ -331,7 +326,7 @@ class ExpandedLayer(nn.Module):
         Raises:
             ValueError: if the rate or the block makes it impossible.
         """
-        reason = kernel_refusal(self.expression)
+        reason = self.expression.kernel_refusal()
         if reason:
             raise UserValueError(reason)
         if self.given is not None:

@@ -20,7 +20,7 @@ from .algebra import Affine
 from .batch_sample import BatchSample
 from .capture import CapturedProduct, captured
 from .compat import parameters_of, version
-from .expression import Chain, fold_node
+from .expression import Chain
 from .product import ChainProduct, fits, memory
 
 Product = ChainProduct | CapturedProduct
@@ -73,7 +73,7 @@ def fold_layer(
     like = next(expression.parameters())
     wide = like.dtype if like.dtype == torch.float64 else torch.float32
     with torch.autocast(like.device.type, enabled=False):
-        weight, bias = fold_node(expression, wide, sample)
+        weight, bias = expression.fold(wide, sample)
     return turn(weight).to(like.dtype), None if bias is None else bias.to(like.dtype)
 
 

@@ -1,21 +1,18 @@
 """Layer specs: the shapes and options for which a block is built."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from numbers import Real
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from ..errors import UserTypeError, UserValueError
 from .algebra import transpose
-from .compat import padding_by_side
+from .factor import ConvFactor, LinearFactor, SkippingFactor
+from .geometry import Pair, margins
 from .options import BlockOptions
-
-Pair = tuple[int, int]
 
 SPEC_KEY = 'expanded_site'
 """The buffer of an expression that records its spec. Chains of other than transposed layers have
@@ -189,10 +186,10 @@ class LayerSpec:
         bias = self.bias if bias is None else bias
         how = dict(bias=bias, device=self.like.device, dtype=self.like.dtype)
         if self.linear:
-            return nn.Linear(inputs, outputs, **how)
+            return LinearFactor(inputs, outputs, **how)
         stride = self.stride if strides else (1, 1)
         skips = tuple(kernel_size) == (1, 1) and max(stride) > 1
-        return (SkippingConv2d if skips else nn.Conv2d)(
+        return (SkippingFactor if skips else ConvFactor)(
             inputs,
             outputs,
             kernel_size,
@@ -216,7 +213,7 @@ class LayerSpec:
         )
         return replace(self, kernel_size=tuple(kernel_size), padding=padding, bias=False)
 
-    def conv(self, bias: bool = False) -> nn.Conv2d:
+    def conv(self, bias: bool = False) -> nn.Module:
         """Build a factor with the layer's kernel size, stride, padding and dilation."""
         return self.factor(
             self.in_channels, self.out_channels, self.kernel_size, True, True, bias=bias
@@ -237,38 +234,6 @@ class LayerSpec:
         return ''
 
 
-class SkippingConv2d(nn.Conv2d):
-    """A strided 1x1 convolution, computed without a stride on the pixels that it sees.
-
-    With less than eight channels in channels_last, oneDNN writes the gradient of a strided 1x1
-    weight beyond its memory on a CPU (uxlfoundation/oneDNN#6035; seen with torch 2.9).
-    """
-
-    def _conv_forward(
-        self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
-    ) -> torch.Tensor:
-        y, x = self.stride
-        seen = F.pad(input, padding_by_side(self))[..., ::y, ::x]
-        return F.conv2d(seen, weight, bias, groups=self.groups)
-
-
 def pads_apart(conv: nn.Conv2d | nn.ConvTranspose2d) -> bool:
     """Return whether the unit has to pad before the block, because no factor can."""
     return conv.transposed or conv.padding_mode != 'zeros' or isinstance(conv.padding, str)
-
-
-def margins(whole: Sequence[int], part: Sequence[int]) -> Pair:
-    """Return the taps around a smaller kernel that is centred in a kernel, by axis."""
-    return tuple((large - small) // 2 for large, small in zip(whole, part, strict=True))
-
-
-def output_size(
-    size: Sequence[int],
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> tuple[int, int]:
-    """Return the height and width of a convolution's output."""
-    axes = zip(size, kernel, stride, padding, dilation, strict=True)
-    return tuple((s + 2 * p - d * (k - 1) - 1) // step + 1 for s, k, step, p, d in axes)

@@ -16,7 +16,8 @@ from .eligibility import refusal
 from .expanded_layer import ExpandedLayer
 from .expression import Chain, Norm, factors_of
 from .factorise import INITS
-from .layer_spec import LayerSpec, check_rate, output_size, pads_apart
+from .geometry import output_size
+from .layer_spec import LayerSpec, check_rate, pads_apart
 from .names import check_choice
 from .options import BlockOptions
 from .strategies import FORWARDS

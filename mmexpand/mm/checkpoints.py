@@ -9,7 +9,6 @@ from mmengine.runner import Runner
 from torch import nn
 
 from ..core.blocks.upgrade import RENAMED, upgraded
-from ..core.expression import kernel_refusal
 from ..core.options import BlockOptions
 from ..surgery import contract_, is_expanded, named_units, names_of_units
 from ..surgery.checkpoint import (
@@ -212,7 +211,7 @@ def _shapes(layers: Mapping, name: str) -> str:
 
 def _factorise_refusal(model: nn.Module, state_dict: Mapping) -> str:
     for name, unit in named_units(model).items():
-        reason = kernel_refusal(unit.expression)
+        reason = unit.expression.kernel_refusal()
         if reason and f'{name}.weight' in state_dict:
             return f'{name}, method {unit.method!r}, rate {unit.rate}: {reason}'
     return ''

@@ -15,7 +15,6 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from torch import nn
 
-from ..core.expression import kernel_refusal
 from ..errors import UserPermissionError, UserValueError
 from ..files import written_whole
 from ..surgery import Verification, VerificationError, contract_, named_units, verify
@@ -318,6 +317,6 @@ def check_contractable(model: nn.Module) -> None:
     for name, unit in named_units(model).items():
         if not unit.has_kernel:
             raise UserValueError(
-                f'{name} cannot be contracted: {kernel_refusal(unit.expression)}; train without '
+                f'{name} cannot be contracted: {unit.expression.kernel_refusal()}; train without '
                 'ContractHook, and start a linear training from its checkpoint with load_from'
             )

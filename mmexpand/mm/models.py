@@ -10,6 +10,7 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from ..core import ExpandedConv2d
+from ..core.factor import ConvFactor, LinearFactor, SkippingFactor
 from ..errors import UserValueError
 from ..surgery import ExpandConfig, expand_
 from .compact_config import BUILDERS, dicts, hook_configs, make_compact_config, type_name
@@ -172,7 +173,9 @@ def converts_channels(data_preprocessor: nn.Module) -> bool:
 
 # mmengine's initialisations choose layers by the name of their class or of a base class.
 FACTOR_NAMES = {
-    kind.__name__ for layer in (nn.Conv2d, nn.Linear) for kind in (layer, *layer.__bases__)
+    kind.__name__
+    for factor in (ConvFactor, SkippingFactor, LinearFactor)
+    for kind in (factor, *factor.__bases__)
 }
 
 

@@ -8,8 +8,9 @@ import torch
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from ..core.algebra import as_kernel
 from ..core.expanded_layer import ExpandedLayer
-from ..core.expression import Norm, as_kernel
+from ..core.expression import Norm
 from ..surgery.checkpoint import get_state_dict
 from .checkpoints import check_shapes, match_checkpoint, unwrap
 from .logs import log

@@ -12,11 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.algebra import fold
+from ..core.algebra import as_kernel, fold
 from ..core.blocks import build_expression
 from ..core.blocks.upgrade import upgraded
 from ..core.expanded_layer import FACTORS
-from ..core.expression import as_kernel
 from ..core.layer_spec import SPEC_KEY, LayerSpec
 from ..errors import UserError, UserTypeError
 from ..files import written_whole

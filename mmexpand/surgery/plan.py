@@ -12,7 +12,7 @@ from ..core.blocks import build_expression, choose_block
 from ..core.compat import ConvNd, parameters_of
 from ..core.eligibility import EXPANDED_ALREADY, refusal
 from ..core.expanded_layer import ExpandedLayer
-from ..core.expression import as_kernel, factors_of, kernel_refusal
+from ..core.expression import factors_of
 from ..core.layer_spec import LayerSpec
 from ..core.names import near_matches
 from ..core.units import ExpandedLinear
@@ -215,7 +215,7 @@ def _plan_layer(layer: nn.Module, aliases: list[str], cfg: ExpandConfig, init: s
     # The meta device takes no memory, and shapes are all that a plan requires.
     block, spec = choose_block(cfg.method, LayerSpec.of(layer, cfg.rate, cfg.options, 'meta'))
     expression = build_expression(block, spec)
-    impossible = init == 'preserve' and kernel_refusal(expression)
+    impossible = init == 'preserve' and expression.kernel_refusal()
     if impossible:
         raise UserValueError(
             f'init={cfg.init!r} cannot preserve the weight of {aliases[0]} with '
@@ -227,7 +227,7 @@ def _plan_layer(layer: nn.Module, aliases: list[str], cfg: ExpandConfig, init: s
         tuple(aliases),
         block,
         cfg.rate,
-        tuple(tuple(as_kernel(factor.weight).shape) for factor in factors_of(expression)),
+        tuple(factor.shape for factor in factors_of(expression)),
         _count(layer),
         _count(expression),
         init,

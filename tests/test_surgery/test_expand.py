@@ -88,7 +88,7 @@ def test_twice_is_harmless(net):
     units = named_units(net)
     assert not mmexpand.expand_(net, cfg)
     assert named_units(net) == units
-    assert all(type(f) is nn.Conv2d for f in net.stem[0].factors)
+    assert all(isinstance(f, nn.Conv2d) for f in net.stem[0].factors)
     once = mmexpand.contract(net)
     assert list(mmexpand.contract(once).state_dict()) == list(once.state_dict())
 

@@ -69,7 +69,8 @@ def register_block(
 
     Args:
         name: the method; an identifier, which checkpoints contain.
-        build: builds the expression (``core/expression``) for a layer.
+        build: builds the expression (``core/expression``) for a layer. Its factors come from
+            ``spec.factor`` and ``spec.conv``.
         refusal: returns the reason why a layer is unfit, or ''.
         chain: whether the expression is a ``Chain`` of factors, which supports ``shortcut`` and
             ``nonlinear``.

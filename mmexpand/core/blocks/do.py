@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ..expression import Deviation, Separable, set_kernel
+from ..expression import Deviation, Separable
 from ..layer_spec import LayerSpec
 
 
@@ -13,7 +13,7 @@ class DepthwiseOver(Separable):
     def set_kernel(self, kernel: Tensor, bias: Tensor | None) -> None:
         """Set D to 0, and W to the kernel."""
         self.depthwise.weight.zero_()
-        set_kernel(self.pointwise, kernel.flatten(1), bias)
+        self.pointwise.set_kernel(kernel.flatten(1), bias)
 
     def kernel_refusal(self) -> str:
         """Return '': with D = 0, W can be any kernel."""

@@ -2,22 +2,14 @@
 
 Every node is a module with a kernel ``(out, in / groups, kh, kw)``. It defines how to fold it
 (``fold``), how to apply it layer by layer (``forward``), the costs of both (``fold_macs``,
-``apply_macs``), and how to set its kernel (``set_kernel``). Factors are torch's ``nn.Conv2d`` and
-``nn.Linear``, so that a framework's initialisation and its options reach them.
+``apply_macs``), and how to set its kernel (``set_kernel``). Factors have the same methods: see
+``core/factor.py``.
 """
 
 from .chain import Chain
 from .node import (
     Node,
     Shape,
-    add_bias,
-    apply_macs,
-    as_kernel,
-    fold_macs,
-    fold_node,
-    kernel_refusal,
-    set_kernel,
-    shape_of,
 )
 from .norm import Norm
 from .parts import Deviation, Filter, Identity, Scale, Separable, factors_of
@@ -36,14 +28,6 @@ __all__ = [
     'Separable',
     'Shape',
     'Sum',
-    'add_bias',
-    'apply_macs',
-    'as_kernel',
     'factors_of',
-    'fold_macs',
-    'fold_node',
-    'kernel_refusal',
     'parameter_roles',
-    'set_kernel',
-    'shape_of',
 ]

@@ -5,18 +5,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..algebra import Affine, compose, fold, fold_order, kernel_size
+from ..algebra import Affine, as_kernel, compose, fold, fold_order, kernel_size
 from ..batch_sample import BatchSample
 from .node import (
     Node,
     Shape,
     Solve,
-    add_bias,
-    apply_macs,
-    as_kernel,
-    fold_macs,
-    fold_node,
-    shape_of,
 )
 
 
@@ -51,7 +45,7 @@ class Chain(nn.ModuleList, Node):
     @property
     def shapes(self) -> list[Shape]:
         """Return the kernel shapes of the nodes."""
-        return [shape_of(node) for node in self]
+        return [node.shape for node in self]
 
     @property
     def shape(self) -> Shape:
@@ -61,7 +55,7 @@ class Chain(nn.ModuleList, Node):
 
     def fold(self, dtype: torch.dtype, sample: BatchSample | None = None) -> Affine:
         """Return the product, multiplied in the cheapest order."""
-        factors = [fold_node(node, dtype, sample) for node in self]
+        factors = [node.fold(dtype, sample) for node in self]
         if sample is not None and len(factors) == 2:  # The first bias has no gradient.
             return compose(*factors, self.groups)
         return fold(factors, self.groups)
@@ -70,13 +64,13 @@ class Chain(nn.ModuleList, Node):
         """Return the operations of the products, in the cheapest order."""
         per_group = tuple((out // self.groups, *rest) for out, *rest in self.shapes)
         product = self.groups * fold_order(per_group, 0, len(self))[0]
-        return product + sum(fold_macs(node) for node in self)
+        return product + sum(node.fold_macs() for node in self)
 
     def apply_macs(self, size: tuple[int, int]) -> tuple[int, tuple[int, int]]:
         """Return the operations of all nodes, and the output size."""
         total = 0
         for node in self:
-            macs, size = apply_macs(node, size)
+            macs, size = node.apply_macs(size)
             total += macs
         return total, size
 
@@ -97,4 +91,4 @@ class Chain(nn.ModuleList, Node):
 
     def add_bias(self, shift: Tensor) -> None:
         """Shift the last node's bias."""
-        add_bias(self[-1], shift)
+        self[-1].add_bias(shift)

@@ -1,4 +1,4 @@
-"""The base class of nodes, and functions that accept both nodes and factors."""
+"""The base class of nodes."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from ..algebra import Affine
 from ..batch_sample import BatchSample
-from ..layer_spec import margins, output_size
+from ..geometry import margins
 
 Shape = tuple[int, int, int, int]
 """A kernel's shape ``(out, in / groups, kh, kw)``."""
@@ -39,7 +39,7 @@ class Node(nn.Module):
 
     def fold_macs(self) -> int:
         """Return the multiply-accumulate operations of folding."""
-        return sum(fold_macs(node) for node in self.children())
+        return sum(node.fold_macs() for node in self.children())
 
     def apply_macs(self, size: tuple[int, int]) -> tuple[int, tuple[int, int]]:
         """Return the operations of applying it layer by layer to one image, and the output size."""
@@ -61,66 +61,6 @@ class Node(nn.Module):
         raise NotImplementedError
 
 
-def fold_node(node: nn.Module, dtype: torch.dtype, sample: BatchSample | None = None) -> Affine:
-    """Return the kernel and bias of a node or a factor, computed in ``dtype``."""
-    if isinstance(node, Node):
-        return node.fold(dtype, sample)
-    bias = None if node.bias is None else node.bias.to(dtype)
-    return as_kernel(node.weight).to(dtype), bias
-
-
-def shape_of(node: nn.Module) -> Shape:
-    """Return the kernel's shape of a node or a factor."""
-    return node.shape if isinstance(node, Node) else tuple(as_kernel(node.weight).shape)
-
-
-def fold_macs(node: nn.Module) -> int:
-    """Return the multiply-accumulate operations of folding a node; 0 for a factor."""
-    return node.fold_macs() if isinstance(node, Node) else 0
-
-
-def apply_macs(node: nn.Module, size: tuple[int, int]) -> tuple[int, tuple[int, int]]:
-    """Return the operations of applying a node or a factor to one image, and the output size."""
-    if isinstance(node, Node):
-        return node.apply_macs(size)
-    if isinstance(node, nn.Conv2d):
-        size = output_size(size, *geometry(node))
-    return node.weight.numel() * size[0] * size[1], size
-
-
-def set_kernel(node: nn.Module, kernel: Tensor, bias: Tensor | None) -> None:
-    """Set the kernel and bias of a node or a factor."""
-    if isinstance(node, Node):
-        node.set_kernel(kernel, bias)
-        return
-    node.weight.copy_(kernel.reshape(node.weight.shape))
-    if node.bias is not None:
-        node.bias.copy_(bias)
-
-
-def add_bias(node: nn.Module, shift: Tensor) -> None:
-    """Shift the bias of a node or a factor that has a bias."""
-    if isinstance(node, Node):
-        node.add_bias(shift)
-    else:
-        node.bias.add_(shift)
-
-
-def kernel_refusal(node: nn.Module) -> str:
-    """Return the reason why no values of a node fold to an arbitrary kernel, or ''."""
-    return node.kernel_refusal() if isinstance(node, Node) else ''
-
-
-def geometry(conv: nn.Conv2d) -> tuple[Sequence[int], ...]:
-    """Return kernel size, stride, padding and dilation of a convolution."""
-    return conv.kernel_size, conv.stride, conv.padding, conv.dilation
-
-
-def as_kernel(weight: Tensor) -> Tensor:
-    """Return a linear layer's weight as a 1x1 kernel, or a kernel unchanged."""
-    return weight if weight.dim() == 4 else weight[:, :, None, None]
-
-
 def per_channel(values: Tensor, like: Tensor) -> Tensor:
     """Return values of output channels ``(out,)``, shaped to broadcast over an output or kernel."""
     return values.view(-1, *(1,) * (like.dim() - 1))
@@ -138,14 +78,14 @@ class PerChannel(Node):
     @property
     def shape(self) -> Shape:
         """Return the node's shape."""
-        return shape_of(self.node)
+        return self.node.shape
 
     def fold_macs(self) -> int:
         """Return the node's operations plus one per value of the kernel."""
         out, inside, height, width = self.shape
-        return out * inside * height * width + fold_macs(self.node)
+        return out * inside * height * width + self.node.fold_macs()
 
     def apply_macs(self, size: tuple[int, int]) -> tuple[int, tuple[int, int]]:
         """Return the node's operations plus one per output value, and the output size."""
-        macs, size = apply_macs(self.node, size)
+        macs, size = self.node.apply_macs(size)
         return macs + self.shape[0] * size[0] * size[1], size

@@ -11,7 +11,7 @@ from ..algebra import Affine
 from ..batch_sample import BatchSample
 from ..compat import add_to_all, lerp_all
 from ..statistics import Covariance, Normed, Outputs, excess, join, part
-from .node import PerChannel, centred, fold_node, kernel_refusal, per_channel, set_kernel, shape_of
+from .node import PerChannel, centred, per_channel
 
 
 class Norm(PerChannel):
@@ -35,7 +35,7 @@ class Norm(PerChannel):
         super().__init__()
         self.node = node
         like = next(chain(node.parameters(), node.buffers()))
-        self.norm = nn.BatchNorm2d(shape_of(node)[0], device=like.device, dtype=like.dtype)
+        self.norm = nn.BatchNorm2d(node.shape[0], device=like.device, dtype=like.dtype)
         self.shifts, self.floored = bias, floored
         self.norm.bias.requires_grad_(bias)
         self.anchoring, self.is_anchored, self.is_frozen = False, True, False
@@ -76,10 +76,10 @@ class Norm(PerChannel):
         if sample is not None and self in sample.folded:
             return sample.folded[self]
         if sample is not None and self.anchoring:
-            return self._anchor_folded(*fold_node(self.node, dtype, sample), sample)
+            return self._anchor_folded(*self.node.fold(dtype, sample), sample)
         if sample is not None and is_measured(self):
             return fold_measured([self], self.shape[2:], dtype, sample)
-        weight, bias = fold_node(self.node, dtype, sample)
+        weight, bias = self.node.fold(dtype, sample)
         scale, mean = self._scale(self._gain(dtype)), self.norm.running_mean.to(dtype)
         weight = weight * per_channel(scale, weight)
         if not self.shifts:
@@ -89,13 +89,13 @@ class Norm(PerChannel):
 
     def set_kernel(self, kernel: Tensor, bias: Tensor | None) -> None:
         """Set the node's kernel, and add the bias to the norm's; call ``become_identity`` first."""
-        set_kernel(self.node, kernel, None)
+        self.node.set_kernel(kernel, None)
         if bias is not None:
             self.norm.bias.add_(bias)
 
     def kernel_refusal(self) -> str:
         """Return the node's reason, or ''."""
-        return kernel_refusal(self.node)
+        return self.node.kernel_refusal()
 
     def add_bias(self, shift: Tensor) -> None:
         """Shift the norm's bias."""
@@ -176,7 +176,7 @@ def fold_measured(
         dtype: the dtype of the computation.
         sample: the batch sample.
     """
-    folded = [fold_node(branch.node, dtype, sample) for branch in branches]
+    folded = [branch.node.fold(dtype, sample) for branch in branches]
     kernels = [(centred(kernel, size), bias) for kernel, bias in folded]
     return _normalise(branches, kernels, len(branches), sample)
 
@@ -191,7 +191,7 @@ def fold_inner(branches: Sequence[nn.Module], dtype: torch.dtype, sample: BatchS
     ]
     if len(norms) < 2:
         return
-    folded = [fold_node(norm.node, dtype) for norm in norms]
+    folded = [norm.node.fold(dtype) for norm in norms]
     weights, biases = _normalise(norms, folded, 1, sample)
     sizes = [len(weight) for weight, _ in folded]
     weights = weights.split(sizes)

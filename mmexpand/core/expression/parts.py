@@ -8,20 +8,13 @@ from torch.nn import functional as F
 
 from ..algebra import Affine
 from ..batch_sample import BatchSample
-from ..layer_spec import output_size
+from ..factor import geometry
+from ..geometry import output_size
 from .node import (
     Node,
     PerChannel,
     Shape,
-    add_bias,
-    apply_macs,
-    fold_macs,
-    fold_node,
-    geometry,
-    kernel_refusal,
     per_channel,
-    set_kernel,
-    shape_of,
 )
 
 
@@ -36,7 +29,7 @@ class Scale(PerChannel):
     def __init__(self, node: nn.Module, start: float):
         super().__init__()
         self.node = node
-        out, like = shape_of(node)[0], next(chain(node.parameters(), node.buffers()))
+        out, like = node.shape[0], next(chain(node.parameters(), node.buffers()))
         self.scale = nn.Parameter(torch.full((out,), start, device=like.device, dtype=like.dtype))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -46,7 +39,7 @@ class Scale(PerChannel):
 
     def fold(self, dtype: torch.dtype, sample: BatchSample | None = None) -> Affine:
         """Return the node's kernel and bias, scaled."""
-        weight, bias = fold_node(self.node, dtype, sample)
+        weight, bias = self.node.fold(dtype, sample)
         scale = self.scale.to(dtype)
         return weight * per_channel(scale, weight), None if bias is None else bias * scale
 
@@ -54,15 +47,15 @@ class Scale(PerChannel):
         """Set the node such that the present scales turn it into this kernel and bias."""
         scale = self.scale.to(kernel.dtype)
         kernel = kernel / per_channel(scale, kernel)
-        set_kernel(self.node, kernel, None if bias is None else bias / scale)
+        self.node.set_kernel(kernel, None if bias is None else bias / scale)
 
     def kernel_refusal(self) -> str:
         """Return the node's reason, or ''."""
-        return kernel_refusal(self.node)
+        return self.node.kernel_refusal()
 
     def add_bias(self, shift: Tensor) -> None:
         """Shift the node's bias by the shift divided by the scales."""
-        add_bias(self.node, shift / self.scale)
+        self.node.add_bias(shift / self.scale)
 
 
 class Identity(Node):
@@ -118,7 +111,7 @@ class Filter(Node):
         self.node, self.stride, self.dilation = node, stride, dilation
         like = next(node.parameters())
         # Not in checkpoints, because they follow from the shapes.
-        taps = taps.to(like).expand(shape_of(node)[0], -1, -1)[:, None]
+        taps = taps.to(like).expand(node.shape[0], -1, -1)[:, None]
         self.register_buffer('taps', taps.contiguous(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -130,22 +123,22 @@ class Filter(Node):
     @property
     def shape(self) -> Shape:
         """Return the node's channels with the filter's height and width."""
-        return (*shape_of(self.node)[:2], *self.taps.shape[2:])
+        return (*self.node.shape[:2], *self.taps.shape[2:])
 
     def fold(self, dtype: torch.dtype, sample: BatchSample | None = None) -> Affine:
         """Return the 1x1 kernel times each output channel's filter, and the filtered bias."""
-        weight, bias = fold_node(self.node, dtype, sample)
+        weight, bias = self.node.fold(dtype, sample)
         taps = self.taps.to(dtype)
         return weight * taps, None if bias is None else bias * taps.sum((1, 2, 3))
 
     def fold_macs(self) -> int:
         """Return the node's operations plus one per value of the kernel."""
         out, inside, height, width = self.shape
-        return out * inside * height * width + fold_macs(self.node)
+        return out * inside * height * width + self.node.fold_macs()
 
     def apply_macs(self, size: tuple[int, int]) -> tuple[int, tuple[int, int]]:
         """Return the operations of the node and the filter, and the output size."""
-        macs, size = apply_macs(self.node, size)
+        macs, size = self.node.apply_macs(size)
         size = output_size(size, self.taps.shape[2:], self.stride, (0, 0), self.dilation)
         return macs + self.taps.numel() * size[0] * size[1], size
 
@@ -208,13 +201,13 @@ class Separable(Node):
     @property
     def shape(self) -> Shape:
         """Return ``(out, in / groups, kh, kw)`` with the depthwise node's height and width."""
-        out, inside, *_ = shape_of(self.pointwise)
-        return out, inside // self.multiplier, *shape_of(self.depthwise)[2:]
+        out, inside, *_ = self.pointwise.shape
+        return out, inside // self.multiplier, *self.depthwise.shape[2:]
 
     def fold(self, dtype: torch.dtype, sample: BatchSample | None = None) -> Affine:
         """Return the sums of each input's depthwise filters, weighted by the pointwise kernel."""
-        taps, _ = fold_node(self.depthwise, dtype, sample)
-        weight, bias = fold_node(self.pointwise, dtype, sample)
+        taps, _ = self.depthwise.fold(dtype, sample)
+        weight, bias = self.pointwise.fold(dtype, sample)
         weight = weight.view(self.groups, -1, self.shape[1], self.multiplier)
         taps = taps.view(self.groups, self.shape[1], self.multiplier, *taps.shape[2:])
         return torch.einsum('gnme,gmehw->gnmhw', weight, taps).flatten(0, 1), bias
@@ -222,17 +215,17 @@ class Separable(Node):
     def fold_macs(self) -> int:
         """Return the operations of the product of both kernels."""
         out, inside, height, width = self.shape
-        return out * inside * height * width * self.multiplier + fold_macs(self.depthwise)
+        return out * inside * height * width * self.multiplier + self.depthwise.fold_macs()
 
     def apply_macs(self, size: tuple[int, int]) -> tuple[int, tuple[int, int]]:
         """Return the operations of both convolutions, and the output size."""
-        depthwise, size = apply_macs(self.depthwise, size)
-        pointwise, size = apply_macs(self.pointwise, size)
+        depthwise, size = self.depthwise.apply_macs(size)
+        pointwise, size = self.pointwise.apply_macs(size)
         return depthwise + pointwise, size
 
     def add_bias(self, shift: Tensor) -> None:
         """Shift the pointwise factor's bias."""
-        add_bias(self.pointwise, shift)
+        self.pointwise.add_bias(shift)
 
 
 def factors_of(node: nn.Module) -> list[nn.Module]:

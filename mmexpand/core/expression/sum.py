@@ -7,17 +7,11 @@ from torch import Tensor, nn
 
 from ..algebra import Affine
 from ..batch_sample import BatchSample
-from ..layer_spec import margins
+from ..geometry import margins
 from .node import (
     Node,
     Shape,
-    add_bias,
-    apply_macs,
     centred,
-    fold_node,
-    kernel_refusal,
-    set_kernel,
-    shape_of,
 )
 from .norm import fold_inner, fold_measured, is_measured
 
@@ -38,7 +32,7 @@ class Sum(nn.ModuleList, Node):
         super().__init__(nodes)
         self._crops = [
             tuple(max(0, m * d - p) for m, p, d in zip(margin, padding, dilation, strict=True))
-            for margin in (margins(self.shape[2:], shape_of(node)[2:]) for node in self)
+            for margin in (margins(self.shape[2:], node.shape[2:]) for node in self)
         ]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -52,14 +46,14 @@ class Sum(nn.ModuleList, Node):
     @property
     def shape(self) -> Shape:
         """Return the first branch's shape."""
-        return shape_of(self[0])
+        return self[0].shape
 
     def fold(self, dtype: torch.dtype, sample: BatchSample | None = None) -> Affine:
         """Return the sum of the kernels and the sum of the biases."""
         measured = [] if sample is None else [node for node in self if is_measured(node)]
         if measured:
             fold_inner(measured, dtype, sample)
-        folded = [fold_node(node, dtype, sample) for node in self if node not in measured]
+        folded = [node.fold(dtype, sample) for node in self if node not in measured]
         if measured:
             folded.insert(0, fold_measured(measured, self.shape[2:], dtype, sample))
         return self._add(folded)
@@ -74,21 +68,21 @@ class Sum(nn.ModuleList, Node):
         """Return the operations of all branches, and the output size."""
         total, result = 0, size
         for index, (node, crop) in enumerate(zip(self, self._crops, strict=True)):
-            macs, out = apply_macs(node, tuple(s - 2 * c for s, c in zip(size, crop, strict=True)))
+            macs, out = node.apply_macs(tuple(s - 2 * c for s, c in zip(size, crop, strict=True)))
             total += macs
             result = result if index else out
         return total, result
 
     def set_kernel(self, kernel: Tensor, bias: Tensor | None) -> None:
         """Set the first branch to the difference between this kernel and the other branches."""
-        others = [fold_node(node, kernel.dtype) for node in list(self)[1:]]
+        others = [node.fold(kernel.dtype) for node in list(self)[1:]]
         negative = [(-weight, None if bias is None else -bias) for weight, bias in others]
-        set_kernel(self[0], *self._add([(kernel, bias), *negative]))
+        self[0].set_kernel(*self._add([(kernel, bias), *negative]))
 
     def kernel_refusal(self) -> str:
         """Return the first branch's reason, or ''."""
-        return kernel_refusal(self[0])
+        return self[0].kernel_refusal()
 
     def add_bias(self, shift: Tensor) -> None:
         """Shift the first branch's bias."""
-        add_bias(self[0], shift)
+        self[0].add_bias(shift)
