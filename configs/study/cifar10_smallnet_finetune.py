@@ -2,7 +2,7 @@
 # classes of CIFAR-10, fine-tuned on 1,000 images of the other five. First train the given network:
 #   python tools/train.py configs/smallnet/smallnet-k7_1xb128-15e_cifar10-first5.py
 _base_ = 'cifar10_smallnet.py'
-lrs = [0.01, 0.03, 0.1, 0.3]
+lrs = [0.003, 0.01, 0.03, 0.1]
 results_dir = '../../resources/studies/cifar10_smallnet_finetune'
 config = '../smallnet/smallnet-k7_1xb50-40e_cifar10-last5-1000images.py'
 
