@@ -173,7 +173,16 @@ class FoldedKernel:
             weight: gradient of the layer's kernel ``(n, m / groups, kh, kw)``; None: zero.
             bias: gradient of the bias ``(n,)``; None: zero.
         """
-        affine, pull_back = self.fold()
+        return self._factor_gradients(*self.fold(), weight, bias)
+
+    def decay_gradients(self, decay: float) -> dict[nn.Parameter, Tensor]:
+        """Return the trained factors' gradients of half the decay times the kernel's square sum."""
+        (weight, bias), pull_back = self.fold()
+        return self._factor_gradients((weight, bias), pull_back, decay * weight, None)
+
+    def _factor_gradients(
+        self, affine: Affine, pull_back: PullBack, weight: Tensor | None, bias: Tensor | None
+    ) -> dict[nn.Parameter, Tensor]:
         gradients = [
             torch.zeros_like(value) if gradient is None else gradient.to(value)
             for value, gradient in zip(affine, (weight, bias), strict=True)

@@ -4,7 +4,6 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
@@ -203,9 +202,7 @@ def _decay_products(optimizer: Optimizer, decays: Mapping[ExpandedLayer, float])
         factors = list(unit.expression.parameters())
         if not decay or all(p.grad is None for p in factors):
             continue
-        with torch.no_grad():
-            weight, _ = unit.fold()
-        decayed = decay * weight * (1 if scale is None else scale)
-        for parameter, gradient in unit.kernel.pull_back(decayed, None).items():
+        decay *= 1 if scale is None else scale
+        for parameter, gradient in unit.kernel.decay_gradients(decay).items():
             if parameter.grad is not None:
                 parameter.grad.add_(gradient)
