@@ -3,6 +3,7 @@
 #   python tools/train.py configs/smallnet/smallnet-k7_1xb128-15e_cifar10-first5.py
 _base_ = 'cifar10_smallnet.py'
 lrs = [0.003, 0.01, 0.03, 0.1]
+seeds = [0, 1, 2]
 results_dir = '../../resources/studies/cifar10_smallnet_finetune'
 config = '../smallnet/smallnet-k7_1xb50-40e_cifar10-last5-1000images.py'
 
@@ -17,7 +18,6 @@ def finetuned(**fields):
 arms = dict(
     _delete_=True,
     compact=finetuned(),
-    cl=finetuned(method='cl', rate=4, init='preserve'),
     ck=finetuned(method='ck', rate=4, init='preserve'),
     bn=finetuned(method='bn'),
     repvgg=finetuned(method='repvgg'),
