@@ -17,9 +17,9 @@ from mmexpand import ExpandConfig, ExpandedConv2d, ExpandedConvTranspose2d, Expa
 from mmexpand.core.blocks import methods
 from mmexpand.surgery.checkpoint import contract_state_dict
 
-BOUNDS = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
-"""Largest error relative to the largest output: folding is float32 at least, what it is compared
-with layer by layer is not."""
+BOUNDS = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
+"""Largest error relative to the largest output of the factors in float64. In half precision the
+factors themselves can be far off where their products cancel."""
 
 METHOD = st.sampled_from(methods())
 RATE = st.sampled_from([0.5, 1, 1.5, 2, 4])
@@ -101,6 +101,11 @@ def error(result, reference):
     return (result.double() - reference.double()).abs().max().item() / (scale or 1)
 
 
+def exact(unit, x):
+    """Return the output of the factors, one after another, in float64."""
+    return copy.deepcopy(unit).double().forward_layerwise(x.double())
+
+
 @pytest.mark.filterwarnings('ignore:Using padding=')
 @given(
     conv=LAYERS,
@@ -126,14 +131,18 @@ def test_layer(conv, method, shortcut, rate, dtype, size, seed):
         assert all(torch.equal(conv.state_dict()[key], value) for key, value in before.items())
         return
     trained(unit).eval()
-    reference = unit.forward_layerwise(x)
+    reference = exact(unit, x)
     compact = unit.to_conv()
     assert type(compact) is type(conv)
     assert compact.state_dict().keys() == before.keys()
     assert str(compact) == str(conv)
     assert not torch.equal(compact.weight, conv.weight)
-    assert error(compact(x), reference) <= BOUNDS[dtype]
-    assert error(unit(x), compact(x)) <= BOUNDS[dtype]
+    assert error(unit.weight, compact.weight) <= BOUNDS[dtype]
+    # oneDNN 3.7 computes some bfloat16 convolutions wrongly on a processor with AMX, such as 7x7
+    # with stride (1, 2) and dilation (1, 2) on 13x13: half precision is applied in float64.
+    if dtype.itemsize > 2:
+        assert error(unit(x), compact(x)) <= BOUNDS[dtype]
+    assert error(compact.double()(x.double()), reference) <= BOUNDS[dtype]
 
 
 @given(
@@ -148,7 +157,7 @@ def test_linear_layer(inputs, outputs, bias, rate, dtype, seed):
     torch.manual_seed(seed)
     unit = trained(ExpandedLinear.from_linear(nn.Linear(inputs, outputs, bias).to(dtype), rate))
     x = torch.randn(3, inputs).to(dtype)
-    assert error(unit.to_linear()(x), unit.forward_layerwise(x)) <= BOUNDS[dtype]
+    assert error(unit.to_linear().double()(x.double()), exact(unit, x)) <= BOUNDS[dtype]
 
 
 @given(conv=LAYERS, method=METHOD, shortcut=st.booleans(), seed=st.integers(0, 2**31))
