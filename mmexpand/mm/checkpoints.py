@@ -19,7 +19,7 @@ from ..surgery.checkpoint import (
     get_state_dict,
     is_expanded_state_dict,
 )
-from .compat import has_train_loop, set_hooks
+from .compat import set_hooks
 
 DISTILL_LOSSES = 'distill_losses'
 """Name of the submodule that holds a teacher's losses, which the compact network omits."""
@@ -30,11 +30,6 @@ def unwrap(model: nn.Module) -> nn.Module:
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module
     return model
-
-
-def is_training(runner: Runner) -> bool:
-    """Return whether the Runner is training: only ``train()`` builds the train loop."""
-    return has_train_loop(runner)
 
 
 def put_in_front(runner: Runner, hook: Hook) -> None:

@@ -36,8 +36,8 @@ def load_again(runner: Runner) -> None:
     runner._has_loaded = False
 
 
-def has_train_loop(runner: Runner) -> bool:
-    """Return whether a Runner has built its train loop (mmengine 0.10.7)."""
+def is_training(runner: Runner) -> bool:
+    """Return whether a Runner has built its train loop, as only train() does (mmengine 0.10.7)."""
     return isinstance(runner._train_loop, BaseLoop)
 
 

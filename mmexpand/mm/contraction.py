@@ -191,6 +191,17 @@ def contract_without_data(expanded: nn.Module, height: int, width: int) -> Contr
     return Contraction(compact, describe_units(expanded), verification, compared)
 
 
+def run_meta(runner: Runner) -> dict[str, Any]:
+    """Return the entries of a compact checkpoint's ``meta`` that describe its training."""
+    return dict(
+        dataset_meta=getattr(runner.train_dataloader.dataset, 'metainfo', {}),
+        epoch=runner.epoch,
+        iter=runner.iter,
+        seed=runner.seed,
+        experiment_name=runner.experiment_name,
+    )
+
+
 def compact_checkpoint(result: Contraction, cfg: Config, meta: dict) -> dict:
     """Return the compact checkpoint, which ``torch.load(weights_only=True)`` can read.
 

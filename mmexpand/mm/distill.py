@@ -18,9 +18,9 @@ from ..core.names import near_matches
 from ..errors import UserRuntimeError, UserValueError
 from ..surgery.checkpoint import get_state_dict, load_checkpoint
 from ..surgery.copying import copy_model
-from .checkpoints import DISTILL_LOSSES, is_training, match_checkpoint, unwrap
+from .checkpoints import DISTILL_LOSSES, match_checkpoint, unwrap
 from .compact_config import make_compact_config
-from .compat import run_forward
+from .compat import is_training, run_forward
 from .config_file import is_packaged, open_config
 from .logs import log
 from .models import converts_channels

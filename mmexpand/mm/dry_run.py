@@ -2,7 +2,7 @@
 
 import io
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,7 +18,13 @@ from ..surgery.copying import copy_model
 from .checkpoints import unwrap
 from .compact_config import make_compact_config
 from .compat import has_val_loop
-from .contraction import Contraction, compact_checkpoint, contract_and_verify, has_model
+from .contraction import (
+    Contraction,
+    compact_checkpoint,
+    contract_and_verify,
+    has_model,
+    run_meta,
+)
 from .evaluation import evaluate_one_batch, first_batch
 from .logs import log
 from .models import build_compact_model
@@ -35,16 +41,12 @@ class DryRunHook(Hook):
 
     By then the loop's workers are started, and inherit no file that the dry run opens.
 
-    Args:
-        meta: returns the entries of the compact checkpoint's meta.
-
     Attributes:
         batch: the latest batch of the train loop, if the Runner does not validate.
     """
 
-    def __init__(self, meta: Callable[[Runner], dict]):
+    def __init__(self):
         self.batch: Any = None
-        self._meta = meta
         self._tried = False
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
@@ -57,10 +59,10 @@ class DryRunHook(Hook):
             self.batch = data_batch
         if not self._tried:
             self._tried = True
-            dry_run(unwrap(runner.model), runner, self._meta(runner), data_batch)
+            dry_run(unwrap(runner.model), runner, data_batch)
 
 
-def dry_run(model: nn.Module, runner: Runner, meta: dict, train_batch: Any) -> None:
+def dry_run(model: nn.Module, runner: Runner, train_batch: Any) -> None:
     """Contract, verify, evaluate, build the compact config and serialise once, on all ranks.
 
     Random states, data loaders, the evaluator and the model stay unchanged, so that training is
@@ -69,7 +71,6 @@ def dry_run(model: nn.Module, runner: Runner, meta: dict, train_batch: Any) -> N
     Args:
         model: the expanded model, without a distributed wrapper.
         runner: the Runner, about to train.
-        meta: entries of the compact checkpoint's meta; verification and metrics are added.
         train_batch: a batch of the train loop, for a Runner that does not validate.
 
     Raises:
@@ -91,7 +92,7 @@ def dry_run(model: nn.Module, runner: Runner, meta: dict, train_batch: Any) -> N
                 _check_config(result, runner)
         with _refused('serialise the compact checkpoint', "fix the data set's metainfo"):
             if is_main_process():
-                _check_serialisable(compact_checkpoint(result, runner.cfg, meta))
+                _check_serialisable(compact_checkpoint(result, runner.cfg, run_meta(runner)))
     log(
         f'ContractHook: dry run on one batch: {len(result.layers)} layers contracted, verified '
         f'(largest relative error {result.verification.max_error:.1e}) and evaluated; the compact '

@@ -15,13 +15,12 @@ from ..surgery.checkpoint import (
 )
 from .checkpoints import (
     describe_units,
-    is_training,
     match_checkpoint,
     nonlinear_layers,
     put_in_front,
     unwrap,
 )
-from .compat import load_again, resumes
+from .compat import is_training, load_again, resumes
 from .resume import resume_from_whole
 from .warm_start import CompactOptimizer
 

@@ -19,13 +19,15 @@ from ..report import check_report
 from ..surgery import ExpandConfig, Plan, expand_, is_expanded, named_units
 from ..surgery.config import takes_options
 from ..surgery.plan import make_plan
-from .checkpoints import is_training, put_in_front, unwrap
+from .checkpoints import put_in_front, unwrap
+from .compat import is_training
 from .contraction import (
     check_contractable,
     check_writable,
     contract_and_check,
     has_model,
     report_lines,
+    run_meta,
     warn_of_outliers,
     write_compact_checkpoint,
     write_compact_config,
@@ -338,7 +340,7 @@ class ContractHook(Hook):
             )
             return
         on_main(lambda: check_writable(runner.work_dir))
-        self._dry_run = DryRunHook(_meta)
+        self._dry_run = DryRunHook()
         put_in_front(runner, self._dry_run)
 
     def after_train(self, runner: Runner) -> None:
@@ -373,7 +375,7 @@ class ContractHook(Hook):
     def _contract(self, runner: Runner, name: str, model: nn.Module, meta: dict) -> None:
         log(f'ContractHook: contracting and verifying the {name} weights')
         result = contract_and_check(model, runner, self.evaluate_expanded, self._dry_run.batch)
-        path, meta = Path(runner.work_dir) / f'compact_{name}.pth', {**_meta(runner), **meta}
+        path, meta = Path(runner.work_dir) / f'compact_{name}.pth', {**run_meta(runner), **meta}
         on_main(lambda: write_compact_checkpoint(result, path, runner.cfg, meta))
         for line in report_lines(path.name, result):
             log(line)
@@ -410,13 +412,3 @@ def _collected(failures: dict[str, str], name: str) -> Iterator[None]:
     except Exception as error:
         failures[name] = describe(error)
         log(f'ContractHook: {name} is not written: {failures[name]}', logging.ERROR)
-
-
-def _meta(runner: Runner) -> dict:
-    return dict(
-        dataset_meta=getattr(runner.train_dataloader.dataset, 'metainfo', {}),
-        epoch=runner.epoch,
-        iter=runner.iter,
-        seed=runner.seed,
-        experiment_name=runner.experiment_name,
-    )

@@ -1,12 +1,12 @@
 """Quantisation-aware training on the kernels that are deployed."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
-from torch import Tensor
 
 from ..core.names import check_choice
 from ..errors import UserValueError
@@ -83,7 +83,7 @@ class QuantHook(Hook):
         if fake is None:
             return
         if self._observes(runner):
-            fake.step(_maximum)
+            fake.step(partial(all_reduce, op='max'))
         fake.observe(False)
         if not self._quantises:
             fake.start(self._given)
@@ -100,7 +100,3 @@ class QuantHook(Hook):
 
     def _observes(self, runner: Runner) -> bool:
         return not self._quantises or runner.iter < self.freeze * runner.max_iters
-
-
-def _maximum(values: Tensor) -> None:
-    all_reduce(values, 'max')

@@ -10,7 +10,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import UserRuntimeError
 from ..surgery.distributed import can_reduce_compact, reduce_compact, release
-from .checkpoints import is_training, unwrap
+from .checkpoints import unwrap
+from .compat import is_training
 from .logs import log
 from .optim import by_layer, stand_ins
 from .wrapped_optimizers import check_given

@@ -13,7 +13,7 @@ from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from mmengine.runner import checkpoint
 
 from ..errors import UserValueError
-from .compact_config import CPU_WRAPPER, type_name
+from .compact_config import CPU_WRAPPER, dicts, type_name
 from .compat import raw
 
 SYNC_BN = ('SyncBN', 'MMSyncBN', 'SyncBatchNorm')
@@ -42,7 +42,9 @@ def prepare_cpu(cfg: Config) -> None:
     """
     if is_cuda_available():
         return
-    _replace_sync_bn(raw(cfg))
+    for node in dicts(raw(cfg)):
+        if type_name(node) in SYNC_BN:
+            node['type'] = 'BN'
     raw(cfg).pop('sync_bn', None)
     if cfg.get('launcher', 'none') == 'none':
         return
@@ -57,16 +59,6 @@ def prepare_cpu(cfg: Config) -> None:
     if cfg.get('find_unused_parameters'):
         wrapper['find_unused_parameters'] = True
     cfg.model_wrapper_cfg = wrapper
-
-
-def _replace_sync_bn(node: Any) -> None:
-    if isinstance(node, dict):
-        if type_name(node) in SYNC_BN:
-            node['type'] = 'BN'
-        node = list(node.values())
-    if isinstance(node, (list, tuple)):
-        for value in node:
-            _replace_sync_bn(value)
 
 
 def allow_mmengine_checkpoints() -> None:

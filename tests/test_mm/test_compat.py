@@ -34,9 +34,9 @@ def test_a_runner_that_does_not_resume(seg_cfg):
 
 
 def test_the_train_loop_is_built_where_it_is_asked_for(runner):
-    assert not compat.has_train_loop(runner)
+    assert not compat.is_training(runner)
     assert runner.train_loop
-    assert compat.has_train_loop(runner)
+    assert compat.is_training(runner)
 
 
 def test_a_val_loop_is_known_before_it_is_built(seg_cfg, runner):
