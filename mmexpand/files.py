@@ -25,6 +25,12 @@ def written_whole(path: str | os.PathLike) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def write_text(text: str, path: str | os.PathLike) -> None:
+    """Write a text file, whole or not at all."""
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding='utf-8')
+
+
 def save_figure(figure: 'Figure', path: Path) -> None:
     """Write a picture, whole or not at all."""
     with written_whole(path) as temporary:

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..surgery import named_units
 from .complexity import unit_costs
+from .footprint import trained_bytes
 from .steps import clock
 
 PASSES = 6
@@ -104,10 +105,7 @@ def folding_bound(
         compact_seconds: the time of the compact model's step.
         rates: rates of the same machine.
     """
-    trained = [
-        sum(p.numel() * p.element_size() for p in m.parameters() if p.requires_grad)
-        for m in (model, compact)
-    ]
+    trained = [trained_bytes(m.parameters()) for m in (model, compact)]
     return FoldingBound(
         compact_seconds,
         products=3 * 2 * folding_macs(model) / rates.gemm,

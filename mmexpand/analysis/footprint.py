@@ -4,12 +4,12 @@ import gc
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ..errors import UserError
 from ..surgery import named_units
@@ -90,15 +91,9 @@ def _storage(tensor: Tensor) -> StorageWeakRef:
     return StorageWeakRef(tensor.untyped_storage())
 
 
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors in any nesting of lists, tuples and dicts."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        yield from tensors_in(list(value.values()))
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from tensors_in(item)
+def tensors_in(value: Any) -> list[Tensor]:
+    """Return the tensors in any nesting of lists, tuples and dicts."""
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
 @dataclass(frozen=True)
@@ -125,15 +120,16 @@ def reduced_bytes(model: nn.Module, compact: nn.Module, folded: Collection[str])
         folded: names of the units that are run folded, whose kernel's gradient replaces those of
             the factors.
     """
-    ddp = compact_size = _trained_bytes(model.parameters())
+    ddp = compact_size = trained_bytes(model.parameters())
     for name, unit in named_units(model).items():
         if name in folded:
             layer = compact.get_submodule(name)
-            compact_size += _trained_bytes(layer.parameters()) - _trained_bytes(unit.parameters())
+            compact_size += trained_bytes(layer.parameters()) - trained_bytes(unit.parameters())
     return ReducedBytes(ddp, compact_size)
 
 
-def _trained_bytes(parameters: Iterable[nn.Parameter]) -> int:
+def trained_bytes(parameters: Iterable[nn.Parameter]) -> int:
+    """Return the bytes of the trained parameters."""
     return sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)
 
 
@@ -169,24 +165,14 @@ def peak_memory(train: Callable[..., None], *args: Any, threads: int, device: st
     # A server with the libraries loaded, which forks each process.
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload(['mmexpand'])
-    with _set_in_environment(HAND_BACK), ProcessPoolExecutor(1, mp_context=context) as executor:
+    in_environment = mock.patch.dict(os.environ, HAND_BACK)
+    with in_environment, ProcessPoolExecutor(1, mp_context=context) as executor:
         try:
             return executor.submit(_peak_of, train, args, threads).result()
         except BrokenProcessPool:
             raise OutOfMemoryError(
                 'the process was killed, probably out of memory; use a smaller input or rate'
             ) from None
-
-
-@contextmanager
-def _set_in_environment(values: dict[str, str]) -> Iterator[None]:
-    kept = dict(os.environ)
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(kept)
 
 
 def _allocated_peak(train: Callable[..., None], args: tuple, device: str) -> int:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..core.names import check_choice
 from ..errors import UserValueError
 from .footprint import tensors_in
 
@@ -58,9 +59,7 @@ class Settings:
         for name, least in (('steps', MIN_STEPS), ('warmup', 1), ('budget', 0), ('threads', 1)):
             if getattr(self, name) < least:
                 raise UserValueError(f'{name} must be at least {least}, got {getattr(self, name)}')
-        if self.optimizer not in OPTIMIZERS:
-            choices = ', '.join(OPTIMIZERS)
-            raise UserValueError(f'optimizer must be one of {choices}, got {self.optimizer!r}')
+        check_choice('optimizer', self.optimizer, [*OPTIMIZERS])
 
 
 class StepTimes(NamedTuple):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor, nn
 
+from ..core.names import check_choice
 from ..errors import UserValueError
 from ..surgery.fake_quantisation import TARGETS
 from ..surgery.outliers import FAR, outlying_channel, outlying_weight
@@ -53,12 +54,8 @@ class Int8:
     def __post_init__(self):
         if not self.images:
             raise UserValueError('int8 requires calibration images; give at least one')
-        for name, value, known in (
-            ('target', self.target, TARGETS),
-            ('method', self.method, METHODS),
-        ):
-            if value not in known:
-                raise UserValueError(f'int8 {name} {value!r} is unknown: choose {", ".join(known)}')
+        check_choice('int8 target', self.target, [*TARGETS])
+        check_choice('int8 method', self.method, [*METHODS])
 
 
 @dataclass(frozen=True)

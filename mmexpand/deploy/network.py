@@ -1,10 +1,8 @@
 """An OpenMMLab model as a function of pixels or of normalised images."""
 
-from collections.abc import Iterator
-from typing import Any
-
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from ..mm.models import converts_channels, tensor_outputs
 
@@ -59,12 +57,4 @@ class RawOutputs(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Run the model on images of shape (N, C, H, W), preprocessed if ``pixels`` is None."""
         inputs = images if self.pixels is None else self.pixels(images)
-        return tuple(_flatten(tensor_outputs(self.model, dict(inputs=inputs))))
-
-
-def _flatten(outputs: Any) -> Iterator[Tensor]:
-    if isinstance(outputs, Tensor):
-        yield outputs
-        return
-    for item in outputs.values() if isinstance(outputs, dict) else outputs:
-        yield from _flatten(item)
+        return tuple(tree_leaves(tensor_outputs(self.model, dict(inputs=inputs))))

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from mmengine.config import Config, DictAction
@@ -182,13 +183,6 @@ def _leave_process_group() -> None:
 @contextmanager
 def _weights_only() -> Iterator[None]:
     # OneDL's mmengine loads files without weights_only. The variable covers it and workers.
-    kept = os.environ.get(WEIGHTS_ONLY)
-    os.environ[WEIGHTS_ONLY] = '1'
-    os.environ.pop('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', None)
-    try:
+    with mock.patch.dict(os.environ, {WEIGHTS_ONLY: '1'}):
+        os.environ.pop('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', None)
         yield
-    finally:
-        if kept is None:
-            del os.environ[WEIGHTS_ONLY]
-        else:
-            os.environ[WEIGHTS_ONLY] = kept

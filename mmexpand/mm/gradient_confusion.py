@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from ..analysis.confusion import FACTORS, FOLDED, cosine_similarity, density, draw, gradients
 from ..errors import UserTypeError, UserValueError
-from ..files import save_figure, written_whole
+from ..files import save_figure, write_text
 from ..stack import check_installed
 from ..surgery import contract, is_expanded
 from ..surgery.copying import copy_model
@@ -126,8 +126,7 @@ class GradientConfusionHook(Hook):
 
     def _write(self, **more: Any) -> None:
         content = dict(pairs=self.pairs, seed=self.seed, measured=self.measured, **more)
-        with written_whole(self._path) as temporary:
-            temporary.write_text(json.dumps(content))
+        write_text(json.dumps(content), self._path)
 
 
 def measure(model: nn.Module, loader: DataLoader, pairs: int, seed: int) -> dict[str, list[float]]:

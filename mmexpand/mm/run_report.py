@@ -23,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..analysis.complexity import unit_costs
 from ..core.eligibility import EXPANDED_ALREADY
 from ..errors import UserValueError
+from ..files import write_text
 from ..report.curves import read_log
 from ..report.gallery import (
     MEASURES,
@@ -33,7 +34,6 @@ from ..report.gallery import (
     class_colors,
     mask_picture,
 )
-from ..report.page import write_page
 from ..report.run import Cost, LayerRow, RunReport, WeightSet, render_run
 from ..surgery import Plan, expand_, named_units
 from ..surgery.checkpoint import META_KEY, get_state_dict, load_checkpoint
@@ -86,7 +86,7 @@ def write_run_report(
         with _noted(notes, 'costs'):
             report.cost = _cost(cfg, dataset)
     path = work_dir / REPORT_NAME
-    write_page(render_run(report), path)
+    write_text(render_run(report), path)
     return path, notes
 
 

@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from statistics import fmean, stdev
+from itertools import chain
+from statistics import fmean
 
 from plotly import graph_objects as go
 
-from .curves import Curve, Log, is_main
+from .curves import Curve, Log, is_main, mean_and_deviation
 
 COLORS = ('#2f6fde', '#e07b39', '#2e9e6b', '#b0449c', '#c9a227', '#4aa8c0', '#7a6ff0', '#8a5a44')
 POINTS = 1000
@@ -104,12 +105,7 @@ def band_chart(
     """
     figure = _figure('iteration', f'{metric} (validation)', height=460)
     for index, (name, seeds) in enumerate(curves.items()):
-        by_step: dict[int, list[float]] = {}
-        for step, value in (point for seed in seeds for point in seed):
-            by_step.setdefault(step, []).append(value)
-        steps = sorted(by_step)
-        means = [fmean(by_step[step]) for step in steps]
-        spread = [stdev(by_step[step]) if len(by_step[step]) > 1 else 0 for step in steps]
+        steps, means, spread = mean_and_deviation(chain.from_iterable(seeds))
         upper = [mean + width for mean, width in zip(means, spread, strict=True)]
         lower = [mean - width for mean, width in zip(means, spread, strict=True)]
         color = _color(index)

@@ -2,9 +2,10 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean, stdev
 
 from ..errors import UserFileNotFoundError, UserValueError
 
@@ -41,6 +42,18 @@ class Log:
 def is_main(metric: str) -> bool:
     """Return whether detectors or segmentors are compared by a metric."""
     return metric.endswith(('mAP', 'mIoU'))
+
+
+def mean_and_deviation(
+    points: Iterable[tuple[int, float]],
+) -> tuple[list[int], list[float], list[float]]:
+    """Return the steps of points, with mean and standard deviation of the values at each step."""
+    by_step: dict[int, list[float]] = {}
+    for step, value in points:
+        by_step.setdefault(step, []).append(value)
+    steps = sorted(by_step)
+    values = [by_step[step] for step in steps]
+    return steps, [*map(fmean, values)], [stdev(v) if len(v) > 1 else 0.0 for v in values]
 
 
 def read_log(run: str | os.PathLike) -> Log:

@@ -1,13 +1,9 @@
 """HTML pages without external files."""
 
-import os
-
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.graph_objects import Figure
 from plotly.offline import get_plotlyjs
-
-from ..files import written_whole
 
 
 def render(template: str, **content: object) -> str:
@@ -21,12 +17,6 @@ def render(template: str, **content: object) -> str:
     )
     pages.filters.update(chart=_chart, number=_number, millions=_millions, css=_css)
     return pages.get_template(template).render(plotly=Markup(get_plotlyjs()), **content)
-
-
-def write_page(html: str, path: str | os.PathLike) -> None:
-    """Write a page, whole or not at all."""
-    with written_whole(path) as temporary:
-        temporary.write_text(html, encoding='utf-8')
 
 
 def _chart(figure: Figure) -> Markup:

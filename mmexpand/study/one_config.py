@@ -9,7 +9,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from ..files import written_whole
+from ..files import write_text
 from ..mm.compact_config import type_name
 from ..mm.config_file import is_packaged, open_config
 from ..mm.models import configured_expansions, expansion_options
@@ -92,8 +92,7 @@ def study_of(asked: OneConfig) -> Study:
     path.parent.mkdir(parents=True, exist_ok=True)
     # Config.dump would sort the arms.
     lines = [f'{key} = {pformat(value, sort_dicts=False)}\n' for key, value in content.items()]
-    with written_whole(path) as temporary:
-        temporary.write_text(''.join(lines))
+    write_text(''.join(lines), path)
     return load_study(path)
 
 

@@ -139,8 +139,7 @@ def tuning_rounds(study: Study, arms: Sequence[Arm]) -> Iterator[list[Run]]:
 def final_runs(study: Study, arm: Arm, seeds: Sequence[int] | None = None) -> list[Run]:
     """Return the runs that are reported: all seeds at the arm's best rate."""
     lr = best_lr(study, arm)
-    chosen = study.seeds if arm.seeds is None else arm.seeds
-    return [] if lr is None else [Run(arm, lr, s) for s in chosen if not seeds or s in seeds]
+    return [] if lr is None else [Run(arm, lr, s) for s in arm.seeds if not seeds or s in seeds]
 
 
 def unfinished(study: Study, runs: Iterable[Run]) -> list[Run]:

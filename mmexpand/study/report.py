@@ -3,13 +3,14 @@
 import math
 import os
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from statistics import fmean, stdev
 
 from matplotlib.figure import Figure
 
-from ..files import save_figure, written_whole
+from ..files import save_figure, write_text
 from ..report import check_report
+from ..report.curves import mean_and_deviation
 from .run import arm_problem, write_json
 from .spec import Study
 from .statistics import (
@@ -47,7 +48,7 @@ def write_report(study: Study, out_dir: str | os.PathLike) -> str:
     found = {a.arm.name: difference(a, baseline) for a in arms if a is not baseline}
     findings = _findings(study, arms, baseline, found)
     text = _markdown(findings)
-    _write_text(text, out_dir / 'study.md')
+    write_text(text, out_dir / 'study.md')
     write_json(_as_json(study, arms, found), out_dir / 'study.json')
     _plot_curves(study, arms, out_dir / 'curves.png')
     _plot_differences(study, found, out_dir / 'differences.png')
@@ -178,14 +179,9 @@ def _plot_curves(study: Study, arms: list[ArmSummary], path: Path) -> None:
     figure = Figure(figsize=(8, 5), layout='constrained')
     axes = figure.subplots()
     for arm in (arm for arm in arms if arm.results):
-        by_step: dict[int, list[float]] = {}
-        for result in arm.results.values():
-            for step, value in _curve(result):
-                by_step.setdefault(step, []).append(value)
-        steps = sorted(by_step)
-        means = [fmean(by_step[step]) for step in steps]
+        points = chain.from_iterable(map(_curve, arm.results.values()))
+        steps, means, spread = mean_and_deviation(points)
         (line,) = axes.plot(steps, means, marker='.', label=arm.arm.name)
-        spread = [stdev(by_step[s]) if len(by_step[s]) > 1 else 0 for s in steps]
         low, high = ([m + sign * d for m, d in zip(means, spread, strict=True)] for sign in (-1, 1))
         axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
     axes.set(xlabel='iteration', ylabel=f'{study.metric} (validation)', title=study.name)
@@ -223,8 +219,7 @@ def _write_page(
     findings: _Findings,
     path: Path,
 ) -> None:
-    # These modules import optional packages.
-    from ..report.page import write_page
+    # This module imports optional packages.
     from ..report.study import render_study
 
     results = {arm.arm.name: arm.results.values() for arm in arms if arm.results}
@@ -241,9 +236,4 @@ def _write_page(
         differences=differences,
         tuning={arm.arm.name: arm.tuning for arm in arms if arm.tuning},
     )
-    write_page(html, path)
-
-
-def _write_text(text: str, path: Path) -> None:
-    with written_whole(path) as temporary:
-        temporary.write_text(text)
+    write_text(html, path)

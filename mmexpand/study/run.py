@@ -14,7 +14,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmengine.utils import import_modules_from_strings
 
-from ..files import written_whole
+from ..files import write_text
 from ..mm.config_file import open_config
 from ..mm.datasets import check_datasets
 from ..mm.launch import build_runner
@@ -150,8 +150,7 @@ def go_on(cfg: Config) -> None:
     for path in (latest, folder / VALIDATIONS_NAME):
         path.unlink(missing_ok=True)
     kept.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(kept) as temporary:
-        temporary.write_text(content)
+    write_text(content, kept)
 
 
 def result_head(study: Study, run: Run) -> dict:
@@ -231,8 +230,7 @@ def write_json(content: object, path: Path) -> None:
         text = '{\n' + ',\n'.join(lines) + '\n}\n'
     else:
         text = json.dumps(content, indent=1) + '\n'
-    with written_whole(path) as temporary:
-        temporary.write_text(text)
+    write_text(text, path)
 
 
 def main() -> None:

@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from queue import SimpleQueue
 
 import torch
-from mmengine.logging import print_log
 
+from ..mm.logs import log
 from .rates import final_runs, tuning_rounds, unfinished
 from .results import load_result, result_problem, score
 from .run import arm_problem, result_head, write_json
@@ -41,13 +41,13 @@ def run_study(
         StudyError: for an unknown arm or seed.
     """
     chosen = [study.arm(name) for name in arms or study.arms]
-    known = {seed for arm in chosen for seed in (study.seeds if arm.seeds is None else arm.seeds)}
+    known = {seed for arm in chosen for seed in arm.seeds}
     if unknown := set(seeds or ()) - known:
         named = ', '.join(map(str, sorted(unknown)))
         raise StudyError(f'{study.path} has no seed {named}; it has {sorted(known)}')
     problems = {arm.name: arm_problem(arm) for arm in chosen}
     for problem in filter(None, problems.values()):
-        _log(problem, logging.WARNING)
+        log(problem, logging.WARNING)
     chosen = [arm for arm in chosen if problems[arm.name] is None]
     deadline = time.monotonic() + 60 * minutes
     for runs in tuning_rounds(study, chosen):
@@ -62,8 +62,7 @@ def _finals_to_come(study: Study, arms: Sequence[Arm], seeds: Sequence[int] | No
     """Return the number of runs that follow the tuning; a tuning run at the best rate is final."""
     number = 0
     for arm in arms:
-        reported = set(study.seeds if arm.seeds is None else arm.seeds)
-        reported = reported & set(seeds) if seeds else reported
+        reported = set(arm.seeds) & set(seeds or arm.seeds)
         number += len(reported - set(study.tune_seeds if arm.lr is None else ()))
     return number
 
@@ -74,7 +73,7 @@ def _run_all(
     wanted = unfinished(study, runs)
     if not wanted:
         return
-    _log(f'{study.name}, {what}: {len(wanted)} runs to do, {study.jobs} at a time')
+    log(f'{study.name}, {what}: {len(wanted)} runs to do, {study.jobs} at a time')
     started = time.monotonic()
     children = _Children()
     devices = _devices(study.jobs)
@@ -94,12 +93,12 @@ def _run_all(
             left = (time.monotonic() - started) / done * (len(wanted) - done + to_come)
             said = _said(study, *ended)
             of_seeds = ', all seeds included' if to_come else ''
-            _log(
+            log(
                 f'{done}/{len(wanted)} {futures[future]}: {said}; {left / 60:.0f} min left'
                 f'{of_seeds}'
             )
         if done < len(wanted):
-            _log(f'{len(wanted) - done} runs not started, the time is over; call the tool again')
+            log(f'{len(wanted) - done} runs not started, the time is over; call the tool again')
     except BaseException:
         # Ctrl-C ends running processes and starts no other; the next call continues.
         children.end()
@@ -173,7 +172,3 @@ def _said(study: Study, result: dict | None) -> str:
         return 'no result'
     problem = result_problem(study, result, 'val')
     return problem or f'{study.metric} {score(study, result, "val"):.4g} (val)'
-
-
-def _log(message: str, level: int = logging.INFO) -> None:
-    print_log(message, logger='current', level=level)

@@ -41,14 +41,14 @@ class Arm:
         config: path of its config, or a name like ``mmdet::yolox/yolox_tiny_8xb8-300e_coco.py``.
         cfg_options: overrides of the config, as in ``--cfg-options``.
         lr: a fixed learning rate; None: the best of the grid.
-        seeds: seeds of its reported runs; None: the study's.
+        seeds: seeds of its reported runs, by default the study's.
     """
 
     name: str
     config: str
     cfg_options: dict[str, Any]
-    lr: float | None = None
-    seeds: tuple[int, ...] | None = None
+    lr: float | None
+    seeds: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def load_study(path: str | os.PathLike) -> Study:
     for key in ('jobs', 'threads'):
         if not isinstance(options[key], int) or options[key] < 1:
             raise StudyError(f'{path}: {key} must be a number from 1 on, got {options[key]!r}')
-    arms = {name: _arm(path, name, arm) for name, arm in cfg.arms.items()}
+    arms = {name: _arm(path, name, arm, cfg.seeds) for name, arm in cfg.arms.items()}
     study = Study(
         path,
         arms,
@@ -182,7 +182,7 @@ def _check_numbers(path: Path, key: str, values: Sequence, kind: type | tuple) -
         raise StudyError(f'{path}: {key} must be above 0, got {values!r}')
 
 
-def _arm(path: Path, name: str, arm: dict) -> Arm:
+def _arm(path: Path, name: str, arm: dict, default_seeds: Sequence[int]) -> Arm:
     named = isinstance(arm, dict) and isinstance(arm.get('config'), str)
     if not named or set(arm) - ARM_KEYS:
         raise StudyError(
@@ -194,9 +194,8 @@ def _arm(path: Path, name: str, arm: dict) -> Arm:
         _check_numbers(path, f'arms.{name}.lr', [lr], (int, float))
     if seeds is not None:
         _check_numbers(path, f'arms.{name}.seeds', seeds, int)
-    options = dict(arm.get('cfg_options') or {})
-    seeds = None if seeds is None else tuple(seeds)
     config = arm['config']
     if not is_packaged(config):
         config = str(path.parent / config)
-    return Arm(name, config, options, lr, seeds)
+    options = dict(arm.get('cfg_options') or {})
+    return Arm(name, config, options, lr, tuple(default_seeds if seeds is None else seeds))

@@ -5,10 +5,12 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from ..core.units import ExpandedLinear
 from ..errors import UserError, UserValueError
@@ -173,21 +175,14 @@ class _Layers:
     def compared(self, how: str) -> Iterator[None]:
         """Compare the units that run in this context and were not compared before."""
 
-        def hook_of(name: str) -> Callable:
-            def hook(unit: Unit, args: tuple, kwargs: dict, output: Tensor) -> None:
-                self.compare(name, how, output, *args, **kwargs)
+        def hook(name: str, _: Unit, args: tuple, kwargs: dict, output: Tensor) -> None:
+            self.compare(name, how, output, *args, **kwargs)
 
-            return hook
-
-        handles = [
-            self.units[name].register_forward_hook(hook_of(name), with_kwargs=True)
-            for name in self.missing
-        ]
-        try:
+        with ExitStack() as hooks:
+            for name in self.missing:
+                register = self.units[name].register_forward_hook
+                hooks.enter_context(register(partial(hook, name), with_kwargs=True))
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def compare(self, name: str, how: str, output: Tensor, *args: Any, **kwargs: Any) -> None:
         """Compare an output of a unit with its contracted layer's, unless it is empty."""
@@ -206,14 +201,9 @@ def _error_in_double(unit: Unit, layer: nn.Module, *args: Any, **kwargs: Any) ->
     # If a kernel is almost zero, as in a layer initialised with zeros, a chain in single precision
     # has little more than rounding errors.
     unit, layer = copy.deepcopy(unit).double(), copy.deepcopy(layer).double()
-    args = [_in_double(arg) for arg in args]
-    kwargs = {name: _in_double(arg) for name, arg in kwargs.items()}
-    return _error(unit.forward_layerwise(*args, **kwargs), layer(*args, **kwargs))
-
-
-def _in_double(argument: Any) -> Any:
     # An argument may be the output size of a transposed convolution.
-    return argument.double() if isinstance(argument, Tensor) else argument
+    args, kwargs = tree_map_only(Tensor, Tensor.double, (args, kwargs))
+    return _error(unit.forward_layerwise(*args, **kwargs), layer(*args, **kwargs))
 
 
 def _random_input(unit: Unit) -> Tensor:

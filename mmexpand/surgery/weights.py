@@ -43,11 +43,6 @@ _PICKLE = SimpleNamespace(
 )
 
 
-def load_weights(path: str | os.PathLike) -> dict[str, Tensor]:
-    """Read only the state dict of a checkpoint as ``load_own`` does."""
-    return dict(get_state_dict(load_own(path)))
-
-
 def load_own(path: str | os.PathLike) -> Mapping[str, Any]:
     """Read the tensors and plain values of a checkpoint, without running code from it.
 

@@ -116,7 +116,7 @@ def test_a_failing_report_costs_the_training_nothing(seg_cfg, monkeypatch):
     def fail(*args):
         raise OSError('no space left')
 
-    monkeypatch.setattr(run_report, 'write_page', fail)
+    monkeypatch.setattr(run_report, 'write_text', fail)
     cfg = seg_cfg(custom_hooks=[EXPAND, CONTRACT])
     runner = Runner.from_cfg(cfg)
     runner.train()

@@ -20,6 +20,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.select import Select
 from selenium.webdriver.support.wait import WebDriverWait
 
+from mmexpand.files import write_text
 from mmexpand.report.curves import Log
 from mmexpand.report.gallery import (
     MEASURES,
@@ -29,7 +30,6 @@ from mmexpand.report.gallery import (
     class_colors,
     mask_picture,
 )
-from mmexpand.report.page import write_page
 from mmexpand.report.run import Cost, LayerRow, RunReport, WeightSet, render_run
 from mmexpand.report.study import render_study
 
@@ -107,7 +107,7 @@ def run_report():
 @pytest.fixture(scope='module')
 def page(browser, tmp_path_factory):
     path = tmp_path_factory.mktemp('page') / 'report.html'
-    write_page(render_run(run_report()), path)
+    write_text(render_run(run_report()), path)
     return path
 
 
@@ -182,7 +182,7 @@ def test_filtering_leaves_the_pixels_of_the_class(browser, tmp_path):
         'compact_best.pth.',
         MEASURES['masks'],
     )
-    write_page(render_run(report), tmp_path / 'masks.html')
+    write_text(render_run(report), tmp_path / 'masks.html')
     browser.get((tmp_path / 'masks.html').as_uri())
     assert shown(browser) == {'a.png': 'error 0.67'}
     wait_for_colors(browser, {(255, 0, 0): 64, (0, 0, 255): 64}, {(255, 0, 0): 192})
@@ -276,7 +276,7 @@ def test_a_study_is_drawn(browser, tmp_path):
         differences={'cl': ({0: 1.0, 1: 3.0}, -10.0, 14.0)},
         tuning={'compact': {0.1: 40.0, 0.01: 30.0}},
     )
-    write_page(html, tmp_path / 'study.html')
+    write_text(html, tmp_path / 'study.html')
     browser.get((tmp_path / 'study.html').as_uri())
     assert 'cl is above compact by 2.00.' in browser.find_element(By.ID, 'results').text
     assert 'dbb has not been run.' in browser.find_element(By.ID, 'problems').text

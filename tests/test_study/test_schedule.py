@@ -182,7 +182,7 @@ def test_time_left_includes_the_seeds_to_come(write_study, runs, monkeypatch):
 
     monkeypatch.setattr(schedule, '_run', a_minute)
     monkeypatch.setattr(schedule.time, 'monotonic', lambda: clock[0])
-    monkeypatch.setattr(schedule, '_log', lambda message, *_: lines.append(message))
+    monkeypatch.setattr(schedule, 'log', lambda message, *_: lines.append(message))
     run_study(study)
     assert sum(' min left' in line for line in lines) == 6
     tuned = [line for line in lines if line.startswith('4/4')]

@@ -13,7 +13,7 @@ def test_a_study(write_study, tmp_path):
     assert (study.jobs, study.threads, study.channels_last) == (2, 1, False)
     compact, cl = study.arm('compact'), study.arm('cl')
     assert compact.config == str(tmp_path / 'net.py')
-    assert (compact.lr, compact.seeds) == (None, None)
+    assert (compact.lr, compact.seeds) == (None, (0, 1))
     assert (cl.lr, cl.seeds) == (0.5, (7,))
     assert cl.cfg_options['custom_hooks'][0]['type'] == 'ExpandHook'
 

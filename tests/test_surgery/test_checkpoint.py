@@ -20,7 +20,7 @@ from mmexpand.surgery.checkpoint import (
     save_checkpoint,
     save_safetensors,
 )
-from mmexpand.surgery.weights import load_weights
+from mmexpand.surgery.weights import load_own
 
 
 def net():
@@ -131,7 +131,7 @@ def test_a_page_a_pickle_and_other_content_are_told_apart(tmp_path):
 def test_weights_are_read_where_torch_may_run_no_code(tmp_path, monkeypatch):
     monkeypatch.setenv(WEIGHTS_ONLY, '1')
     save_checkpoint(dict(state_dict=net().state_dict()), tmp_path / 'net.pth')
-    assert list(load_weights(tmp_path / 'net.pth')) == list(net().state_dict())
+    assert list(load_own(tmp_path / 'net.pth')['state_dict']) == list(net().state_dict())
     assert os.environ[WEIGHTS_ONLY] == '1'
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from mmexpand.surgery.checkpoint import CheckpointError, load_checkpoint
-from mmexpand.surgery.weights import load_weights
+from mmexpand.surgery.weights import load_own
 
 
 class Payload:
@@ -48,7 +48,7 @@ def test_weights_are_read_and_nothing_is_run(tmp_path):
     torch.save(dict(meta=strange_meta(made), state_dict=model.state_dict()), path)
     with pytest.raises(CheckpointError):
         load_checkpoint(path)
-    weights = load_weights(path)
+    weights = load_own(path)['state_dict']
     assert list(weights) == list(model.state_dict())
     for name, value in model.state_dict().items():
         assert torch.equal(weights[name], value)
@@ -61,7 +61,7 @@ def test_weights_are_read_and_nothing_is_run(tmp_path):
 def test_parameters_keep_their_values(tmp_path):
     weight = nn.Parameter(torch.randn(3))
     torch.save(dict(state_dict=dict(weight=weight)), tmp_path / 'w.pth')
-    assert torch.equal(load_weights(tmp_path / 'w.pth')['weight'], weight)
+    assert torch.equal(load_own(tmp_path / 'w.pth')['state_dict']['weight'], weight)
 
 
 @pytest.mark.parametrize('length', [0, 10, 1000, -10])
@@ -70,7 +70,7 @@ def test_half_a_file_is_refused(tmp_path, length):
     torch.save(dict(state_dict=dict(weight=torch.ones(1000))), path)
     path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(CheckpointError, match='truncated'):
-        load_weights(path)
+        load_own(path)
 
 
 @pytest.mark.parametrize(
@@ -84,12 +84,12 @@ def test_half_a_file_is_refused(tmp_path, length):
 def test_what_is_no_state_dict_is_refused(tmp_path, content, words):
     torch.save(content, tmp_path / 'x.pth')
     with pytest.raises(CheckpointError, match=words):
-        load_weights(tmp_path / 'x.pth')
+        load_own(tmp_path / 'x.pth')
 
 
 def test_a_bare_pickle_runs_nothing(tmp_path):
     path, made = tmp_path / 'x.pth', tmp_path / 'made'
     path.write_bytes(pickle.dumps(Payload(made)))
     with pytest.raises(CheckpointError):
-        load_weights(path)
+        load_own(path)
     assert not made.exists()
