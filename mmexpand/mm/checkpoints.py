@@ -213,11 +213,7 @@ def _factorise_refusal(model: nn.Module, state_dict: Mapping) -> str:
 
 
 def check_shapes(model: nn.Module, checkpoint: Mapping) -> None:
-    """Raise CheckpointError if parameters of a model are missing or have other shapes.
-
-    Raises:
-        CheckpointError: naming the first such parameter.
-    """
+    """Raise CheckpointError, naming the first, if parameters of a model are missing or differ."""
     state_dict = get_state_dict(checkpoint)
     found = {key.removeprefix('module.') for key in state_dict}
     missing = [key for key in _parameter_names(model, state_dict) if key not in found]

@@ -64,11 +64,7 @@ def _drop_scope(cfg: Config) -> None:
 
 
 def check_keys(cfg: Config, *needed: str) -> None:
-    """Raise ConfigError if a config lacks required keys.
-
-    Raises:
-        ConfigError: naming the missing keys.
-    """
+    """Raise ConfigError, naming the missing keys, if a config lacks required keys."""
     missing = [key for key in needed if cfg.get(key) is None]
     if missing:
         raise ConfigError(

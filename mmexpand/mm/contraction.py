@@ -279,9 +279,6 @@ def check_writable(directory: str | os.PathLike, option: str = '--work-dir') -> 
     Args:
         directory: the folder, which is made if it is missing.
         option: the option that names another folder, for the message.
-
-    Raises:
-        PermissionError: naming the folder.
     """
     try:
         os.makedirs(directory, exist_ok=True)

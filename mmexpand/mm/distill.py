@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_map_only
 
 from ..core.compat import version
 from ..core.names import near_matches
@@ -129,12 +131,11 @@ class DistillHook(Hook):
             return _joined(output, self._compare(seen, theirs))
 
         places = list(self.places.values())
-        with _outputs(student, [a for a, _ in places]) as ours:
-            handle = student.register_forward_hook(add, with_kwargs=True)
-            try:
-                yield
-            finally:
-                handle.remove()
+        with (
+            _outputs(student, [a for a, _ in places]) as ours,
+            student.register_forward_hook(add, with_kwargs=True),
+        ):
+            yield
 
     def _compare(self, ours: dict[str, list], theirs: dict[str, list]) -> dict[str, Tensor]:
         """Return the losses, averaged over calls if a module is called several times."""
@@ -195,12 +196,9 @@ def _check_same_images(student: nn.Module, teacher: nn.Module) -> None:
 
 
 def _normalisation(data_preprocessor: nn.Module) -> dict[str, Any]:
-    values = {key: _plain(getattr(data_preprocessor, key, None)) for key in ('mean', 'std')}
+    found = {key: getattr(data_preprocessor, key, None) for key in ('mean', 'std')}
+    values = tree_map_only(Tensor, lambda value: value.flatten().tolist(), found)
     return dict(values, channel_conversion=converts_channels(data_preprocessor))
-
-
-def _plain(value: Any) -> Any:
-    return value.flatten().tolist() if isinstance(value, Tensor) else value
 
 
 def _check_module(model: nn.Module, name: str, key: str) -> None:
@@ -236,19 +234,15 @@ def _outputs(model: nn.Module, names: list[str]) -> Iterator[dict[str, list]]:
     """Yield the outputs of modules in this context, by name, each with its version."""
     seen: dict[str, list] = {name: [] for name in names}
 
-    def keep(name: str) -> Any:
-        def hook(_: nn.Module, __: Any, output: Any) -> None:
-            before = version(output) if isinstance(output, Tensor) else 0
-            seen[name].append((output, before))
+    def keep(name: str, _: nn.Module, __: Any, output: Any) -> None:
+        before = version(output) if isinstance(output, Tensor) else 0
+        seen[name].append((output, before))
 
-        return hook
-
-    handles = [model.get_submodule(name).register_forward_hook(keep(name)) for name in seen]
-    try:
+    with ExitStack() as hooks:
+        for name in seen:
+            hook = partial(keep, name)
+            hooks.enter_context(model.get_submodule(name).register_forward_hook(hook))
         yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _pairs(ours: list, theirs: list) -> list[tuple[Tensor, Tensor]]:

@@ -51,10 +51,8 @@ def suits_shape(shape: Sequence[int]) -> Iterator[None]:
     """Raise ValueError that names the image size if a network fails in this context.
 
     Args:
-        shape: height and width of the images in pixels, as the user gave them.
-
-    Raises:
-        ValueError: if the network fails, for which the size is the most common reason.
+        shape: height and width of the images in pixels, as the user gave them; a wrong size is
+            the most common reason.
     """
     try:
         yield

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -73,7 +74,8 @@ def evaluate_one_batch(model: nn.Module, runner: Runner, batch: Any) -> None:
         dry_runs += ending
         with (
             _stand_in(runner, model),
-            _silent(),
+            # The tables that evaluators log would mislead for one batch.
+            mock.patch.object(MMLogger.get_current_instance(), 'disabled', True),
             _surviving(loop, [batch]) as errors,
             together(),
         ):
@@ -270,14 +272,3 @@ class _Batches:
             yield from self._batches
         except Exception as error:
             self._errors.append(error)
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Suppress the tables that evaluators log, which would mislead for one batch."""
-    logger = MMLogger.get_current_instance()
-    kept, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = kept

@@ -2,8 +2,8 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 from weakref import WeakSet
@@ -59,7 +59,7 @@ class FirstStepHook(Hook):
             return
         model = unwrap(runner.model)
         _warn_of_idle_norms(model)
-        self._step.callback(count_calls(model, self._calls))
+        self._step.enter_context(count_calls(model, self._calls))
 
     def after_train_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
         """Warn of repeated layers, and check that the optimizer trains the factors.
@@ -162,9 +162,8 @@ def not_held(
     wanted = {id(p) for group in groups if group.get('lr', 1) for p in group['params']}
     held = {id(p) for o in stepped.last for group in o.param_groups for p in group['params']}
     factors = {
-        f'{name}.{key}': parameter
-        for name, unit in units.items()
-        for key, parameter in unit.named_parameters()
+        name: parameter
+        for name, parameter in _factors(units).items()
         if parameter.requires_grad and id(parameter) in wanted
     }
     # Each rank may have a part of the optimizer's parameters.
@@ -173,14 +172,18 @@ def not_held(
     return {name: factors[name] for name in missing if name in everywhere}
 
 
-def _check_moved(
-    runner: Runner, units: Mapping[str, ExpandedLayer], before: Mapping[str, Tensor]
-) -> None:
-    factors = {
+def _factors(units: Mapping[str, ExpandedLayer]) -> dict[str, nn.Parameter]:
+    return {
         f'{name}.{key}': parameter
         for name, unit in units.items()
         for key, parameter in unit.named_parameters()
     }
+
+
+def _check_moved(
+    runner: Runner, units: Mapping[str, ExpandedLayer], before: Mapping[str, Tensor]
+) -> None:
+    factors = _factors(units)
     idle = [name for name, value in before.items() if torch.equal(factors[name], value)]
     if len(idle) == len(before):
         optimizer = getattr(runner.optim_wrapper, 'optimizer', runner.optim_wrapper)
@@ -223,17 +226,15 @@ def _one_value(name: str, method: str) -> str:
     )
 
 
-def count_calls(model: nn.Module, calls: Counter) -> Callable[[], None]:
-    """Count how often layers with norms run in one forward pass of a model.
+@contextmanager
+def count_calls(model: nn.Module, calls: Counter) -> Iterator[None]:
+    """Count, in this context, how often layers with norms run in one forward pass of a model.
 
     Calls outside a forward pass, as of activation checkpointing in the backward pass, are ignored.
 
     Args:
         model: the model, without a wrapper.
         calls: changed in place: the largest count in one forward pass, by layer name.
-
-    Returns:
-        A function that stops counting.
     """
     present: Counter = Counter()
     running: list[bool] = []
@@ -252,15 +253,12 @@ def count_calls(model: nn.Module, calls: Counter) -> Callable[[], None]:
         if output.dim() == 4 and output.numel() == output.shape[1] and _measures(unit):
             raise UserValueError(_one_value(name, unit.method))
 
-    handles = [model.register_forward_pre_hook(begin), model.register_forward_hook(end)]
-    for name, unit in _units_with_norms(model):
-        handles.append(unit.register_forward_hook(partial(count, name)))
-
-    def stop() -> None:
-        for handle in handles:
-            handle.remove()
-
-    return stop
+    with ExitStack() as hooks:
+        hooks.enter_context(model.register_forward_pre_hook(begin))
+        hooks.enter_context(model.register_forward_hook(end))
+        for name, unit in _units_with_norms(model):
+            hooks.enter_context(unit.register_forward_hook(partial(count, name)))
+        yield
 
 
 def _measures(unit: nn.Module) -> bool:

@@ -1,10 +1,9 @@
 """Hooks that convert or refuse checkpoints when they are loaded and mark them when saved."""
 
-from typing import Any
-
 import numpy as np
 from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import Runner
+from torch.utils._pytree import tree_map_only
 
 from ..surgery import contract_, is_expanded
 from ..surgery.checkpoint import (
@@ -115,12 +114,6 @@ class SaveGuardHook(Hook):
             checkpoint.get('message_hub', {}).get('runtime_info', {}),
         ):
             if 'dataset_meta' in holder:
-                holder['dataset_meta'] = _as_lists(holder['dataset_meta'])
-
-
-def _as_lists(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _as_lists(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_as_lists(item) for item in value)
-    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
+                holder['dataset_meta'] = tree_map_only(
+                    (np.ndarray, np.generic), lambda array: array.tolist(), holder['dataset_meta']
+                )

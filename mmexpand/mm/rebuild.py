@@ -26,9 +26,6 @@ def check_rebuildable(runner: Runner, instead: str = INSTEAD) -> None:
     Args:
         runner: the Runner, which is not changed.
         instead: the fix, for the message.
-
-    Raises:
-        UserRuntimeError: naming the unsupported type.
     """
     if isinstance(runner, FlexibleRunner):
         raise UserRuntimeError(

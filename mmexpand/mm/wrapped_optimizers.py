@@ -42,11 +42,7 @@ def built_again(optimizer: Optimizer, cfg: Mapping | None) -> Optimizer:
 
 
 def check_given(optimizer: Optimizer) -> None:
-    """Raise ValueError if an optimizer object cannot get the factors as parameters.
-
-    Raises:
-        ValueError: naming the optimizer's class.
-    """
+    """Raise ValueError if an optimizer object cannot get the factors as parameters."""
     if keeps_own_groups(optimizer):
         raise UserValueError(
             f'{type(optimizer).__name__} wraps an optimizer that holds the compact parameters: '

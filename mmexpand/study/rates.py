@@ -89,13 +89,7 @@ def at_edge(study: Study, arm: Arm) -> bool:
 
 
 def rates_to_try(study: Study, arm: Arm, start: float) -> list[float]:
-    """Return the next rates of a search, in order; none at its end.
-
-    Args:
-        study: the study.
-        arm: the arm.
-        start: the rate of its config.
-    """
+    """Return the next rates of a search from the rate ``start`` on, in order; none at its end."""
     means = tuned(study, arm)
     best = _best(means)
     if best is not None:

@@ -34,17 +34,13 @@ class CheckpointError(UserError, RuntimeError):
     """A checkpoint that cannot be used; the message names the file and the fix."""
 
 
-def load_checkpoint(path: str | os.PathLike, map_location: str = 'cpu') -> dict[str, Any]:
-    """Read a checkpoint without running code from it.
-
-    Args:
-        path: the file.
-        map_location: device of its tensors.
+def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU, without running code from it.
 
     Raises:
         CheckpointError: see ``load_file``; also if the file holds no weights.
     """
-    checkpoint = load_file(path, map_location)
+    checkpoint = load_file(path)
     if not isinstance(checkpoint, Mapping):
         raise CheckpointError(f'{path} holds a {type(checkpoint).__name__}, not a checkpoint')
     state_dict = get_state_dict(checkpoint)
@@ -58,12 +54,8 @@ def load_checkpoint(path: str | os.PathLike, map_location: str = 'cpu') -> dict[
     return checkpoint
 
 
-def load_file(path: str | os.PathLike, map_location: str = 'cpu') -> Any:
-    """Read a file of ``torch.save`` without running code from it.
-
-    Args:
-        path: the file.
-        map_location: device of its tensors.
+def load_file(path: str | os.PathLike) -> Any:
+    """Read a file of ``torch.save`` onto the CPU, without running code from it.
 
     Raises:
         CheckpointError: if the file is missing, truncated, corrupt or of another format, or holds
@@ -73,7 +65,7 @@ def load_file(path: str | os.PathLike, map_location: str = 'cpu') -> Any:
     if not path.is_file():
         raise CheckpointError(f'{path}: no such checkpoint')
     try:
-        return torch.load(path, map_location=map_location, weights_only=True)
+        return torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # A malformed file can make the unpickler raise anything.
         blocked = describe_blocked(error)
         raise CheckpointError(f'{path} {blocked}' if blocked else _unreadable(path)) from error

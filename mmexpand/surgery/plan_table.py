@@ -1,5 +1,6 @@
 """Plans as text: a table of the layers to expand, and the skipped layers by reason."""
 
+import posixpath
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -68,17 +69,7 @@ def _skipped(groups: Mapping[tuple[str, str], list[str]]) -> list[str]:
     lines = ['skipped:'] if groups else []
     for (top, reason), names in groups.items():
         if top and len(names) > 1:
-            names = [f'{_common_prefix(names)} ({len(names)} layers)']
+            common = posixpath.commonpath([name.replace('.', '/') for name in names])
+            names = [f'{common.replace("/", ".")} ({len(names)} layers)']
         lines += _wrapped(f'{", ".join(names)}: {reason}')
     return lines
-
-
-def _common_prefix(names: list[str]) -> str:
-    """Return the longest common dotted prefix of names."""
-    parts = [name.split('.') for name in names]
-    common = []
-    for level in zip(*parts, strict=False):
-        if len(set(level)) > 1:
-            break
-        common.append(level[0])
-    return '.'.join(common)

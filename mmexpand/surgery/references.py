@@ -1,9 +1,10 @@
 """References to layers and parameters outside a model's tree of modules, in lists and caches."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
+from torch.utils._pytree import tree_leaves
 
 CACHES: dict[type, Callable[[nn.Module], None]] = {}
 """Classes that cache parameters of their submodules, each with a function that updates the cache.
@@ -35,7 +36,8 @@ def referenced_parameters(model: nn.Module) -> dict[int, str]:
             continue
         for name, value in _outside_the_tree(module):
             place = f'{prefix}.{name}'.lstrip('.')
-            found.update((id(tensor), place) for tensor in _tensors(value))
+            parameters = (v for v in tree_leaves(value) if isinstance(v, nn.Parameter))
+            found.update((id(parameter), place) for parameter in parameters)
     return found
 
 
@@ -53,13 +55,3 @@ def _replaced(value: Any, replaced: Mapping[nn.Module, nn.Module]) -> Any:
     elif type(value) is tuple:
         return tuple(_replaced(item, replaced) for item in value)
     return value
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, nn.Parameter):
-        yield value
-    elif type(value) in (list, tuple):
-        for item in value:
-            yield from _tensors(item)
-    elif type(value) is dict:
-        yield from _tensors(list(value.values()))

@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -100,13 +101,11 @@ def verify(
         tolerance = TOLERANCES[like.dtype]
     layers = _Layers(units, compact, tolerance)
     with ExitStack() as stack:
-        for context in (
-            eval_mode(expanded),
-            eval_mode(compact),
-            _layerwise(units.values()),
-            full_precision(),
-        ):
+        for context in (eval_mode(expanded), eval_mode(compact), full_precision()):
             stack.enter_context(context)
+        for unit in units.values():
+            # Activation checkpointing may have set another forward on a unit.
+            stack.enter_context(mock.patch.object(unit, 'forward', unit.forward_layerwise))
         replay = TopkReplay()
         with layers.compared(IN_MODEL), replay, _same_draws(like):
             reference = forward(expanded)
@@ -235,21 +234,6 @@ def full_precision() -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = kept
-
-
-@contextmanager
-def _layerwise(units: Iterable[Unit]) -> Iterator[None]:
-    # Activation checkpointing may have set another forward on a unit.
-    kept = {unit: vars(unit).get('forward') for unit in units}
-    for unit in kept:
-        unit.forward = unit.forward_layerwise
-    try:
-        yield
-    finally:
-        for unit, forward in kept.items():
-            del unit.forward
-            if forward is not None:
-                unit.forward = forward
 
 
 def relative_errors(reference: Any, output: Any) -> list[float]:
