@@ -27,3 +27,7 @@ class UserFileNotFoundError(UserError, FileNotFoundError):
 
 class UserPermissionError(UserError, PermissionError):
     """A file or folder that cannot be written to."""
+
+
+class ExportError(UserError, ValueError):
+    """A model that cannot be exported; the message gives the reason and the fix."""

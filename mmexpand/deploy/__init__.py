@@ -1,7 +1,7 @@
 """Export of the compact network from PyTorch."""
 
+from ..errors import ExportError
 from .comparison import compare_file
-from .errors import ExportError
 from .int8 import Int8, Int8Report, LayerError
 from .model import calibration_images, load_compact_model, preprocess, trained_ranges
 from .ncnn import export_ncnn

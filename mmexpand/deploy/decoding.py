@@ -4,10 +4,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from ..errors import UserValueError
+from ..errors import ExportError, UserValueError
 from ..mm.models import selects_by_score
 from ..surgery import is_expanded
-from .errors import ExportError
 from .tracing import open_decoding
 
 MAX_DETECTIONS = 300

@@ -11,7 +11,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from .errors import ExportError
+from ..errors import ExportError
 from .tracing import open_sizes
 
 if TYPE_CHECKING:

@@ -10,10 +10,9 @@ import numpy as np
 from torch import Tensor, nn
 
 from ..core.names import check_choice
-from ..errors import UserValueError
+from ..errors import ExportError, UserValueError
 from ..surgery.fake_quantisation import TARGETS
 from ..surgery.outliers import FAR, outlying_channel, outlying_weight
-from .errors import ExportError
 from .layers import chosen_layers, head_layers, layer_nodes, node_of, weight_of
 from .quantisation import METHODS, Quantiser
 from .runtimes import onnxruntime_run

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ..core.names import near_matches
+from ..errors import ExportError
 from ..surgery.plan import matches
-from .errors import ExportError
 
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto

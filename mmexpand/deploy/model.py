@@ -12,13 +12,12 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DATASETS, Registry
 from torch import Tensor, nn
 
-from ..errors import UserFileNotFoundError, UserValueError
+from ..errors import ExportError, UserFileNotFoundError, UserValueError
 from ..mm.checkpoints import match_checkpoint
 from ..mm.compact_config import type_name
 from ..mm.models import build_compact_model
 from ..surgery.checkpoint import CheckpointError, get_state_dict, load_checkpoint
 from ..surgery.fake_quantisation import INT8_KEY
-from .errors import ExportError
 
 
 def load_compact_model(cfg: Config, checkpoint: str | os.PathLike) -> nn.Module:

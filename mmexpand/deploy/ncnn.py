@@ -10,13 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserValueError
+from ..errors import ExportError, UserValueError
 from ..files import written_whole
 from ..stack import check_installed
 from ..surgery.train_mode import eval_mode
 from .comparison import Reference, check_error
 from .decoding import check_exportable
-from .errors import ExportError
 from .graph import first_line
 from .network import Pixels
 

@@ -2,22 +2,22 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserRuntimeError
+from ..errors import ExportError, UserRuntimeError
 from ..files import written_whole
 from ..stack import check_installed
 from ..surgery.fake_quantisation import fake_quantised
 from ..surgery.train_mode import eval_mode
 from .comparison import Reference, batches, check_error, compare_file
 from .decoding import Boxes, Classes, check_exportable, decoder_of
-from .errors import ExportError
 from .graph import attach, first_line, open_axes, trace
 from .int8 import Int8, Int8Report, Int8Search
 from .layers import chosen_layers, run_modules, weighted_layers
@@ -159,19 +159,15 @@ def export_onnx(
     return OnnxReport(out, tuple(inputs.shape), shapes, error, agreement, report)
 
 
-@contextmanager
 def _as_trained(
     reference: Reference, images: Tensor, int8: Int8, report: Int8Report
-) -> Iterator[None]:
+) -> AbstractContextManager:
     """Let PyTorch compute what was trained: with ranges of QuantHook, the int8 network."""
     if int8.ranges is None:
-        yield
-        return
+        return nullcontext()
     ranges = {name: r for name, r in int8.ranges.items() if name not in report.kept}
-    with fake_quantised(
-        reference.model, int8.target, ranges, lambda: reference.raw_outputs(images)
-    ):
-        yield
+    run = partial(reference.raw_outputs, images)
+    return fake_quantised(reference.model, int8.target, ranges, run)
 
 
 def _check_chance(report: Int8Report, out: Path) -> None:

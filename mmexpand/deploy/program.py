@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..errors import ExportError
 from ..files import written_whole
 from ..surgery.train_mode import eval_mode
 from .comparison import Reference, batches, check_error
 from .decoding import check_exportable
-from .errors import ExportError
 from .graph import first_line
 from .network import Pixels
 

@@ -11,12 +11,11 @@ from mmengine.config import Config
 from mmengine.structures import InstanceData, PixelData
 from torch import nn
 
-from ..errors import UserValueError
+from ..errors import ExportError, UserValueError
 from ..mm.compact_config import make_compact_config
 from ..mm.evaluation import evaluate
 from ..mm.launch import build_runner, temporary_work_dir
 from .comparison import detections
-from .errors import ExportError
 from .network import Pixels
 from .runtimes import Run
 
