@@ -45,7 +45,7 @@ def trace(
     """
     import onnx
 
-    name = _name(module)
+    name = type(getattr(module, 'model', getattr(module, 'head', module))).__name__
     with (
         tempfile.TemporaryDirectory() as folder,
         warnings.catch_warnings(),
@@ -162,8 +162,3 @@ def first_line(error: Exception) -> str:
     words = (lines[0].strip() if lines else type(error).__name__).split(' [Caused by')[0]
     words = re.sub(r'Load model from \S+ failed: ?(Fatal error: )?', '', words)
     return words.split(' Status Message: ')[-1].split('. Please feel free')[0].rstrip('.')
-
-
-def _name(module: nn.Module) -> str:
-    inside = getattr(module, 'model', getattr(module, 'head', module))
-    return type(inside).__name__

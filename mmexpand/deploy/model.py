@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch.nn.functional as F
 from mmengine.config import Config, ConfigDict
-from mmengine.dataset import Compose
+from mmengine.dataset import Compose, pseudo_collate
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DATASETS, Registry
 from torch import Tensor, nn
@@ -135,5 +135,4 @@ def _test_steps(cfg: Config) -> list[ConfigDict]:
 
 
 def _network_input(model: nn.Module, data: dict) -> Tensor:
-    batch = dict(inputs=[data['inputs']], data_samples=[data['data_samples']])
-    return model.data_preprocessor(batch, False)['inputs']
+    return model.data_preprocessor(pseudo_collate([data]), False)['inputs']

@@ -1,8 +1,7 @@
 """Warm start: a compact training continues expanded, with its schedule and momentum."""
 
 import logging
-from collections.abc import Iterator
-from typing import Any
+from itertools import chain
 
 import torch
 from mmengine.runner import Runner
@@ -48,7 +47,8 @@ class CompactOptimizer:
         norms = (module for module in model.modules() if isinstance(module, Norm))
         self._fresh = [norm for norm in norms if not norm.is_anchored]
         self._state = checkpoint.pop('optimizer', None)
-        for scheduler in _schedulers(checkpoint.get('param_schedulers', [])):
+        states = checkpoint.get('param_schedulers', [])
+        for scheduler in chain(*(states.values() if isinstance(states, dict) else [states])):
             # The optimizer may have more groups now, from which the schedulers take their rates.
             scheduler.pop('base_values', None)
             scheduler.pop('_last_value', None)
@@ -103,11 +103,6 @@ class CompactOptimizer:
                 'equivalent in factors',
                 logging.WARNING,
             )
-
-
-def _schedulers(states: Any) -> Iterator[dict]:
-    for states_of_one in states.values() if isinstance(states, dict) else [states]:
-        yield from states_of_one
 
 
 def _arguments(optim_wrapper: dict) -> dict:

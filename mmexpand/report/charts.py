@@ -10,6 +10,7 @@ from plotly import graph_objects as go
 from .curves import Curve, Log, is_main, mean_and_deviation
 
 COLORS = ('#2f6fde', '#e07b39', '#2e9e6b', '#b0449c', '#c9a227', '#4aa8c0', '#7a6ff0', '#8a5a44')
+DASHES = ('dash', 'dot', 'dashdot')
 POINTS = 1000
 """Points of a curve at most: more are invisible and make the page large."""
 SYMBOLS = {'in the model': 'circle', 'on captured input': 'diamond', 'on random input': 'x'}
@@ -51,7 +52,9 @@ def metric_chart(log: Log, compact: Mapping[str, Mapping[str, float]]) -> go.Fig
     for index, (weights, metrics) in enumerate(compact.items()):
         for name in (name for name in main if name in metrics):
             label = f'{name}, compact, {weights} weights'
-            line = dict(color=_color(index + len(log.metrics)), width=2, dash=_dash(index))
+            line = dict(
+                color=_color(index + len(log.metrics)), width=2, dash=DASHES[index % len(DASHES)]
+            )
             ends = [steps[0], steps[-1]]
             figure.add_scatter(x=ends, y=[metrics[name]] * 2, name=label, mode='lines', line=line)
     return figure
@@ -201,7 +204,3 @@ def _figure(x: str, y: str, height: int) -> go.Figure:
 
 def _color(index: int) -> str:
     return COLORS[index % len(COLORS)]
-
-
-def _dash(index: int) -> str:
-    return ('dash', 'dot', 'dashdot')[index % 3]

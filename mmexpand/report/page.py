@@ -15,7 +15,12 @@ def render(template: str, **content: object) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    pages.filters.update(chart=_chart, number=_number, millions=_millions, css=_css)
+    pages.filters.update(
+        chart=_chart,
+        number=_number,
+        millions=lambda value: f'{value / 1e6:,.2f} M',
+        css=lambda color: '#{:02x}{:02x}{:02x}'.format(*color),
+    )
     return pages.get_template(template).render(plotly=Markup(get_plotlyjs()), **content)
 
 
@@ -29,11 +34,3 @@ def _number(value: float | None) -> str:
     if value is None:
         return '-'
     return f'{value:.2f}' if abs(value) > 1 else f'{value:.4f}'
-
-
-def _millions(value: float) -> str:
-    return f'{value / 1e6:,.2f} M'
-
-
-def _css(color: tuple[int, int, int]) -> str:
-    return '#{:02x}{:02x}{:02x}'.format(*color)

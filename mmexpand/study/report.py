@@ -49,7 +49,10 @@ def write_report(study: Study, out_dir: str | os.PathLike) -> str:
     findings = _findings(study, arms, baseline, found)
     text = _markdown(findings)
     write_text(text, out_dir / 'study.md')
-    write_json(_as_json(study, arms, found), out_dir / 'study.json')
+    # Arms have their own level: an arm may be called 'study'.
+    content = {arm.arm.name: _arm_as_json(arm, found.get(arm.arm.name)) for arm in arms}
+    head = dict(study=study.name, metric=study.metric, baseline=study.baseline)
+    write_json(dict(head, arms=content), out_dir / 'study.json')
     _plot_curves(study, arms, out_dir / 'curves.png')
     _plot_differences(study, found, out_dir / 'differences.png')
     if not missing_for_page():
@@ -147,12 +150,6 @@ def _row(
 
 def _number(value: float, places: int) -> str:
     return '' if math.isnan(value) else f'{value:.{places}f}'
-
-
-def _as_json(study: Study, arms: list[ArmSummary], found: dict[str, Difference | None]) -> dict:
-    # Arms have their own level: an arm may be called 'study'.
-    content = {arm.arm.name: _arm_as_json(arm, found.get(arm.arm.name)) for arm in arms}
-    return dict(study=study.name, metric=study.metric, baseline=study.baseline, arms=content)
 
 
 def _arm_as_json(arm: ArmSummary, against: Difference | None) -> dict:

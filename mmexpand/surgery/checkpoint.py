@@ -200,9 +200,11 @@ def contract_state_dict(state_dict: Mapping[str, Tensor]) -> OrderedDict[str, Te
                 for k, v in state_dict.items()
                 if k.startswith(f'{prefix}.')
             }
-            compact[f'{name}weight'], bias = contract_layer(inside, block)
+            weight, bias = contract_layer(inside, block)
+            dtype = next(v.dtype for v in inside.values() if v.is_floating_point())
+            compact[f'{name}weight'] = weight.to(dtype).contiguous()
             if bias is not None:
-                compact[f'{name}bias'] = bias
+                compact[f'{name}bias'] = bias.to(dtype)
     return compact
 
 
@@ -230,9 +232,7 @@ def _contract_chain(state_dict: Mapping[str, Tensor], _: str) -> tuple[Tensor, T
         factors.append((as_kernel(weight.double()), None if bias is None else bias.double()))
     groups = len(factors[0][0]) // factors[1][0].shape[1]
     weight, bias = fold(factors, groups)
-    like = state_dict['0.weight']
-    weight = (weight[:, :, 0, 0] if like.dim() == 2 else weight).to(like.dtype).contiguous()
-    return weight, None if bias is None else bias.to(like.dtype)
+    return weight[:, :, 0, 0] if state_dict['0.weight'].dim() == 2 else weight, bias
 
 
 @torch.no_grad()
@@ -242,6 +242,4 @@ def _contract_block(state_dict: Mapping[str, Tensor], block: str) -> tuple[Tenso
     expression = build_expression(block, spec)
     expression.load_state_dict({k: v for k, v in state_dict.items() if k != SPEC_KEY})
     weight, bias = expression.fold(torch.float64)
-    return spec.turn(weight).to(like.dtype).contiguous(), None if bias is None else bias.to(
-        like.dtype
-    )
+    return spec.turn(weight), bias

@@ -96,7 +96,10 @@ def make_plan(model: nn.Module, cfg: ExpandConfig, given: Set[str] | None = None
     chosen, excluded = _choose(kinds, cfg)
     result = Plan(cfg, params_before=_count(model))
     for layer, aliases in names.items():
-        reason = _unchosen(aliases, chosen, excluded) or _refuse(layer, owners, held, cfg)
+        if chosen.isdisjoint(aliases):
+            reason = 'not included' if excluded.isdisjoint(aliases) else 'excluded'
+        else:
+            reason = _refuse(layer, owners, held, cfg)
         if reason:
             result.skipped.append(SkippedLayer(aliases[0], reason))
         else:
@@ -122,10 +125,9 @@ def _layer_names(model: nn.Module) -> dict[nn.Module, list[str]]:
 
 
 def _is_layer(module: nn.Module) -> bool:
-    # Deformable and similar convolutions derive from nn.Module only: look for a name and a weight.
-    classes = (nn.Linear, ConvNd, ExpandedLayer)
-    if isinstance(module, classes):
+    if isinstance(module, (nn.Linear, ConvNd, ExpandedLayer)):
         return True
+    # Deformable and similar convolutions derive from nn.Module only: look for a name and a weight.
     looks_like_one = re.search('conv|linear', type(module).__name__, re.IGNORECASE)
     return bool(looks_like_one) and hasattr(module, 'weight')
 
@@ -183,12 +185,6 @@ def _no_match(key: str, pattern: str, kinds: dict[str, set[str]]) -> str:
         known = set().union(*kinds.values())
     near = near_matches(pattern, [*names, *sorted(known.difference(names))], 'layers are:')
     return f'{key}={pattern!r} matches no convolution or linear layer; {near}'
-
-
-def _unchosen(aliases: list[str], chosen: set[str], excluded: set[str]) -> str:
-    if chosen.intersection(aliases):
-        return ''
-    return 'excluded' if excluded.intersection(aliases) else 'not included'
 
 
 def _refuse(layer: nn.Module, owners: Counter, held: dict[int, str], cfg: ExpandConfig) -> str:
