@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from ..errors import UserValueError
+from ..surgery.copying import copy_model
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,35 +67,21 @@ def losses_at(
     points: Sequence[Sequence[float]],
     loss: Callable[[nn.Module], float],
 ) -> Iterator[float]:
-    """Return the loss at points around a model's weights, and restore the weights.
+    """Yield the loss at points around a model's weights.
 
     Args:
-        model: the network.
+        model: the network, which is not changed.
         directions: the axes.
         points: the steps along the axes for each point.
         loss: returns the loss of the model.
     """
-    centre = {name: parameter.clone() for name, parameter in model.named_parameters()}
-    # Buffers that a forward pass changes must be equal at all points.
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    try:
-        for point in points:
-            for name, parameter in model.named_parameters():
-                steps = zip(point, directions, strict=True)
-                parameter.copy_(centre[name] + sum(step * axis[name] for step, axis in steps))
-            _put_back(model, buffers)
-            yield loss(model)
-    finally:
-        _put_back(model, buffers)
-        for name, parameter in model.named_parameters():
-            parameter.copy_(centre[name])
-
-
-def _put_back(model: nn.Module, buffers: Mapping[str, Tensor]) -> None:
-    for name, buffer in model.named_buffers():
-        # A cache that the forward pass fills is no state.
-        if name in buffers and buffer.shape == buffers[name].shape:
-            buffer.copy_(buffers[name])
+    for point in points:
+        # Buffers that a forward pass changes must be equal at all points.
+        moved = copy_model(model)
+        for name, parameter in moved.named_parameters():
+            steps = zip(point, directions, strict=True)
+            parameter.add_(sum(step * axis[name] for step, axis in steps))
+        yield loss(moved)
 
 
 def draw(landscapes: Sequence[Mapping]) -> 'Figure':

@@ -132,12 +132,7 @@ def time_in_turns(
     """Time the steps of several models in turns, so that changes of load affect all.
 
     In each round each model does one step, in a new random order, since the step before affects
-    caches. A slow model skips rounds at even distances.
-
-    Args:
-        steps: functions that do one step, by name.
-        settings: the number of steps.
-        progress: called before every timed step.
+    caches. A slow model skips rounds at even distances. ``progress`` is called before every step.
     """
     times: dict[str, list[StepTimes]] = {name: [] for name in steps}
     with _no_collection():

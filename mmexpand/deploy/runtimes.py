@@ -31,11 +31,7 @@ def onnxruntime_run(path: str | os.PathLike, threads: int = 0, optimise: bool = 
 
 
 def openvino_run(path: str | os.PathLike) -> Run:
-    """Return a function that runs the file in OpenVINO on the CPU, in the file's precision.
-
-    Args:
-        path: an ONNX file with one input.
-    """
+    """Return a function that runs an ONNX file in OpenVINO on the CPU, in the file's precision."""
     import openvino
 
     core = openvino.Core()

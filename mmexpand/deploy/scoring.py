@@ -70,12 +70,7 @@ class FileModel(nn.Module):
 
 
 def score(cfg: Config, models: Mapping[str, nn.Module]) -> dict[str, dict[str, Any]]:
-    """Return the metrics of models on the config's test split.
-
-    Args:
-        cfg: the expanded or the compact config.
-        models: models by name.
-    """
+    """Return the metrics of models, by name, on the test split of a config, compact or not."""
     with scorer(cfg, 'test') as metrics:
         return {name: metrics(model) for name, model in models.items()}
 

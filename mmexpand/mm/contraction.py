@@ -173,10 +173,7 @@ def _attempt(mode: str, data: dict) -> Callable[[nn.Module], None]:
 def contract_without_data(expanded: nn.Module, height: int, width: int) -> Contraction:
     """Contract a copy of a model and verify it on random images, without a data set.
 
-    Args:
-        expanded: the model, which is not changed.
-        height: height of the images in pixels.
-        width: width of the images in pixels.
+    Height and width of the images are in pixels.
 
     Raises:
         ValueError: if a weight is not finite.

@@ -32,9 +32,6 @@ def lost_hooks(cfg: Config) -> list[tuple[str, list[str]]]:
     """Return the base configs whose hooks are lost, each with the names of these hooks.
 
     A list without hooks of mmexpand is ignored: it may replace hooks on purpose.
-
-    Args:
-        cfg: see ``warn_of_lost_hooks``.
     """
     present = _names(hook_configs(cfg))
     if cfg.filename is None or not present.keys() & set(HOOKS):

@@ -99,11 +99,7 @@ def expand_as_configured(model: nn.Module, cfg: Config) -> None:
 
 
 def input_channels(model: nn.Module) -> int:
-    """Return the number of channels of a model's images.
-
-    Args:
-        model: an OpenMMLab model, compact or expanded.
-    """
+    """Return the number of channels of the images of a model, compact or expanded."""
     mean = getattr(getattr(model, 'data_preprocessor', None), 'mean', None)
     if mean is not None and len(mean) > 1:  # A single value applies to any number of channels.
         return len(mean)

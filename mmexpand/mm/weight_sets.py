@@ -24,11 +24,7 @@ ranges, or None if they are lost."""
 
 
 def weight_sets(runner: Runner) -> Iterator[WeightSet]:
-    """Yield the weight sets to contract after training: last, best and averaged.
-
-    Args:
-        runner: a Runner after training.
-    """
+    """Yield the weight sets to contract after training: last, best and averaged."""
     model, meta = unwrap(runner.model), {}
     for hook in runner.hooks:
         if isinstance(hook, QuantHook):

@@ -198,7 +198,8 @@ def mask_picture(
         colors: RGB of every class.
     """
     if truth.shape != prediction.shape:
-        truth = np.asarray(_resized(truth, prediction.shape[::-1]))
+        resized = Image.fromarray(truth.astype(np.uint8))
+        truth = np.asarray(resized.resize(prediction.shape[::-1], Image.Resampling.NEAREST))
     known = truth < len(colors)
     ours, theirs = truth[known].astype(int), prediction[known].astype(int)
     size = len(colors)
@@ -234,27 +235,17 @@ def class_colors(palette: list | None, count: int) -> list[tuple[int, int, int]]
 
 def _jpeg(image: np.ndarray) -> str:
     small = Image.fromarray(image)
-    if small.width > WIDTH:
-        small = small.resize((WIDTH, _height(small)), Image.Resampling.LANCZOS)
+    small.thumbnail((WIDTH, small.height), Image.Resampling.LANCZOS)
     return _data_uri(small, 'JPEG', quality=80)
 
 
 def _png(mask: np.ndarray, colors: list) -> str:
     small = Image.fromarray(mask.astype(np.uint8))
-    if small.width > WIDTH:
-        small = _resized(mask, (WIDTH, _height(small)))
+    small.thumbnail((WIDTH, small.height), Image.Resampling.NEAREST)
     # All 256 entries: pixels of unknown classes are transparent.
     small.putpalette(bytes(value for color in colors for value in color).ljust(768, b'\0'))
     seen = bytes([255] * len(colors)).ljust(256, b'\0')
     return _data_uri(small, 'PNG', transparency=seen)
-
-
-def _resized(mask: np.ndarray, size: tuple[int, int]) -> Image.Image:
-    return Image.fromarray(mask.astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
-
-
-def _height(image: Image.Image) -> int:
-    return max(1, round(image.height * WIDTH / image.width))
 
 
 def _data_uri(image: Image.Image, kind: str, **options: object) -> str:

@@ -127,11 +127,7 @@ def _check_same(path: Path, arms: Mapping[str, dict]) -> None:
 def best_checkpoint(study: Study) -> tuple[Run, Path] | None:
     """Return the run with the best metric on the validation split, and its compact checkpoint.
 
-    Args:
-        study: a study of ``study_of``.
-
-    Returns:
-        The run and the path; None if no run has ended, or its checkpoint was removed.
+    Return None if no run has ended, or its checkpoint was removed.
     """
     finals = [run for arm in study.arms.values() for run in final_runs(study, arm)]
     scored = [(score(study, load_result(study, run), 'val'), run) for run in finals]

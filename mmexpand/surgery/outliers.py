@@ -11,10 +11,8 @@ FAR = 10
 def outlying_channel(kernel: Tensor) -> str:
     """Describe an output channel whose largest weight is far above the median channel's, or ''.
 
-    Beside such a channel, a quantisation scale for all channels loses the other channels.
-
-    Args:
-        kernel: a kernel with output channels first.
+    Beside such a channel, a quantisation scale for all channels loses the other channels. The
+    kernel has output channels first.
     """
     tops = kernel.detach().abs().flatten(1).float().amax(1)
     top, channel = tops.max(0)
@@ -28,9 +26,7 @@ def outlying_weight(kernel: Tensor) -> str:
     """Describe a weight that is far above the others of its output channel, or ''.
 
     Beside such a weight, a quantisation scale for each channel loses the channel's other weights.
-
-    Args:
-        kernel: a kernel with output channels first.
+    The kernel has output channels first.
     """
     rows = kernel.detach().abs().flatten(1).float()
     if rows.shape[1] < 3:
@@ -48,12 +44,7 @@ def outlying_weight(kernel: Tensor) -> str:
 
 
 def outlying_layers(model: nn.Module, names: Iterable[str]) -> Iterator[str]:
-    """Yield a description of each named layer with a channel far above the others.
-
-    Args:
-        model: a compact model.
-        names: names of layers with a ``weight``.
-    """
+    """Yield a description of each named layer of a compact model with such a channel."""
     for name in names:
         words = outlying_channel(model.get_submodule(name).weight)
         if words:

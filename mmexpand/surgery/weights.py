@@ -49,9 +49,6 @@ def load_own(path: str | os.PathLike) -> Mapping[str, Any]:
     The metadata of a checkpoint of this run may hold values that
     ``torch.load(weights_only=True)`` refuses; this function skips them.
 
-    Args:
-        path: the file.
-
     Raises:
         CheckpointError: if the file is missing, truncated or corrupt, or if a value of its state
             dict is not a tensor.
