@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..surgery import named_units
-from .complexity import unit_costs
+from .complexity import network_costs
 from .footprint import trained_bytes
 from .steps import clock
 
@@ -152,15 +151,7 @@ def counted_step(
         input_shape: ``(N, C, H, W)``; it may be too large to run.
         forward: runs either model on an input.
     """
-    images, units = torch.empty(input_shape, device='meta'), named_units(model)
-    layers = {name: compact.get_submodule(name) for name in units}
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        costs = unit_costs(units, layers, lambda: forward(compact.to('meta'), images)).values()
-    total = counter.get_total_flops() // 2
-    return CountedStep(
-        tuple(input_shape),
-        compact=total,
-        layerwise=total + sum(cost.macs_layerwise - cost.macs_compact for cost in costs),
-        folded=total + folding_macs(model),
-        auto=total + sum(cost.macs_auto - cost.macs_compact for cost in costs),
-    )
+    images, compact = torch.empty(input_shape, device='meta'), compact.to('meta')
+    macs, _ = network_costs(model, compact, lambda: forward(compact, images))
+    folded = macs[0] + folding_macs(model)
+    return CountedStep(tuple(input_shape), macs[0], macs[1], folded, macs[2])

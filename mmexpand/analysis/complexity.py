@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from ..surgery import named_units
 from ..surgery.train_mode import eval_mode
@@ -44,6 +45,31 @@ def layer_costs(model: nn.Module, forward: Callable[[nn.Module], Any]) -> dict[s
     units = named_units(model)
     with eval_mode(model):
         return unit_costs(units, units, lambda: forward(model))
+
+
+@torch.no_grad()
+def network_costs(
+    expanded: nn.Module, compact: nn.Module, run: Callable[[], Any]
+) -> tuple[tuple[int, int, int], dict[str, LayerCost]]:
+    """Count the operations of whole networks and of the expanded layers in one forward pass.
+
+    Args:
+        expanded: the expanded network; only its shapes matter.
+        compact: the network that it was expanded from.
+        run: does a forward pass of the compact network.
+
+    Returns:
+        Operations of the compact network, of the network with the paper's chains and of the network
+        with every unit in its cheaper forward; and the costs of the units by name.
+    """
+    units = named_units(expanded)
+    layers = {name: compact.get_submodule(name) for name in units}
+    with FlopCounterMode(display=False) as counter:
+        costs = unit_costs(units, layers, run)
+    total = counter.get_total_flops() // 2
+    layerwise = sum(cost.macs_layerwise - cost.macs_compact for cost in costs.values())
+    auto = sum(cost.macs_auto - cost.macs_compact for cost in costs.values())
+    return (total, total + layerwise, total + auto), costs
 
 
 def unit_costs(

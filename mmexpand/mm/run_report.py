@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,9 @@ from mmengine.device import get_device
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DATASETS
 from mmengine.structures import BaseDataElement
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor
 
-from ..analysis.complexity import unit_costs
+from ..analysis.complexity import network_costs
 from ..core.eligibility import EXPANDED_ALREADY
 from ..errors import UserValueError
 from ..files import write_text
@@ -35,7 +35,7 @@ from ..report.gallery import (
     mask_picture,
 )
 from ..report.run import Cost, LayerRow, RunReport, WeightSet, render_run
-from ..surgery import Plan, expand_, named_units
+from ..surgery import Plan, expand_
 from ..surgery.checkpoint import META_KEY, get_state_dict, load_checkpoint
 from ..surgery.verify import TOLERANCES
 from ..version import __version__
@@ -154,31 +154,15 @@ def _cost(cfg: Config, dataset: Any) -> Cost:
     total, by_layer, size = None, {}, None
     if dataset is not None:
         data = compact.data_preprocessor(pseudo_collate([dataset[0]]), False)
-        total, by_layer = _count_macs(compact, expanded, data['inputs'])
+        run = partial(tensor_outputs, compact, dict(inputs=data['inputs']))
+        total, costs = network_costs(expanded, compact, run)
+        by_layer = {n: (c.macs_compact, c.macs_layerwise, c.macs_auto) for n, c in costs.items()}
         if selects_by_score(compact):
             total = None  # The forward pass ends before the heads.
         size = tuple(data['inputs'].shape[-2:])
     rows, left_out = _rows(plans, by_layer)
     before, after = (sum(p.numel() for p in m.parameters()) for m in (compact, expanded))
     return Cost(rows, left_out, before, after, total, size)
-
-
-@torch.no_grad()
-def _count_macs(
-    compact: nn.Module, expanded: nn.Module, images: Tensor
-) -> tuple[tuple[int, int, int], dict[str, tuple[int, int, int]]]:
-    """Return MACs of the network and by layer: compact, layerwise and in the cheapest order."""
-    units = named_units(expanded)
-    layers = {name: compact.get_submodule(name) for name in units}
-    with FlopCounterMode(display=False) as counter:
-        costs = unit_costs(units, layers, lambda: tensor_outputs(compact, dict(inputs=images)))
-    by_layer = {
-        name: (cost.macs_compact, cost.macs_layerwise, cost.macs_auto)
-        for name, cost in costs.items()
-    }
-    rest = counter.get_total_flops() // 2 - sum(macs[0] for macs in by_layer.values())
-    sums = (sum(macs[kind] for macs in by_layer.values()) for kind in range(3))
-    return tuple(rest + value for value in sums), by_layer
 
 
 def _rows(
