@@ -76,11 +76,8 @@ def match_checkpoint(
     state_dict = get_state_dict(checkpoint)
     if state_dict and all(key.startswith('module.') for key in state_dict):
         state_dict = {key.removeprefix('module.'): value for key, value in state_dict.items()}
-        _replace_state_dict(checkpoint, state_dict)
-    present = upgraded(state_dict)
-    if present is not state_dict:
-        state_dict = present
-        _replace_state_dict(checkpoint, state_dict)
+    state_dict = upgraded(state_dict)
+    _replace_state_dict(checkpoint, state_dict)
     if not hasattr(model, DISTILL_LOSSES):
         _drop_distill_losses(state_dict, resume)
     _check_nonlinear(model, checkpoint, starts=training and not resume)
@@ -167,7 +164,7 @@ def _drop_distill_losses(state_dict: dict, resume: bool) -> None:
 def _replace_state_dict(checkpoint: dict, state_dict: Mapping) -> None:
     if 'state_dict' in checkpoint:
         checkpoint['state_dict'] = state_dict
-    else:
+    elif checkpoint is not state_dict:
         checkpoint.clear()
         checkpoint.update(state_dict)
 

@@ -71,11 +71,11 @@ class FirstStepHook(Hook):
         if self._calls is not None:
             _warn_of_repeated(unwrap(runner.model), self._calls)
             self._calls = None
-        if self._optimizers is None or not self._optimizers.all:
+        if not self._optimizers.all:
             return
         units = named_units(unwrap(runner.model))
         if self._left:
-            self._stop()
+            self._optimizers.stop()
             _check_moved(runner, units, self._left)
             return
         # An optimizer that steps copies of the parameters may write them back later.
@@ -85,16 +85,11 @@ class FirstStepHook(Hook):
         }
         self._optimizers.forget()
         if not self._left:
-            self._stop()
+            self._optimizers.stop()
 
     def after_train(self, runner: Runner) -> None:
         """Stop the checks."""
-        self._stop()
-
-    def _stop(self) -> None:
-        if self._optimizers is not None:
-            self._optimizers.stop()
-            self._optimizers = None
+        self._optimizers.stop()
 
 
 def watch_first_steps(runner: Runner) -> None:
@@ -138,9 +133,10 @@ class SteppedOptimizers:
         self.last.clear()
 
     def stop(self) -> None:
-        """Stop watching."""
+        """Stop watching, and forget the steps so far."""
         for handle in self._handles:
             handle.remove()
+        self.forget()
 
 
 def not_held(
