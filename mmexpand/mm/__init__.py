@@ -15,6 +15,7 @@ from .distill import DistillHook
 from .gradient_confusion import GradientConfusionHook
 from .hooks import ContractHook, ExpandHook
 from .models import refresh_average
+from .optim import ExpandOptimWrapperConstructor
 from .quant import QuantHook
 from .runtime import allow_mmengine_checkpoints
 
@@ -41,3 +42,15 @@ HOOKS.register_module(name='GradientConfusionHook', module=GradientConfusionHook
 DATASETS.register_module(name='CorruptLabels', module=CorruptLabels)
 HOOKS.register_module(name='DistillHook', module=DistillHook)
 allow_mmengine_checkpoints()
+
+__all__ = [
+    'ContractHook',
+    'CorruptLabels',
+    'DistillHook',
+    'ExpandBackbone',
+    'ExpandHook',
+    'ExpandModel',
+    'ExpandOptimWrapperConstructor',
+    'GradientConfusionHook',
+    'QuantHook',
+]
