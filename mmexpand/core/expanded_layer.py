@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -366,16 +367,7 @@ class ExpandedLayer(nn.Module):
             layer.bias = nn.Parameter(bias, trained['bias'])
         return layer.train(self.training)
 
-    def _load_from_state_dict(
-        self,
-        state_dict: dict,
-        prefix: str,
-        local_metadata: dict,
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *others: Any) -> None:
         """Load factors; factorise the compact weight if factors have another block or rate.
 
         An expanded checkpoint contains both. A layer with another shape is left unchanged and
@@ -405,21 +397,14 @@ class ExpandedLayer(nn.Module):
             else:
                 found = 'factors of other shapes' if shape is None else f'a weight of shape {shape}'
                 found += '' if shape is None else f' with{"out" * (bias is None)} bias'
+                *_, error_msgs = others
                 error_msgs.append(
                     f'size mismatch for {prefix}weight: the checkpoint holds {found}, the layer '
                     f'has {own} with{"out" * (not self.spec.bias)} bias'
                 )
             state_dict.clear()
             state_dict.update(self.state_dict(prefix=prefix))
-        super()._load_from_state_dict(
-            state_dict,
-            prefix,
-            local_metadata,
-            strict,
-            missing_keys,
-            unexpected_keys,
-            error_msgs,
-        )
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
     def _set_loaded_weight(self, weight: Tensor, bias: Tensor | None, name: str) -> None:
         try:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import UserTypeError, UserValueError
+from ..errors import UserTypeError
 from .batch_sample import NESTED_SAMPLES, SAMPLES, BatchSample, steps
 from .blocks import choose_block
 from .compat import output_padding, padding_by_side
@@ -283,10 +283,6 @@ class ExpandedLinear(ExpandedLayer):
     ) -> 'ExpandedLinear':
         """Return a unit for a linear layer; see ``ExpandedConv2d.from_conv`` for arguments."""
         _check(linear, nn.Linear, rate, init, forward)
-        if 'fc' not in method.split('+'):
-            raise UserValueError(
-                f"a linear layer requires method 'fc', 'cl+fc' or 'ck+fc', got {method!r}"
-            )
         spec = LayerSpec.of(linear, rate, BlockOptions(**options))
         unit = cls(linear, *choose_block(method, spec), forward)
         _carry_over(unit, linear, init)
