@@ -6,9 +6,11 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 from unittest import mock
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner, ValLoop
@@ -20,6 +22,10 @@ from ..surgery.train_mode import kept_train_mode
 from .compat import has_val_loop, set_hooks
 from .logs import log
 from .ranks import describe, together
+
+_COPIES: WeakKeyDictionary[Evaluator, list[BaseMetric]] = WeakKeyDictionary()
+"""Copies of metrics, by their evaluator: deleting one could remove the original's temporary folder,
+so that they are kept as long as the evaluator."""
 
 
 def evaluate(model: nn.Module, runner: Runner) -> dict[str, float]:
@@ -59,30 +65,23 @@ def evaluate_one_batch(model: nn.Module, runner: Runner, batch: Any) -> None:
     if not has_val_loop(runner) or not isinstance(runner.val_loop, ValLoop):
         return
     loop = runner.val_loop
-    kept = loop.evaluator
-    dry_runs = kept.__dict__.pop('dry_runs', [])  # The copy must not contain earlier copies.
     try:
-        try:
-            with together():
-                copied = copy.deepcopy(kept)
-        except Exception as error:
-            log(f'Evaluation is skipped: the evaluator cannot be copied ({describe(error)})')
-            return
-        loop.evaluator = copied
-        # Keep the copies: deleting one would remove the original metric's temporary folder.
-        ending = [m for m in loop.evaluator.metrics if hasattr(type(m), '__del__')]
-        dry_runs += ending
-        with (
-            _stand_in(runner, model),
-            # The tables that evaluators log would mislead for one batch.
-            mock.patch.object(MMLogger.get_current_instance(), 'disabled', True),
-            _surviving(loop, [batch]) as errors,
-            together(),
-        ):
-            loop.run()
-    finally:
-        loop.evaluator = kept
-        kept.dry_runs = dry_runs
+        with together():
+            copied = copy.deepcopy(loop.evaluator)
+    except Exception as error:
+        log(f'Evaluation is skipped: the evaluator cannot be copied ({describe(error)})')
+        return
+    ending = [metric for metric in copied.metrics if hasattr(type(metric), '__del__')]
+    _COPIES.setdefault(loop.evaluator, []).extend(ending)
+    with (
+        _stand_in(runner, model),
+        mock.patch.object(loop, 'evaluator', copied),
+        # The tables that evaluators log would mislead for one batch.
+        mock.patch.object(MMLogger.get_current_instance(), 'disabled', True),
+        _surviving(loop, [batch]) as errors,
+        together(),
+    ):
+        loop.run()
     _raise_first(errors['batch'])
     for error in errors['metric']:
         log(f'A metric failed on one batch, but may work on all data ({describe(error)})')
