@@ -27,7 +27,7 @@ from mmexpand.analysis.landscape import draw, losses_at, random_direction
 from mmexpand.deploy import load_compact_model
 from mmexpand.deploy.model import innermost
 from mmexpand.errors import UserValueError
-from mmexpand.files import save_figure, written_whole
+from mmexpand.files import save_figure, write_text
 from mmexpand.mm.command_line import add_config_arguments, count, device, read_config, tool
 from mmexpand.mm.compact_config import type_name
 from mmexpand.mm.config_file import ConfigError
@@ -190,8 +190,7 @@ def main(args: argparse.Namespace) -> None:
         **survey(model, make_loss(batches, args.seed), args),
     )
     out_dir = Path(args.out_dir)
-    with written_whole(out_dir / 'landscape.json') as temporary:
-        temporary.write_text(json.dumps(found))
+    write_text(json.dumps(found), out_dir / 'landscape.json')
     save_figure(draw([found, *others]), out_dir / 'landscape.png')
     print(
         f'\nloss {found["line"][args.steps]:.4g} at the centre; landscape.json and .png are in '

@@ -18,7 +18,7 @@ from rich.progress import track
 from zoo_page import page
 
 from mmexpand.errors import UserValueError
-from mmexpand.files import written_whole
+from mmexpand.files import write_text
 from mmexpand.mm.command_line import add_debug_argument, count, tool
 from mmexpand.mm.contraction import check_writable
 
@@ -67,8 +67,7 @@ def run_family(
         seconds = round(time.perf_counter() - start, 1)
         words = f'{end} (stage: {stage})'
         result = dict(family=family, status=status, error=words, seconds=seconds)
-        with written_whole(path) as temporary:
-            temporary.write_text(json.dumps(result, indent=2))
+        write_text(json.dumps(result, indent=2), path)
 
 
 def run_families(
@@ -91,8 +90,7 @@ def run_families(
                 run_family(family, paths[family], args.limit, work)
     done = [json.loads(path.read_text()) for path in paths.values() if path.exists()]
     missing = [family for family, path in paths.items() if not path.exists()]
-    with written_whole(args.page) as temporary:
-        temporary.write_text(page(done, missing))
+    write_text(page(done, missing), args.page)
 
 
 @tool(parse_args)

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 import mmexpand
 from mmexpand import ExpandConfig
 from mmexpand.analysis.footprint import tensors_in
-from mmexpand.files import written_whole
+from mmexpand.files import write_text
 from mmexpand.mm.compact_config import dicts
 from mmexpand.mm.contraction import contract_and_verify, verify_on_batch
 from mmexpand.mm.models import build_compact_model, features, input_channels, tensor_outputs
@@ -293,5 +293,4 @@ def main(family: str, path: Path, outcome: Callable[[str], dict[str, Any]] = out
     say(BUILDING)
     result = dict(family=family, **outcome(family))
     result['seconds'] = round(time.perf_counter() - start, 1)
-    with written_whole(path) as temporary:
-        temporary.write_text(json.dumps(result, indent=2))
+    write_text(json.dumps(result, indent=2), path)
