@@ -73,7 +73,7 @@ def centred(kernel: Tensor, size: Sequence[int]) -> Tensor:
 
 
 class PerChannel(Node):
-    """A node whose output channels are scaled: its shape and costs."""
+    """A node whose output channels are scaled: its shape, costs and refusal."""
 
     @property
     def shape(self) -> Shape:
@@ -89,3 +89,7 @@ class PerChannel(Node):
         """Return the node's operations plus one per output value, and the output size."""
         macs, size = self.node.apply_macs(size)
         return macs + self.shape[0] * size[0] * size[1], size
+
+    def kernel_refusal(self) -> str:
+        """Return the node's reason, or ''."""
+        return self.node.kernel_refusal()

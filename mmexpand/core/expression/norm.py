@@ -93,10 +93,6 @@ class Norm(PerChannel):
         if bias is not None:
             self.norm.bias.add_(bias)
 
-    def kernel_refusal(self) -> str:
-        """Return the node's reason, or ''."""
-        return self.node.kernel_refusal()
-
     def add_bias(self, shift: Tensor) -> None:
         """Shift the norm's bias."""
         self.norm.bias.add_(shift)

@@ -49,10 +49,6 @@ class Scale(PerChannel):
         kernel = kernel / per_channel(scale, kernel)
         self.node.set_kernel(kernel, None if bias is None else bias / scale)
 
-    def kernel_refusal(self) -> str:
-        """Return the node's reason, or ''."""
-        return self.node.kernel_refusal()
-
     def add_bias(self, shift: Tensor) -> None:
         """Shift the node's bias by the shift divided by the scales."""
         self.node.add_bias(shift / self.scale)
