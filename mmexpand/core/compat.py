@@ -8,6 +8,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+# Functions on nested values; torch 2.9.1 has no public module of them.
+from torch.utils._pytree import tree_flatten as tree_flatten
+from torch.utils._pytree import tree_leaves as tree_leaves
+from torch.utils._pytree import tree_map_only as tree_map_only
+from torch.utils._pytree import tree_unflatten as tree_unflatten
+
 ConvNd = nn.modules.conv._ConvNd
 """The base class of all convolutions (torch 2.9.1)."""
 

@@ -2,8 +2,8 @@
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from ..core.compat import tree_flatten, tree_unflatten
 from ..errors import ExportError, UserValueError
 from ..mm.models import selects_by_score
 from ..surgery import is_expanded

@@ -2,8 +2,8 @@
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
+from ..core.compat import tree_leaves
 from ..mm.models import converts_channels, tensor_outputs
 
 

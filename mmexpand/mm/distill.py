@@ -13,9 +13,8 @@ from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils._pytree import tree_map_only
 
-from ..core.compat import version
+from ..core.compat import tree_map_only, version
 from ..core.names import near_matches
 from ..errors import UserRuntimeError, UserValueError
 from ..surgery.checkpoint import get_state_dict, load_checkpoint

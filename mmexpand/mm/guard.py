@@ -3,8 +3,8 @@
 import numpy as np
 from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import Runner
-from torch.utils._pytree import tree_map_only
 
+from ..core.compat import tree_map_only
 from ..surgery import contract_, is_expanded
 from ..surgery.checkpoint import (
     META_KEY,

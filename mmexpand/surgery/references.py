@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
-from torch.utils._pytree import tree_leaves
+
+from ..core.compat import tree_leaves
 
 CACHES: dict[type, Callable[[nn.Module], None]] = {}
 """Classes that cache parameters of their submodules, each with a function that updates the cache.

@@ -11,8 +11,8 @@ from unittest import mock
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
+from ..core.compat import tree_map_only
 from ..core.units import ExpandedLinear
 from ..errors import UserError, UserValueError
 from .expand import Unit, named_units
