@@ -7,7 +7,7 @@ results_dir = '../../resources/studies/cifar10_smallnet_confusion'
 
 
 def arm(**fields):
-    hooks = [dict(type='GradientConfusionHook', pairs=50)]
+    hooks = [dict(type='GradientConfusionHook', pairs=30)]
     if fields:
         hooks.append(dict(type='ExpandHook', include='features', rate=4, **fields))
     options = dict(_base_.authors, custom_hooks=hooks)
