@@ -82,7 +82,8 @@ def table(header: Iterable[str], rows: Iterable[Iterable]) -> str:
     """Return a table in Markdown."""
     lines = [list(header)]
     lines += [['---'] * len(lines[0]), *([str(cell) for cell in row] for row in rows)]
-    escaped = ([cell.replace('|', '\\|') for cell in line] for line in lines)
+    # An error may contain what Markdown takes for a link: [to=7](%1169).
+    escaped = ([cell.replace('|', '\\|').replace('](', '] (') for cell in line] for line in lines)
     return ''.join(f'| {" | ".join(line)} |\n' for line in escaped)
 
 
