@@ -7,29 +7,17 @@ results_dir = '../../resources/studies/bccd_yolo-lite-bn'
 config = '../yolo_lite/yolo-lite-bn_1xb8-2000iters_bccd-160x160.py'
 
 
-short = {
-    **_base_.data,
-    'train_cfg.max_iters': 1000,
-    'train_cfg.val_interval': 1000,
-    'default_hooks.checkpoint.interval': 1000,
-    'param_scheduler': [
-        dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
-        dict(type='CosineAnnealingLR', by_epoch=False, begin=100, end=1000),
-    ],
-}
-
-
 def arm(**fields):
     hooks = [
         dict(type='NumClassCheckHook'),
         dict(type='ExpandHook', include='backbone', **fields),
     ]
-    return dict(config=config, cfg_options=dict(short, custom_hooks=hooks))
+    return dict(config=config, cfg_options=dict(_base_.short, custom_hooks=hooks))
 
 
 arms = dict(
     _delete_=True,
-    compact=dict(config=config, cfg_options=short),
+    compact=dict(config=config, cfg_options=_base_.short),
     cl=arm(method='cl', rate=4),
     repvgg=arm(method='repvgg'),
 )

@@ -11,6 +11,17 @@ channels_last = True
 config = '../yolo_lite/yolo-lite_1xb8-2000iters_bccd-160x160.py'
 root = '../shared/data/bccd-voc/'
 data = {f'{split}_dataloader.dataset.data_root': root for split in ('train', 'val', 'test')}
+# Half the iterations, for the studies that are based on this one.
+short = {
+    **data,
+    'train_cfg.max_iters': 1000,
+    'train_cfg.val_interval': 1000,
+    'default_hooks.checkpoint.interval': 1000,
+    'param_scheduler': [
+        dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
+        dict(type='CosineAnnealingLR', by_epoch=False, begin=100, end=1000),
+    ],
+}
 
 
 def arm(**fields):

@@ -6,20 +6,11 @@ _base_ = 'bccd_yolo-lite.py'
 lrs = [0.01, 0.016, 0.02]
 seeds = [0, 1, 2]
 results_dir = '../../resources/studies/bccd_yolo-lite_finetune'
-given = {
-    'load_from': 'work_dirs/yolo_lite_voc.pth',
-    'train_cfg.max_iters': 1000,
-    'train_cfg.val_interval': 1000,
-    'default_hooks.checkpoint.interval': 1000,
-    'param_scheduler': [
-        dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
-        dict(type='CosineAnnealingLR', by_epoch=False, begin=100, end=1000),
-    ],
-}
+given = dict(_base_.short, load_from='work_dirs/yolo_lite_voc.pth')
 
 
 def finetuned(lr, **fields):
-    options = dict(_base_.data, **given)
+    options = dict(given)
     if fields:
         options['custom_hooks'] = [
             dict(type='NumClassCheckHook'),

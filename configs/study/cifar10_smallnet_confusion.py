@@ -1,7 +1,6 @@
 # Figure 3: gradient confusion while SmallNet trains in the authors' setting. The hook writes
 # gradient_confusion.json into each run's folder; Figure 4 takes the checkpoints of these runs.
 _base_ = 'cifar10_smallnet.py'
-baseline = 'compact'
 seeds = [0]
 results_dir = '../../resources/studies/cifar10_smallnet_confusion'
 

@@ -5,15 +5,13 @@ reach them. mmengine's initialisations compare the names of a class and of its d
 that each class names torch's class and its base.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .algebra import Affine, as_kernel
 from .compat import ConvNd, padding_by_side
-from .geometry import output_size
+from .geometry import geometry, output_size
 
 
 class Factor(nn.Module):
@@ -77,8 +75,3 @@ class SkippingFactor(ConvFactor, nn.Conv2d, ConvNd):
         y, x = self.stride
         seen = F.pad(input, padding_by_side(self))[..., ::y, ::x]
         return F.conv2d(seen, weight, bias, groups=self.groups)
-
-
-def geometry(conv: nn.Conv2d) -> tuple[Sequence[int], ...]:
-    """Return kernel size, stride, padding and dilation of a convolution."""
-    return conv.kernel_size, conv.stride, conv.padding, conv.dilation

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from torch import nn
+
 Pair = tuple[int, int]
 """Two values, by axis: height and width."""
 
@@ -21,3 +23,8 @@ def output_size(
     """Return the height and width of a convolution's output."""
     axes = zip(size, kernel, stride, padding, dilation, strict=True)
     return tuple((s + 2 * p - d * (k - 1) - 1) // step + 1 for s, k, step, p, d in axes)
+
+
+def geometry(conv: nn.Conv2d) -> tuple[Sequence[int], ...]:
+    """Return kernel size, stride, padding and dilation of a convolution."""
+    return conv.kernel_size, conv.stride, conv.padding, conv.dilation

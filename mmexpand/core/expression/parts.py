@@ -8,8 +8,7 @@ from torch.nn import functional as F
 
 from ..algebra import Affine
 from ..batch_sample import BatchSample
-from ..factor import geometry
-from ..geometry import output_size
+from ..geometry import geometry, output_size
 from .node import (
     Node,
     PerChannel,
