@@ -258,7 +258,8 @@ def check_whole(work_dir: Path) -> None:
     """
     taken = list(work_dir.glob('compact_*.pth'))
     pointer = work_dir / 'last_checkpoint'
-    if pointer.exists():
+    # mmengine writes the pointer in place: a kill leaves it empty, and the resume passes over it.
+    if pointer.exists() and pointer.read_text():
         taken.append(Path(pointer.read_text()))
     for path in taken:
         try:
