@@ -123,7 +123,8 @@ class Int8Search:
             self._kept += [n for n in self._layers if n not in {*int8.ranges, *self._kept}]
             self._quantiser.set_ranges(self._trained_ranges(int8.ranges))
         self._searches = int8.accepts is not None
-        self._images = images[:COMPARED]
+        # Evenly spaced: the first images of a data set that is sorted by class may be alike.
+        self._images = images[:: max(1, len(images) // COMPARED)][:COMPARED]
         self._expected = self._outputs(self._quantiser.model)
 
     def choose(self, accepts: Callable[['ModelProto'], bool]) -> 'tuple[ModelProto, Int8Report]':

@@ -92,7 +92,8 @@ def calibration_images(
         ExportError: if the split has fewer images.
     """
     dataset = copy.deepcopy(innermost(cfg.train_dataloader.dataset))
-    dataset.pipeline = _test_steps(cfg)
+    if 'pipeline' in dataset:  # A data set without one gives tensors.
+        dataset.pipeline = _test_steps(cfg)
     with DATASETS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
         images = _built(registry, dataset)
     if len(images) < count:

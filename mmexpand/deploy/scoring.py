@@ -27,6 +27,7 @@ class FileModel(nn.Module):
         model: the exported model, for its data preprocessor.
         run: runs the file.
         names: names of its outputs; the model's own postprocessing turns logits into classes.
+            A file of a classifier has raw outputs.
         size: height and width of its input; None if any.
         pixels: the pixels that it takes; None if it takes preprocessed images.
     """
@@ -42,6 +43,7 @@ class FileModel(nn.Module):
         super().__init__()
         self.data_preprocessor = model.data_preprocessor
         self.postprocess = getattr(model, 'postprocess_result', None)
+        self.predictions = getattr(model, 'predictions', None)
         self.run, self.names, self.size, self.pixels = run, names, size, pixels
 
     def val_step(self, data: dict) -> list[Any]:
@@ -60,6 +62,8 @@ class FileModel(nn.Module):
             )
         images = images if self.pixels is None else self.pixels.invert(images)
         outputs = self.run(images.numpy())
+        if self.predictions is not None:
+            return self.predictions(torch.from_numpy(outputs[0]), data['labels'])
         if self.names == ('logits',):
             return self.postprocess(torch.from_numpy(outputs[0]), data['data_samples'])
         put = _put_classes if self.names == ('classes',) else _put_boxes

@@ -21,5 +21,10 @@ class Classifier(BaseModel):
             return logits
         if mode == 'loss':
             return dict(loss=F.cross_entropy(logits, labels))
+        return self.predictions(logits, labels)
+
+    @staticmethod
+    def predictions(logits: Tensor, labels: Tensor) -> list[dict[str, Tensor]]:
+        """Return the predicted and the true label of each image."""
         found = logits.argmax(1)
         return [dict(pred_label=p, gt_label=t) for p, t in zip(found, labels, strict=True)]
