@@ -35,7 +35,7 @@ from mmexpand.deploy.decoding import check_exportable, decoder_of
 from mmexpand.deploy.layers import chosen_layers, weighted_layers
 from mmexpand.deploy.onnx import TOLERANCE, OnnxReport
 from mmexpand.deploy.quantisation import METHODS
-from mmexpand.deploy.scoring import main_metric, points_lost, scorer
+from mmexpand.deploy.scoring import main_metric, metric_kept, points_lost
 from mmexpand.mm.command_line import add_config_arguments, count, read_config, tool
 from mmexpand.mm.config_file import ConfigError
 from mmexpand.mm.contraction import check_writable
@@ -234,21 +234,11 @@ def int8_options(
         return
     names = tuple(report.output_shapes)
     size = None if args.dynamic_size else report.input_shape[-2:]
-    with scorer(cfg, 'val') as metrics:
 
-        def evaluated(path: Path) -> dict:
-            return metrics(FileModel(model, onnxruntime_run(path), names, size, pixels))
+    def load(path: Path) -> FileModel:
+        return FileModel(model, onnxruntime_run(path), names, size, pixels)
 
-        before = evaluated(report.path)
-        metric = main_metric(cfg, before)
-        print(f'int8 auto: {metric} {before[metric]:.4f} in float32 on the validation split')
-
-        def accepts(path: Path) -> bool:
-            after = evaluated(path)
-            lost = points_lost(metric, before, after)
-            print(f'int8 auto: {metric} {after.get(metric, 0):.4f}, {lost:.2f} points lost')
-            return lost <= args.int8_drop
-
+    with metric_kept(cfg, args.int8_drop, report.path, load) as accepts:
         yield Int8(**options, accepts=accepts)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from ..errors import ExportError, UserValueError
 from ..mm.compact_config import make_compact_config
 from ..mm.evaluation import evaluate
 from ..mm.launch import build_runner, temporary_work_dir
+from ..mm.logs import log
 from .comparison import detections
 from .network import Pixels
 from .runtimes import Run
@@ -131,6 +133,32 @@ def points_lost(metric: str, before: Mapping[str, Any], after: Mapping[str, Any]
     """
     unit = 100 if before[metric] <= 1 else 1  # mmdet gives shares, mmseg percentages.
     return unit * (before[metric] - after.get(metric, 0))
+
+
+@contextmanager
+def metric_kept(
+    cfg: Config, drop: float, float32: Path, load: Callable[[Path], nn.Module]
+) -> Iterator[Callable[[Path], bool]]:
+    """Return a function from an int8 file to whether it keeps the metric on the val split.
+
+    Args:
+        cfg: the expanded or the compact config.
+        drop: points of the main metric that int8 may lose.
+        float32: the float32 file.
+        load: returns the model of a file.
+    """
+    with scorer(cfg, 'val') as metrics:
+        before = metrics(load(float32))
+        metric = main_metric(cfg, before)
+        log(f'int8 auto: {metric} {before[metric]:.4f} in float32 on the validation split')
+
+        def accepts(path: Path) -> bool:
+            after = metrics(load(path))
+            lost = points_lost(metric, before, after)
+            log(f'int8 auto: {metric} {after.get(metric, 0):.4f}, {lost:.2f} points lost')
+            return lost <= drop
+
+        yield accepts
 
 
 def table(rows: dict[str, dict[str, Any]], sizes: dict[str, int]) -> str:

@@ -9,6 +9,7 @@ import multiprocessing
 import statistics
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from mmengine.runner import find_latest_checkpoint
@@ -16,12 +17,13 @@ from mmengine.runner import find_latest_checkpoint
 from mmexpand.deploy import FileModel, Int8, calibration_images, export_onnx, load_compact_model
 from mmexpand.deploy.quantisation import METHODS
 from mmexpand.deploy.runtimes import onnxruntime_run
-from mmexpand.deploy.scoring import score
+from mmexpand.deploy.scoring import metric_kept, score
 from mmexpand.mm.launch import build_runner
 from mmexpand.study import StudyError, load_study
 from mmexpand.study.results import read_result
 from mmexpand.study.run import numbers, run_config, write_json
 from mmexpand.study.spec import Run, Study
+from mmexpand.surgery.fake_quantisation import TARGETS
 
 
 def parse_args() -> argparse.Namespace:
@@ -36,33 +38,59 @@ def parse_args() -> argparse.Namespace:
         default=['minmax'],
         help='methods that find the ranges of activations (default: minmax)',
     )
+    parser.add_argument(
+        '--target', choices=[*TARGETS], default='x86', help='processor of the files (default: x86)'
+    )
+    parser.add_argument(
+        '--drop',
+        type=float,
+        metavar='POINTS',
+        help='also keep as many layers in float32 as a loss of this many points on the validation '
+        'split allows: the column int8_auto',
+    )
     parser.add_argument('--report-only', action='store_true', help='report the results so far')
     return parser.parse_args()
 
 
-def evaluate(study: Study, run: Run, checkpoint: str, images: int, methods: list[str]) -> dict:
-    """Return the metrics of a run's PyTorch network and its files."""
+def evaluate(study: Study, run: Run, checkpoint: str, args: argparse.Namespace) -> dict:
+    """Return the content of a result: metrics of a run's PyTorch network and its files."""
     cfg = run_config(study, run)
     model = load_compact_model(cfg, checkpoint)
     with tempfile.TemporaryDirectory() as folder:
         cfg.work_dir = folder
         batch = next(iter(build_runner(cfg, ('test',)).test_dataloader))
         inputs = model.data_preprocessor(batch, False)['inputs'][:1]
-        calibration = calibration_images(model, cfg, images, inputs.shape[-2:])
+        calibration = calibration_images(model, cfg, args.images, inputs.shape[-2:])
         # A segmentor's logits are resized before the arg-max, as in PyTorch.
         options = dict(logits=hasattr(model, 'postprocess_result'))
         reports = {'float32': export_onnx(model, inputs, Path(folder) / 'float32.onnx', **options)}
-        for method in methods:
-            name = 'int8' if method == methods[0] else f'int8_{method}'
-            int8 = Int8(calibration, method=method)
+        for method in args.methods:
+            name = 'int8' if method == args.methods[0] else f'int8_{method}'
+            int8 = Int8(calibration, target=args.target, method=method)
             path = Path(folder) / f'{name}.onnx'
             reports[name] = export_onnx(model, inputs, path, **options, int8=int8)
-        models = {'PyTorch': model}
-        for name, report in reports.items():
-            names = tuple(report.output_shapes)
-            models[name] = FileModel(model, onnxruntime_run(report.path), names)
-        found = score(cfg, models)
-    return {name: numbers(metrics) for name, metrics in found.items()}
+        names = tuple(reports['float32'].output_shapes)
+
+        def load(path: Path) -> FileModel:
+            return FileModel(model, onnxruntime_run(path), names)
+
+        if args.drop is not None:
+            with metric_kept(cfg, args.drop, reports['float32'].path, load) as accepts:
+                auto = replace(int8, method=args.methods[0], accepts=accepts)
+                path = Path(folder) / 'int8_auto.onnx'
+                reports['int8_auto'] = export_onnx(model, inputs, path, **options, int8=auto)
+        files = {name: load(report.path) for name, report in reports.items()}
+        found = score(cfg, {'PyTorch': model, **files})
+    return dict(
+        arm=run.arm.name,
+        lr=run.lr,
+        seed=run.seed,
+        images=args.images,
+        methods=args.methods,
+        target=args.target,
+        kept={name: report.int8.kept for name, report in reports.items() if report.int8},
+        metrics={name: numbers(metrics) for name, metrics in found.items()},
+    )
 
 
 def runs(study: Study, arms: list[str] | None) -> list[Run]:
@@ -116,11 +144,10 @@ def main() -> None:
             continue
         # mmengine keeps the visualizer of a process's first Runner: each run has its own process.
         with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as process:
-            task = process.submit(evaluate, study, run, checkpoint, args.images, args.methods)
-            metrics = task.result()
-        head = dict(arm=run.arm.name, lr=run.lr, seed=run.seed, images=args.images)
-        write_json(dict(head, methods=args.methods, metrics=metrics), path)
-        print(f'{run}: ' + ', '.join(f'{k} {m.get(study.metric, 0):g}' for k, m in metrics.items()))
+            result = process.submit(evaluate, study, run, checkpoint, args).result()
+        write_json(result, path)
+        scores = {name: m.get(study.metric, 0) for name, m in result['metrics'].items()}
+        print(f'{run}: ' + ', '.join(f'{name} {score:g}' for name, score in scores.items()))
     print(table(study))
 
 
