@@ -17,11 +17,12 @@ def test_a_classifiers_runs_are_evaluated_in_int8(write_study, tmp_path):
         once = Run(study.arm(arm), 0.1, 0)
         write_json(train(study, once), study.result_path(once))
     tool = TOOLS / 'analysis_tools/study_int8.py'
-    done = run_apart(tool, tmp_path / 'small.py', '--images', '16', '--drop', '0', cwd=tmp_path)
+    options = '--images', '16', '--drop', '0', '--targets', 'x86', 'arm'
+    done = run_apart(tool, tmp_path / 'small.py', *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     table = done.stdout.strip().splitlines()[-4:]
     assert table[0].startswith(
-        '| arm | learning rate | seeds | PyTorch | float32 | int8 | int8_auto |'
+        '| arm | learning rate | seeds | PyTorch | float32 | int8 | int8_arm | int8_auto |'
     )
     for arm in ('cl', 'compact'):
         found = json.loads((tmp_path / f'results/int8/{arm}_lr0.1_seed0.json').read_text())

@@ -9,7 +9,6 @@ import multiprocessing
 import statistics
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 from mmengine.runner import find_latest_checkpoint
@@ -39,7 +38,12 @@ def parse_args() -> argparse.Namespace:
         help='methods that find the ranges of activations (default: minmax)',
     )
     parser.add_argument(
-        '--target', choices=[*TARGETS], default='x86', help='processor of the files (default: x86)'
+        '--targets',
+        nargs='+',
+        choices=[*TARGETS],
+        default=['x86'],
+        help='processors of the files (default: x86); the first goes with all methods, the others '
+        'with the first',
     )
     parser.add_argument(
         '--drop',
@@ -64,9 +68,8 @@ def evaluate(study: Study, run: Run, checkpoint: str, args: argparse.Namespace) 
         # A segmentor's logits are resized before the arg-max, as in PyTorch.
         options = dict(logits=hasattr(model, 'postprocess_result'))
         reports = {'float32': export_onnx(model, inputs, Path(folder) / 'float32.onnx', **options)}
-        for method in args.methods:
-            name = 'int8' if method == args.methods[0] else f'int8_{method}'
-            int8 = Int8(calibration, target=args.target, method=method)
+        for name, method, target in variants(args.methods, args.targets):
+            int8 = Int8(calibration, target=target, method=method)
             path = Path(folder) / f'{name}.onnx'
             reports[name] = export_onnx(model, inputs, path, **options, int8=int8)
         names = tuple(reports['float32'].output_shapes)
@@ -76,7 +79,9 @@ def evaluate(study: Study, run: Run, checkpoint: str, args: argparse.Namespace) 
 
         if args.drop is not None:
             with metric_kept(cfg, args.drop, reports['float32'].path, load) as accepts:
-                auto = replace(int8, method=args.methods[0], accepts=accepts)
+                auto = Int8(
+                    calibration, target=args.targets[0], method=args.methods[0], accepts=accepts
+                )
                 path = Path(folder) / 'int8_auto.onnx'
                 reports['int8_auto'] = export_onnx(model, inputs, path, **options, int8=auto)
         files = {name: load(report.path) for name, report in reports.items()}
@@ -87,10 +92,19 @@ def evaluate(study: Study, run: Run, checkpoint: str, args: argparse.Namespace) 
         seed=run.seed,
         images=args.images,
         methods=args.methods,
-        target=args.target,
+        targets=args.targets,
         kept={name: report.int8.kept for name, report in reports.items() if report.int8},
         metrics={name: numbers(metrics) for name, metrics in found.items()},
     )
+
+
+def variants(methods: list[str], targets: list[str]) -> list[tuple[str, str, str]]:
+    """Return names, methods and targets of the int8 files."""
+    return [
+        ('int8', methods[0], targets[0]),
+        *((f'int8_{method}', method, targets[0]) for method in methods[1:]),
+        *((f'int8_{target}', methods[0], target) for target in targets[1:]),
+    ]
 
 
 def runs(study: Study, arms: list[str] | None) -> list[Run]:
