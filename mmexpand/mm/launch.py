@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from mmengine.config import Config
@@ -29,8 +30,10 @@ NEEDED = {
 def temporary_work_dir(cfg: Config) -> Iterator[None]:
     """Give a config a temporary work dir, which is removed after this context with its files."""
     with TemporaryDirectory() as cfg.work_dir:
+        # Visualizers are shared by their name, or else the experiment's: a later Runner would write
+        # into this folder.
+        cfg.experiment_name = Path(cfg.work_dir).name
         if isinstance(cfg.get('visualizer'), dict):
-            # Visualizers are shared by name: a later Runner would write into this folder.
             cfg.visualizer.name = cfg.work_dir
         yield
 
