@@ -120,7 +120,7 @@ def runs(study: Study, arms: list[str] | None) -> list[Run]:
 
 
 def table(study: Study) -> str:
-    """Return a Markdown table of all results: means over seeds."""
+    """Return a Markdown table of all results: means over seeds, of what all seeds have."""
     rows: dict[tuple[str, float], list[dict]] = {}
     for path in sorted((study.results_dir / 'int8').glob('*.json')):
         result = read_result(path)
@@ -131,9 +131,9 @@ def table(study: Study) -> str:
     lines = [head, ['---'] * len(head)]
     for (arm, lr), results in sorted(rows.items()):
         scores = {
-            kind: [
-                r['metrics'][kind].get(study.metric, 0.0) for r in results if kind in r['metrics']
-            ]
+            kind: [r['metrics'][kind].get(study.metric, 0.0) for r in results]
+            if all(kind in r['metrics'] for r in results)
+            else []
             for kind in found
         }
         places = 4 if max(scores['PyTorch']) <= 1 else 2
