@@ -1,6 +1,7 @@
 # Which blocks help a classifier that is fine-tuned on little data? SmallNet, trained on five
 # classes of CIFAR-10, fine-tuned on 1,000 images of the other five. First train the given network:
-#   python tools/train.py configs/smallnet/smallnet-k7_1xb128-15e_cifar10-first5.py --cfg-options randomness.seed=0
+#   python tools/train.py configs/smallnet/smallnet-k7_1xb128-15e_cifar10-first5.py \
+#       --cfg-options randomness.seed=0
 _base_ = 'cifar10_smallnet.py'
 lrs = [0.003, 0.01, 0.03, 0.1]
 seeds = [0, 1, 2]
