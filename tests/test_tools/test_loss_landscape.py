@@ -167,8 +167,10 @@ def test_expanded_and_compact_checkpoints_have_one_landscape(trained, tmp_path):
     assert len(set(values)) == 25
     config = work_dir / 'compact_config.py'
     beside = tmp_path / 'expanded/landscape.json'
-    stock = landscape(config, work_dir / 'compact_last.pth', tmp_path / 'b', '--beside', beside)
+    more = '--name', 'stock', '--beside', beside
+    stock = landscape(config, work_dir / 'compact_last.pth', tmp_path / 'b', *more)
     assert stock['plane'] == compact['plane']
+    assert (expanded['name'], stock['name']) == (f'{work_dir.name}/iter_4', 'stock')
 
 
 def test_the_centre_is_the_loss_of_the_network(trained, tmp_path):

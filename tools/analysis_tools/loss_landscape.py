@@ -60,6 +60,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--seed', type=int, default=0, help='seed of directions and images (default: 0)'
     )
+    parser.add_argument('--name', help='name in the picture (default: the checkpoint)')
     parser.add_argument(
         '--beside', nargs='+', default=[], metavar='JSON', help='earlier results to draw too'
     )
@@ -183,7 +184,7 @@ def main(args: argparse.Namespace) -> None:
     batches = read_batches(cfg, args, model)
     path = Path(args.checkpoint)
     found = dict(
-        name=f'{path.parent.name}/{path.stem}',
+        name=args.name or f'{path.parent.name}/{path.stem}',
         split=args.split,
         batches=len(batches),
         seed=args.seed,
