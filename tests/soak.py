@@ -259,8 +259,8 @@ def check_whole(work_dir: Path) -> None:
     taken = list(work_dir.glob('compact_*.pth'))
     pointer = work_dir / 'last_checkpoint'
     # mmengine writes the pointer in place: a kill leaves it empty, and the resume passes over it.
-    if pointer.exists() and pointer.read_text():
-        taken.append(Path(pointer.read_text()))
+    if pointer.exists() and (named := pointer.read_text()):
+        taken.append(Path(named))
     for path in taken:
         try:
             assert load_checkpoint(path)['state_dict'], f'{path.name} holds no weights'

@@ -7,7 +7,6 @@ need their checkpoints: work_dirs/STUDY is where tools/study.py leaves them.
 import argparse
 import multiprocessing
 import statistics
-import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from mmexpand.deploy import FileModel, Int8, calibration_images, export_onnx, lo
 from mmexpand.deploy.quantisation import METHODS
 from mmexpand.deploy.runtimes import onnxruntime_run
 from mmexpand.deploy.scoring import metric_kept, score
-from mmexpand.mm.launch import build_runner
+from mmexpand.mm.launch import build_runner, temporary_work_dir
 from mmexpand.study import StudyError, load_study
 from mmexpand.study.results import read_result
 from mmexpand.study.run import numbers, run_config, write_json
@@ -60,17 +59,17 @@ def evaluate(study: Study, run: Run, checkpoint: str, args: argparse.Namespace) 
     """Return the content of a result: metrics of a run's PyTorch network and its files."""
     cfg = run_config(study, run)
     model = load_compact_model(cfg, checkpoint)
-    with tempfile.TemporaryDirectory() as folder:
-        cfg.work_dir = folder
+    with temporary_work_dir(cfg):
+        folder = Path(cfg.work_dir)
         batch = next(iter(build_runner(cfg, ('test',)).test_dataloader))
         inputs = model.data_preprocessor(batch, False)['inputs'][:1]
         calibration = calibration_images(model, cfg, args.images, inputs.shape[-2:])
         # A segmentor's logits are resized before the arg-max, as in PyTorch.
         options = dict(logits=hasattr(model, 'postprocess_result'))
-        reports = {'float32': export_onnx(model, inputs, Path(folder) / 'float32.onnx', **options)}
+        reports = {'float32': export_onnx(model, inputs, folder / 'float32.onnx', **options)}
         for name, method, target in variants(args.methods, args.targets):
             int8 = Int8(calibration, target=target, method=method)
-            path = Path(folder) / f'{name}.onnx'
+            path = folder / f'{name}.onnx'
             reports[name] = export_onnx(model, inputs, path, **options, int8=int8)
         names = tuple(reports['float32'].output_shapes)
 
@@ -82,7 +81,7 @@ def evaluate(study: Study, run: Run, checkpoint: str, args: argparse.Namespace) 
                 auto = Int8(
                     calibration, target=args.targets[0], method=args.methods[0], accepts=accepts
                 )
-                path = Path(folder) / 'int8_auto.onnx'
+                path = folder / 'int8_auto.onnx'
                 reports['int8_auto'] = export_onnx(model, inputs, path, **options, int8=auto)
         files = {name: load(report.path) for name, report in reports.items()}
         found = score(cfg, {'PyTorch': model, **files})
