@@ -1,8 +1,8 @@
 # Which blocks keep their gain in int8 on a network with norms? U-Net 8 on CamVid;
 # `tools/analysis_tools/study_int8.py` evaluates the checkpoints of these runs.
 _base_ = 'camvid_unet.py'
-lrs = [0.1, 0.2]
-seeds = [0, 1, 2]
+lrs = [0.03, 0.1, 0.2, 0.4]
+seeds = [0, 1, 2, 3, 4]
 tune_seeds = [0]
 results_dir = '../../resources/studies/camvid_unet_int8'
 
