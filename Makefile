@@ -34,7 +34,7 @@ quality: lint docs
 demo: env
 	$(VENV)/bin/python tools/demo/run_demo.py
 
-# 2,000 drawn layers and networks, and 20 trainings that are killed, or cannot write; each of those
+# 2,000 random layers and networks, and 20 trainings that are killed, or cannot write; each of those
 # takes a minute or two on 2 cores.
 soak: env
 	$(VENV)/bin/python -m pytest tests/test_core/test_properties.py --hypothesis-profile soak

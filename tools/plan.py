@@ -57,7 +57,10 @@ def expansions(args: argparse.Namespace, cfg: Config) -> list:
     if found:
         return [(name, replace(expansion, **given)) for name, expansion in found]
     if not given:
-        raise ConfigError(f'{args.config} expands nothing; name a block, e.g. --method cl')
+        raise ConfigError(
+            f'{args.config} expands nothing; add --method repvgg (for networks with batch norms) '
+            'or --method bn (without)'
+        )
     return [('', mmexpand.ExpandConfig(**given, init='default'))]
 
 

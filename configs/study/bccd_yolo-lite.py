@@ -9,11 +9,8 @@ jobs = 2
 channels_last = True
 
 config = '../yolo_lite/yolo-lite_1xb8-2000iters_bccd-160x160.py'
-root = '../shared/data/bccd-voc/'
-data = {f'{split}_dataloader.dataset.data_root': root for split in ('train', 'val', 'test')}
 # Half the iterations, for the studies that are based on this one.
 short = {
-    **data,
     'train_cfg.max_iters': 1000,
     'train_cfg.val_interval': 1000,
     'default_hooks.checkpoint.interval': 1000,
@@ -29,11 +26,11 @@ def arm(**fields):
         dict(type='NumClassCheckHook'),
         dict(type='ExpandHook', include='backbone', **fields),
     ]
-    return dict(config=config, cfg_options=dict(data, custom_hooks=hooks))
+    return dict(config=config, cfg_options=dict(custom_hooks=hooks))
 
 
 arms = dict(
-    compact=dict(config=config, cfg_options=data),
+    compact=dict(config=config),
     bn=arm(method='bn'),  # What norms alone do, without branches.
     bn_folded=arm(method='bn', forward='folded'),
     repvgg=arm(method='repvgg'),

@@ -7,12 +7,12 @@ config = '../yolox/yolox-nano_1xb8-2000iters_bccd-160x160.py'
 
 def arm(**fields):
     hooks = [dict(type='NumClassCheckHook'), dict(type='ExpandHook', **fields)]
-    return dict(config=config, cfg_options=dict(_base_.data, custom_hooks=hooks))
+    return dict(config=config, cfg_options=dict(custom_hooks=hooks))
 
 
 arms = dict(
     _delete_=True,
-    compact=dict(config=config, cfg_options=_base_.data),
+    compact=dict(config=config),
     # The effect of norms alone, on the layers that RepVGG's block takes.
     bn=arm(method='bn', include='kernel:3x3'),
     repvgg=arm(method='repvgg'),

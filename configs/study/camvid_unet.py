@@ -9,20 +9,17 @@ jobs = 2
 channels_last = True
 
 config = '../unet/unet-s4-d8_fcn_1xb8-1500iters_camvid-96x128.py'
-root = '../shared/data/camvid-cityscapes/'
-data = {f'{split}_dataloader.dataset.data_root': root for split in ('train', 'val', 'test')}
 
 
 def arm(**fields):
     # The paper expands the encoder; here every 3x3 of the network is, the head's too.
     hook = dict(type='ExpandHook', include=[r're:backbone\..*conv$', 'decode_head.convs'], **fields)
     imports = dict(imports=['mmexpand'], allow_failed_imports=False)
-    options = dict(data, custom_hooks=[hook], custom_imports=imports)
-    return dict(config=config, cfg_options=options)
+    return dict(config=config, cfg_options=dict(custom_hooks=[hook], custom_imports=imports))
 
 
 arms = dict(
-    compact=dict(config=config, cfg_options=data),
+    compact=dict(config=config),
     bn=arm(method='bn'),
     repvgg=arm(method='repvgg'),
     repvgg_folded=arm(method='repvgg', forward='folded'),

@@ -9,7 +9,7 @@ longer = {
 }
 arms = dict(
     _delete_=True,
-    compact=dict(config=_base_.config, cfg_options=dict(_base_.data, **longer)),
+    compact=dict(config=_base_.config, cfg_options=longer),
     **{
         arm: dict(config=_base_.config, cfg_options=dict(_base_.arms[arm].cfg_options, **longer))
         for arm in ('bn', 'repvgg_folded', 'mobileone_folded')

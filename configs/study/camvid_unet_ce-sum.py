@@ -12,7 +12,6 @@ batch_size = 4
 # The recipe's batches are four crops of 512x1024.
 lr = 1e-8 * (4 * 512 * 1024) / (batch_size * crop_size[0] * crop_size[1])
 lrs = [lr]
-root = '../shared/data/camvid-cityscapes/'
 options = {
     'train_cfg.max_iters': 300,
     'train_cfg.val_interval': 300,
@@ -30,7 +29,7 @@ options = {
     'train_dataloader.dataset.pipeline.3.crop_size': crop_size,
 }
 for split in ('train', 'val', 'test'):
-    options[f'{split}_dataloader.dataset.data_root'] = root
+    options[f'{split}_dataloader.dataset.data_root'] = 'data/camvid/'
     options[f'{split}_dataloader.num_workers'] = 0
     options[f'{split}_dataloader.persistent_workers'] = False
 for split in ('val', 'test'):

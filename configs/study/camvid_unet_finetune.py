@@ -3,8 +3,7 @@
 # 163 images of the first two sequences by name:
 #   python tools/train.py configs/unet/unet-s4-d8_fcn_1xb8-1500iters_camvid-96x128.py \
 #       --work-dir work_dirs/unet_camvid_two-sequences --cfg-options randomness.seed=0 \
-#       train_dataloader.dataset.indices=163 \
-#       train_dataloader.dataset.data_root=../shared/data/camvid-cityscapes/ ...
+#       train_dataloader.dataset.indices=163
 _base_ = 'camvid_unet.py'
 lrs = [0.01, 0.03, 0.1, 0.2]
 seeds = [0, 1, 2]
@@ -12,7 +11,6 @@ tune_seeds = [0]
 results_dir = '../../resources/studies/camvid_unet_finetune'
 
 given = {
-    **_base_.data,
     'load_from': 'work_dirs/unet_camvid_two-sequences/iter_1500.pth',
     'train_dataloader.dataset.data_prefix': dict(
         img_path='leftImg8bit/train/0016e5', seg_map_path='gtFine/train/0016e5'

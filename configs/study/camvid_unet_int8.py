@@ -13,7 +13,7 @@ hook = dict(
     forward='folded',
 )
 imports = dict(imports=['mmexpand'], allow_failed_imports=False)
-qarepvgg = dict(_base_.data, custom_hooks=[hook], custom_imports=imports)
+qarepvgg = dict(custom_hooks=[hook], custom_imports=imports)
 arms = dict(
     _delete_=True,
     compact=_base_.arms.compact,

@@ -10,11 +10,8 @@ jobs = 2
 channels_last = True
 
 config = '../smallnet/smallnet-k7_1xb128-150e_cifar10.py'
-root = '../shared/data/cifar10-jpeg/'
-data = {f'{split}_dataloader.dataset.data_root': root for split in ('train', 'val', 'test')}
 max_epochs = 15
 short = {
-    **data,
     'train_cfg.max_epochs': max_epochs,
     'train_cfg.val_interval': 5,
     'default_hooks.checkpoint.interval': 5,

@@ -8,12 +8,12 @@ channels_last = False
 
 def expand(method):
     hook = dict(type='ExpandHook', include='features', method=method, rate=4)
-    return dict(_base_.data, custom_hooks=[hook])
+    return dict(config=_base_.config, cfg_options=dict(custom_hooks=[hook]), lr=0.01)
 
 
 arms = dict(
     _delete_=True,
-    compact_authors=dict(config=_base_.config, cfg_options=_base_.data, lr=0.01),
-    ck_authors=dict(config=_base_.config, cfg_options=expand('ck'), lr=0.01),
-    cl_authors=dict(config=_base_.config, cfg_options=expand('cl'), lr=0.01),
+    compact_authors=dict(config=_base_.config, lr=0.01),
+    ck_authors=expand('ck'),
+    cl_authors=expand('cl'),
 )

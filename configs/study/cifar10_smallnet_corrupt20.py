@@ -10,21 +10,15 @@ jobs = 2
 channels_last = True
 
 config = '../corrupted_cifar10/smallnet-k9_1xb128-150e_cifar10-corrupt20.py'
-root = '../shared/data/cifar10-jpeg/'
-data = {
-    'train_dataloader.dataset.dataset.data_root': root,
-    'val_dataloader.dataset.data_root': root,
-    'test_dataloader.dataset.data_root': root,
-}
 
 
 def arm(method, include='features'):
     hook = dict(type='ExpandHook', include=include, method=method, rate=4)
-    return dict(config=config, cfg_options=dict(data, custom_hooks=[hook]), lr=0.01)
+    return dict(config=config, cfg_options=dict(custom_hooks=[hook]), lr=0.01)
 
 
 arms = dict(
-    compact=dict(config=config, cfg_options=data, lr=0.01),
+    compact=dict(config=config, lr=0.01),
     # The layer that the paper expands: the first of the two linear ones.
     fc=arm('fc', include='classifier.0'),
     cl=arm('cl'),

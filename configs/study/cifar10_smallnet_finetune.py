@@ -10,15 +10,13 @@ config = '../smallnet/smallnet-k7_1xb50-40e_cifar10-last5-1000images.py'
 
 
 def finetuned(**fields):
-    options = dict(_base_.data)
-    if fields:
-        options['custom_hooks'] = [dict(type='ExpandHook', include='features', **fields)]
-    return dict(config=config, cfg_options=options)
+    hook = dict(type='ExpandHook', include='features', **fields)
+    return dict(config=config, cfg_options=dict(custom_hooks=[hook]))
 
 
 arms = dict(
     _delete_=True,
-    compact=finetuned(),
+    compact=dict(config=config),
     ck=finetuned(method='ck', rate=4, init='preserve'),
     bn=finetuned(method='bn'),
     repvgg=finetuned(method='repvgg'),

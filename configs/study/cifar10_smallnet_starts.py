@@ -3,8 +3,7 @@
 # from (the second is an arm of this study, so it goes first):
 #   python tools/train.py configs/smallnet/smallnet-k7_expand-ck-r4_1xb128-150e_cifar10.py \
 #       --work-dir work_dirs/smallnet-k7_expand-ck-r4_untrained --cfg-options \
-#       train_cfg.max_epochs=0 param_scheduler=None \
-#       train_dataloader.dataset.data_root=../shared/data/cifar10-jpeg/ ...
+#       train_cfg.max_epochs=0 param_scheduler=None randomness.seed=0
 #   python -m mmexpand.study configs/study/cifar10_smallnet_starts.py ck_nonlinear 0.01 0
 _base_ = 'cifar10_smallnet.py'
 baseline = 'compact_authors'

@@ -10,11 +10,10 @@ import torch
 from mmengine.config import Config, ConfigDict
 
 from ..errors import UserTypeError
-from .optim import MULTIPLIERS, ExpandOptimWrapperConstructor
+from .optim import OPTIONS, ExpandOptimWrapperConstructor
 
 HOOKS = ('ExpandHook', 'ContractHook', 'DistillHook', 'GradientConfusionHook', 'QuantHook')
 CONSTRUCTOR = ExpandOptimWrapperConstructor.__name__
-OPTIONS = ('factor_decay', *MULTIPLIERS)
 CPU_WRAPPER = dict(type='MMDistributedDataParallel', device_ids=None)
 """The wrapper that ``prepare_cpu`` sets."""
 BUILDERS = {'ExpandBackbone': 'backbone', 'ExpandModel': 'model'}

@@ -21,8 +21,13 @@ from .wrapped_optimizers import built_again, keeps_own_groups
 FACTOR_DECAYS = ('each', 'shared', 'product')
 """Values of ``factor_decay``."""
 
-MULTIPLIERS = {f'{role}_{what}_mult': 1.0 for role in ROLES for what in ('lr', 'decay')}
-MULTIPLIERS['scale_decay_mult'] = 0.0
+OPTIONS = {
+    'factor_decay': 'each',
+    'clip_factors': False,
+    **{f'{role}_{what}_mult': 1.0 for role in ROLES for what in ('lr', 'decay')},
+    'scale_decay_mult': 0.0,
+}
+"""Keys of ``paramwise_cfg`` that the base constructor does not know, with their defaults."""
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -55,9 +60,10 @@ class ExpandOptimWrapperConstructor:
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None):
         options = dict(paramwise_cfg or {})
         self.base = options.pop('base_constructor', 'DefaultOptimWrapperConstructor')
-        self.multipliers = {key: options.pop(key, value) for key, value in MULTIPLIERS.items()}
-        self.factor_decay = options.pop('factor_decay', 'each')
-        self.clip_factors = options.pop('clip_factors', False)
+        ours = {key: options.pop(key, value) for key, value in OPTIONS.items()}
+        self.factor_decay = ours.pop('factor_decay')
+        self.clip_factors = ours.pop('clip_factors')
+        self.multipliers = ours
         check_choice('paramwise_cfg.factor_decay', self.factor_decay, FACTOR_DECAYS)
         self.options = options or None
         self.optim_wrapper_cfg = optim_wrapper_cfg

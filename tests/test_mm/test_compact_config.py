@@ -5,6 +5,7 @@ from mmengine.config import Config
 
 from mmexpand.mm.compact_config import make_compact_config
 from mmexpand.mm.models import build_compact_model, build_expanded_model, configured_expansions
+from mmexpand.mm.optim import OPTIONS, ExpandOptimWrapperConstructor
 from mmexpand.surgery import named_units
 
 
@@ -39,6 +40,17 @@ def test_hooks_imports_and_loading_go():
     assert (compact.resume, compact.load_from, compact.launcher) == (False, None, 'none')
     assert cfg.pretty_text == before
     assert 'xpand' not in compact.pretty_text
+
+
+def test_options_of_our_optimizer_constructor_go():
+    ours = dict(OPTIONS, outer_lr_mult=0.1, clip_factors=True, factor_decay='shared')
+    wrapper = dict(
+        constructor='ExpandOptimWrapperConstructor', paramwise_cfg=dict(ours, norm_decay_mult=0.0)
+    )
+    compact = make_compact_config(config(optim_wrapper=wrapper))
+    assert compact.optim_wrapper == dict(paramwise_cfg=dict(norm_decay_mult=0.0))
+    built = ExpandOptimWrapperConstructor({}, wrapper['paramwise_cfg'])
+    assert built.options == compact.optim_wrapper.paramwise_cfg
 
 
 def test_nothing_empty_is_left():

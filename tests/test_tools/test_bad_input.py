@@ -100,7 +100,7 @@ CASES = [
     ('plan.py {CONFIG} --rate -1', 'rate must be'),
     ('plan.py {CONFIG} --method cx', 'method must be one of'),
     ('plan.py {CONFIG} --method fc', 'nothing to expand'),
-    ('plan.py {PLAIN}', 'expands nothing; name a block'),
+    ('plan.py {PLAIN}', 'expands nothing; add --method repvgg'),
     ('contract.py {PLAIN} {EXPANDED} --work-dir {OUT}', 'expands nothing'),
     ('contract.py {PLAIN} {EXPANDED} --work-dir {OUT} ' + SHAPE, 'expands nothing'),
     (f'{BENCHMARK} --config {{PLAIN}}', 'expands nothing'),
