@@ -1,6 +1,7 @@
 """Gradient clipping by the gradients of the compact network."""
 
 import torch
+from mmengine.dist import get_world_size
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
@@ -18,8 +19,9 @@ def clip_by_layer(wrapper: OptimWrapper, model: nn.Module) -> None:
     """Make an optimizer wrapper clip the gradients of folded kernels instead of the factors'.
 
     The norm of the factors' gradients differs from the compact network's, so that clipping by it
-    gives other steps. Units without a folded kernel in a step (with norms, or 'layerwise') are
-    clipped by their factors' gradients.
+    gives other steps. Units without a folded kernel in a step (with norms, or 'layerwise') and,
+    in distributed training, units whose factors' gradients are reduced are clipped by their
+    factors' gradients.
 
     Args:
         wrapper: changed in place, unless its class overrides clipping.
@@ -61,10 +63,16 @@ def _clip(wrapper: OptimWrapper, units: list[ExpandedLayer]) -> None:
 
 
 def _kernel_parameters(unit: ExpandedLayer, scale: float) -> list[nn.Parameter]:
-    """Return parameters whose gradients are those of a unit's kernel and bias, if it has any."""
+    """Return parameters whose gradients are those of a unit's kernel and bias, if it has any.
+
+    Where DDP averages the gradients of factors, that of the kernel is this rank's alone: the ranks
+    would clip differently. There is none then.
+    """
     gradient = unit.kernel.gradient
     kept = [g for g in (gradient.weight, gradient.bias) if g is not None]
     gradient.clear()
+    if get_world_size() > 1 and unit.folded_parameter is None:
+        return []
     return [_with_gradient(g / scale) for g in kept]
 
 

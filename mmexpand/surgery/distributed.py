@@ -4,10 +4,10 @@ from collections.abc import Callable
 from itertools import chain
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..core.compat import parameters_of
+from ..core.compat import parameters_of, tree_leaves
 from ..core.folded_parameter import FoldedParameter
 from .compat import call_after_backward, ignore, ignore_no_more
 from .expand import Unit, named_units
@@ -91,14 +91,18 @@ class _Delivery:
         self._folded = folded_parameters
         self._sync = True
         self._queued = False
-        self._handles = [wrapper.register_forward_pre_hook(self._before_forward)]
-        # Any parameter that DDP sees may be the only parameter that this rank has used.
+        self._handles = [
+            wrapper.register_forward_pre_hook(self._before_forward),
+            wrapper.register_forward_hook(self._after_forward),
+        ]
+        # For outputs in which no tensor is found. Any parameter that DDP sees may be the only
+        # parameter that this rank has used.
         units = _linear_units(wrapper.module).values()
         factors = set(chain.from_iterable(unit.parameters() for unit in units))
         others = set(wrapper.module.parameters()) - factors
         for parameter in chain(others, *(folded.parameters for folded in folded_parameters)):
             if parameter.requires_grad:
-                hook = parameter.register_post_accumulate_grad_hook(self._after_accumulation)
+                hook = parameter.register_post_accumulate_grad_hook(self._begin)
                 self._handles.append(hook)
 
     def remove(self) -> None:
@@ -110,12 +114,20 @@ class _Delivery:
         # As in DDP, the forward pass decides whether its backward pass is reduced.
         if torch.is_grad_enabled():
             self._sync = wrapper.require_backward_grad_sync
+            self._queued = False  # It is still True after an error in the backward pass.
             # Not at a layer's first use, which may be inside activation checkpointing: its second
             # forward pass must do the same as the first.
             for folded in self._folded:
                 folded.refresh()
 
-    def _after_accumulation(self, _: nn.Parameter) -> None:
+    def _after_forward(self, _: nn.Module, __: tuple, output: object) -> None:
+        # The backward pass of a reentrant checkpoint ends before DDP's reduction. The gradient of
+        # an output is computed in the backward pass around it.
+        for value in tree_leaves(output):
+            if isinstance(value, Tensor) and value.requires_grad:
+                value.register_hook(self._begin)
+
+    def _begin(self, _: Tensor) -> None:
         if self._sync and not self._queued:
             self._queued = True
             call_after_backward(self._requeue)

@@ -49,6 +49,8 @@ def main(street: str, directory: Path, hooks: str) -> None:
         more = dict(type='ExpandHook', include='auxiliary', method='cl', rate=2, **how[hooks])
         cfg.custom_hooks.insert(1, more)
     cfg.randomness = dict(seed=0, diff_rank_seed=True)
+    # Each rank has other gradients of its own, and must scale the averaged ones alike.
+    cfg.optim_wrapper.clip_grad = dict(max_norm=0.01)
     cfg.launcher = 'pytorch'
     prepare_cpu(cfg)
     cfg.load_from = str(directory / 'compact.pth')

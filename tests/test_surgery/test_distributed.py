@@ -18,7 +18,7 @@ BLOCKS = ['shortcut', 'orepa', 'do', 'rep', 'ac', 'transposed']
 CASES = {
     2: [
         *('simple', 'clip', 'sum', 'unused', 'frozen', 'static', 'views', 'attention'),
-        'checkpointed',
+        *('checkpointed', 'reentrant'),
         *BLOCKS,
     ],
     4: ['simple'],
