@@ -78,6 +78,7 @@ def contract(args: argparse.Namespace, cfg, checkpoint: dict) -> Contraction:  #
 def main(args: argparse.Namespace) -> None:
     checkpoint = load_expanded(args.checkpoint)
     cfg = load_config(args)
+    cfg.load_from, cfg.resume = None, False  # The weights are those of the checkpoint.
     if not configured_expansions(cfg):
         raise CheckpointError(
             f'{args.checkpoint} is of an expanded model, and {args.config} expands nothing: use '

@@ -384,14 +384,16 @@ class ExpandedLayer(nn.Module):
             state_dict.update(present)
         mine = self.state_dict(prefix=prefix)
         held = {key: tuple(value.shape) for key, value in state_dict.items()}
-        fits = held == {key: tuple(value.shape) for key, value in mine.items()}
+        shapes = {key: tuple(value.shape) for key, value in mine.items()}
+        fits = held == shapes
         for norm in self._norms:
             norm.is_anchored |= fits
         shape = None if weight is None else tuple(weight.shape)
         own = self.spec.weight_shape
         if fits and shape == own and self.given is not None:
             self.given[:] = [(weight, bias)]
-        if not fits and (held or weight is not None):
+        # A part of the unit's values, as the statistics that mmdet's SyncNormHook loads, is loaded.
+        if not fits and (weight is not None or not held.items() <= shapes.items()):
             if shape == own and (bias is not None) == self.spec.bias:
                 self._set_loaded_weight(weight, bias, prefix.rstrip('.'))
             else:

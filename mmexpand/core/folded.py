@@ -35,26 +35,33 @@ class KernelGradient:
     Attributes:
         enabled: whether the gradient is kept; off by default.
         delivered: whether a backward pass has run since the factors were last folded.
-        weight: in the shape of the layer's weight; None before the first backward pass.
-        bias: in the shape of the layer's bias, or None.
+        complete: whether all forward passes with gradients since ``take`` used the folded kernel.
     """
 
     def __init__(self):
         self.enabled = self.delivered = False
+        self.complete = True
         self.clear()
 
     def clear(self) -> None:
         """Reset the sum."""
-        self.weight: Tensor | None = None
-        self.bias: Tensor | None = None
+        self._weight: Tensor | None = None
+        self._bias: Tensor | None = None
+
+    def take(self) -> list[Tensor]:
+        """Return the gradients of kernel and bias and reset them; [] if they are incomplete."""
+        found = [g for g in (self._weight, self._bias) if self.complete and g is not None]
+        self.complete = True
+        self.clear()
+        return found
 
     def add(self, weight: Tensor, bias: Tensor | None) -> None:
         """Record a backward pass, and add its gradients if enabled."""
         self.delivered = True
         if self.enabled:
-            self.weight = weight if self.weight is None else self.weight + weight
+            self._weight = weight if self._weight is None else self._weight + weight
             if bias is not None:
-                self.bias = bias if self.bias is None else self.bias + bias
+                self._bias = bias if self._bias is None else self._bias + bias
 
 
 def fold_layer(
@@ -127,6 +134,7 @@ class FoldedKernel:
         kept = self._kept
         if self._has_new_step(parameters):
             kept = None
+            self.gradient.clear()
         if kept is None or kept.state != state or (wanted and not kept.has_graph):
             self.gradient.delivered = False
             affine = _Fold.apply(self, *parameters) if wanted else self.fold()[0]

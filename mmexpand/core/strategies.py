@@ -4,45 +4,34 @@ A strategy is a function of a unit, its input, and further arguments of the laye
 output padding of a transposed convolution).
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol
+from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
-from .algebra import Affine
-from .batch_sample import BatchSample
-from .folded_parameter import FoldedParameter
+if TYPE_CHECKING:  # The layer imports this module.
+    from .expanded_layer import ExpandedLayer
 
 Strategy = Callable[..., Tensor]
 
 
-class Unit(Protocol):
-    """The members of ``ExpandedLayer`` that strategies use."""
-
-    takes_statistics: bool
-    folded_parameter: FoldedParameter | None
-    folded: Callable[[], Affine]
-    fold: Callable[[BatchSample], Affine]
-    count_macs: Callable[..., int]
-    anchor_norms: Callable[..., None]
-    _apply_branches: Strategy
-    _apply_kernel: Strategy
-    _as_memory_format: Callable[[Tensor], Tensor]
-    _sample: Callable[..., BatchSample | None]
-
-
-def layerwise(unit: Unit, x: Tensor, *call: object) -> Tensor:
+def layerwise(unit: ExpandedLayer, x: Tensor, *call: object) -> Tensor:
     """Apply one factor after another, as the paper does."""
+    if torch.is_grad_enabled():
+        unit.kernel.gradient.complete = False
     return unit._apply_branches(x, *call)
 
 
-def folded(unit: Unit, x: Tensor, *call: object) -> Tensor:
+def folded(unit: ExpandedLayer, x: Tensor, *call: object) -> Tensor:
     """Apply the folded kernel."""
     return unit._apply_kernel(x, *unit.folded(), *call)
 
 
-def cheaper(unit: Unit, x: Tensor, *call: object) -> Tensor:
+def cheaper(unit: ExpandedLayer, x: Tensor, *call: object) -> Tensor:
     """Run folded if this is cheaper or if DDP reduces the folded gradient, otherwise layerwise."""
     folds = unit.folded_parameter is not None or (
         unit.count_macs(x.shape, folded=True) <= unit.count_macs(x.shape, folded=False)
@@ -50,7 +39,9 @@ def cheaper(unit: Unit, x: Tensor, *call: object) -> Tensor:
     return (folded if folds else layerwise)(unit, x, *call)
 
 
-def measured(linear: Strategy, sampled: bool, unit: Unit, x: Tensor, *call: object) -> Tensor:
+def measured(
+    linear: Strategy, sampled: bool, unit: ExpandedLayer, x: Tensor, *call: object
+) -> Tensor:
     """Run a unit whose norms take statistics of the batch, from a batch sample or all pixels.
 
     Args:
@@ -62,10 +53,10 @@ def measured(linear: Strategy, sampled: bool, unit: Unit, x: Tensor, *call: obje
     """
     if not unit.takes_statistics:
         return linear(unit, x, *call)
+    unit.anchor_norms(x, *call)
     if not x.numel():
         # An empty batch has no statistics, as when no proposal is left.
         return (folded if sampled else layerwise)(unit, x, *call)
-    unit.anchor_norms(x, *call)
     sample = unit._sample(x, *call) if sampled else None
     if sample is None:
         return layerwise(unit, x, *call)

@@ -84,13 +84,12 @@ def match_checkpoint(
     expanded = is_expanded_state_dict(state_dict)
     if expanded and training and not resume and _other_units(model, state_dict):
         # Factors of another rate or block cannot be loaded, but their compact network can.
-        state_dict = contract_state_dict(state_dict)
-        _replace_state_dict(checkpoint, state_dict)
+        state_dict = _contract_weights(checkpoint, state_dict)
         expanded = False
     if resume and expanded != is_expanded(model):
         raise CheckpointError(_cannot_resume(expanded))
     if expanded and not is_expanded(model):
-        _replace_state_dict(checkpoint, contract_state_dict(state_dict))
+        _contract_weights(checkpoint, state_dict)
     elif expanded:
         _check_same_units(model, state_dict)
     elif is_expanded(model):
@@ -105,6 +104,16 @@ def match_checkpoint(
     if resume or not training:
         # Fine-tuning from a checkpoint with other classes is common, testing with it is not.
         check_shapes(model, checkpoint)
+
+
+def _contract_weights(checkpoint: dict, state_dict: dict) -> dict:
+    """Contract a checkpoint's weights and return them."""
+    # mmpretrain's EMAHook reads the averages in every run, mmengine's in a resumed run only.
+    if 'ema_state_dict' in checkpoint:
+        checkpoint['ema_state_dict'] = contract_state_dict(checkpoint['ema_state_dict'])
+    compact = contract_state_dict(state_dict)
+    _replace_state_dict(checkpoint, compact)
+    return compact
 
 
 def _cannot_resume(expanded: bool) -> str:

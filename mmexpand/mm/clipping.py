@@ -19,7 +19,7 @@ def clip_by_layer(wrapper: OptimWrapper, model: nn.Module) -> None:
     """Make an optimizer wrapper clip the gradients of folded kernels instead of the factors'.
 
     The norm of the factors' gradients differs from the compact network's, so that clipping by it
-    gives other steps. Units without a folded kernel in a step (with norms, or 'layerwise') and,
+    gives other steps. Units that do not run folded in a step (with norms, or 'layerwise') and,
     in distributed training, units whose factors' gradients are reduced are clipped by their
     factors' gradients.
 
@@ -65,15 +65,13 @@ def _clip(wrapper: OptimWrapper, units: list[ExpandedLayer]) -> None:
 def _kernel_parameters(unit: ExpandedLayer, scale: float) -> list[nn.Parameter]:
     """Return parameters whose gradients are those of a unit's kernel and bias, if it has any.
 
-    Where DDP averages the gradients of factors, that of the kernel is this rank's alone: the ranks
-    would clip differently. There is none then.
+    Where DDP averages the gradients of factors, the kernel's is this rank's own. The ranks would
+    clip differently, so that it is not used.
     """
-    gradient = unit.kernel.gradient
-    kept = [g for g in (gradient.weight, gradient.bias) if g is not None]
-    gradient.clear()
+    found = unit.kernel.gradient.take()
     if get_world_size() > 1 and unit.folded_parameter is None:
         return []
-    return [_with_gradient(g / scale) for g in kept]
+    return [_with_gradient(gradient / scale) for gradient in found]
 
 
 def _with_gradient(gradient: Tensor) -> nn.Parameter:

@@ -10,6 +10,7 @@ import torch
 from mmengine.config import Config, ConfigDict
 
 from ..errors import UserTypeError
+from ..models import __all__ as MODELS
 from .optim import OPTIONS, ExpandOptimWrapperConstructor
 
 HOOKS = ('ExpandHook', 'ContractHook', 'DistillHook', 'GradientConfusionHook', 'QuantHook')
@@ -19,8 +20,6 @@ CPU_WRAPPER = dict(type='MMDistributedDataParallel', device_ids=None)
 BUILDERS = {'ExpandBackbone': 'backbone', 'ExpandModel': 'model'}
 WRAPPERS = {**BUILDERS, 'CorruptLabels': 'dataset'}
 """Wrapper types and the key that holds the wrapped config."""
-NETWORKS = ('YOLOLite', 'YOLOV2Head', 'SmallNet', 'ResNet18')
-"""Types of mmexpand: a compact config that names one of these still imports mmexpand."""
 
 
 def make_compact_config(cfg: Config) -> Config:
@@ -43,7 +42,7 @@ def make_compact_config(cfg: Config) -> Config:
     compact = _unwrap(ConfigDict(_written(cfg.to_dict(), '')))
     _drop_hooks(compact)
     _drop_constructor(compact.get('optim_wrapper') or {})
-    if not any(type_name(node) in NETWORKS for node in dicts(compact)):
+    if not any(type_name(node) in MODELS for node in dicts(compact)):
         _drop_import(compact)
     wrapper = compact.get('model_wrapper_cfg') or {}
     if {k: v for k, v in wrapper.items() if k != 'find_unused_parameters'} == CPU_WRAPPER:

@@ -228,10 +228,10 @@ def compact_checkpoint(result: Contraction, cfg: Config, meta: dict) -> dict:
     if result.metrics_expanded is not None:
         report['metrics_expanded'] = result.metrics_expanded
     meta = {**meta, 'cfg': make_compact_config(cfg).pretty_text, META_KEY: report}
-    state_dict = {
-        name: value.cpu() if isinstance(value, torch.Tensor) else plain(value, name)
-        for name, value in result.compact.state_dict().items()
-    }
+    # In place: heads of mmdet convert weights of an earlier version, which the dictionary states.
+    state_dict = result.compact.state_dict()
+    for name, value in state_dict.items():
+        state_dict[name] = value.cpu() if isinstance(value, torch.Tensor) else plain(value, name)
     return dict(meta=plain(meta), state_dict=state_dict)
 
 

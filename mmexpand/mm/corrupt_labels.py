@@ -1,6 +1,6 @@
 """Training data with random labels, to measure how much a network memorises (Sec. 5.2)."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,6 +65,10 @@ class CorruptLabels:
     def metainfo(self) -> dict:
         """Return the data set's metainfo."""
         return self.dataset.metainfo
+
+    def update_skip_type_keys(self, keys: Sequence[str]) -> None:
+        """Skip transforms of mmdet's ``MultiImageMixDataset``, as YOLOXModeSwitchHook does."""
+        self.dataset.update_skip_type_keys(keys)
 
     def full_init(self) -> None:
         """Load the annotations unless they are loaded."""

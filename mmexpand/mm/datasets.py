@@ -13,7 +13,7 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from ..errors import UserError, UserFileNotFoundError
-from .compact_config import dicts, type_name
+from .compact_config import dicts, hook_configs, type_name
 from .logs import log
 
 
@@ -37,10 +37,16 @@ def check_datasets(cfg: Config, splits: tuple[str, ...]) -> None:
     """
     for split in splits:
         loader = cfg.get(f'{split}_dataloader')
-        if split != 'train' and any(type_name(n) == 'CorruptLabels' for n in dicts(loader)):
+        types = {type_name(node) for node in dicts(loader)}
+        if split != 'train' and 'CorruptLabels' in types:
             raise DataError(
                 f'{split}_dataloader.dataset has CorruptLabels, and random labels cannot evaluate '
                 'a network: wrap the data set of train_dataloader only'
+            )
+        if 'CorruptLabels' in types and 'PipelineSwitchHook' in map(type_name, hook_configs(cfg)):
+            raise DataError(
+                'PipelineSwitchHook cannot change the pipeline of a data set inside CorruptLabels: '
+                'remove the hook'
             )
         for key, dataset in _datasets((loader or {}).get('dataset'), f'{split}_dataloader.dataset'):
             if _is_elsewhere(dataset) or _downloads(dataset, cfg.get('default_scope')):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.dist import is_main_process
-from mmengine.hooks import Hook
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.runner import Runner
 from torch import nn
 
@@ -86,7 +86,7 @@ def dry_run(model: nn.Module, runner: Runner, train_batch: Any) -> None:
         with _refused('contract', 'skip the named layers with exclude=[...] of ExpandHook'):
             result = contract_and_verify(expanded, batch, training)
         with _refused('evaluate one batch', "check the val loop's data and evaluator"):
-            evaluate_one_batch(result.compact, runner, batch)
+            _warn_of_unknown_metrics(runner, evaluate_one_batch(result.compact, runner, batch))
         with _refused('build the compact network from its config', _CONFIG_HINT):
             if is_main_process():
                 _check_config(result, runner)
@@ -98,6 +98,18 @@ def dry_run(model: nn.Module, runner: Runner, train_batch: Any) -> None:
         f'(largest relative error {result.verification.max_error:.1e}) and evaluated; the compact '
         'config builds the network, and the checkpoint can be written'
     )
+
+
+def _warn_of_unknown_metrics(runner: Runner, metrics: dict[str, float]) -> None:
+    """Log a warning if ``save_best`` names a metric that the evaluator does not return."""
+    for hook in runner.hooks if metrics else ():
+        wanted = hook.key_indicators if isinstance(hook, CheckpointHook) and hook.save_best else []
+        if absent := [key for key in wanted if key not in ('auto', *metrics)]:
+            log(
+                f'save_best={absent[0]!r} is not a metric of the evaluator, so that the first '
+                f'validation will fail; use one of {", ".join(metrics)}',
+                logging.WARNING,
+            )
 
 
 _CONFIG_HINT = 'make the config build the trained model without mmexpand'

@@ -52,8 +52,8 @@ def evaluate(model: nn.Module, runner: Runner) -> dict[str, float]:
     return {name: _plain_or_words(value) for name, value in metrics.items()}
 
 
-def evaluate_one_batch(model: nn.Module, runner: Runner, batch: Any) -> None:
-    """Run prediction and evaluation on one batch with a copy of the evaluator.
+def evaluate_one_batch(model: nn.Module, runner: Runner, batch: Any) -> dict[str, float]:
+    """Return the metrics of one batch, by a copy of the evaluator; empty if they are skipped.
 
     A metric that fails on one batch, or an evaluator that cannot be copied, is only logged.
 
@@ -63,14 +63,14 @@ def evaluate_one_batch(model: nn.Module, runner: Runner, batch: Any) -> None:
         batch: a batch of the val loop's data loader.
     """
     if not has_val_loop(runner) or not isinstance(runner.val_loop, ValLoop):
-        return
+        return {}
     loop = runner.val_loop
     try:
         with together():
             copied = copy.deepcopy(loop.evaluator)
     except Exception as error:
         log(f'Evaluation is skipped: the evaluator cannot be copied ({describe(error)})')
-        return
+        return {}
     ending = [metric for metric in copied.metrics if hasattr(type(metric), '__del__')]
     _COPIES.setdefault(loop.evaluator, []).extend(ending)
     with (
@@ -81,10 +81,11 @@ def evaluate_one_batch(model: nn.Module, runner: Runner, batch: Any) -> None:
         _surviving(loop, [batch]) as errors,
         together(),
     ):
-        loop.run()
+        metrics = loop.run()
     _raise_first(errors['batch'])
     for error in errors['metric']:
         log(f'A metric failed on one batch, but may work on all data ({describe(error)})')
+    return {} if errors['metric'] else metrics
 
 
 def first_batch(runner: Runner, train_batch: Any = None) -> tuple[Any, bool]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from ..analysis.confusion import FACTORS, FOLDED, cosine_similarity, density, draw, gradients
-from ..errors import UserTypeError, UserValueError
+from ..errors import UserValueError
 from ..files import save_figure, write_text
 from ..stack import check_installed
 from ..surgery import contract, is_expanded
@@ -67,10 +67,10 @@ class GradientConfusionHook(Hook):
         """Measure before training, after reading the earlier measurements of a resumed run.
 
         Raises:
-            TypeError: if the training data has no length, which drawing batches requires.
+            ValueError: if the training data has no length, which drawing batches requires.
         """
         if isinstance(runner.train_dataloader.dataset, IterableDataset):
-            raise UserTypeError(
+            raise UserValueError(
                 'GradientConfusionHook cannot draw batches from an IterableDataset: remove the hook'
             )
         self._path = Path(runner.work_dir) / FILE

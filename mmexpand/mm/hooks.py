@@ -40,7 +40,7 @@ from .logs import log
 from .lost_hooks import warn_of_lost_hooks
 from .models import build_compact_model, configured_expansions, reaches_factors
 from .ranks import describe, on_main, start_alike
-from .rebuild import check_rebuildable, rebuild_optimizer, rewrap
+from .rebuild import check_rebuildable, check_wrapper, rebuild_optimizer, rewrap
 from .resume import will_resume
 from .weight_sets import weight_sets
 
@@ -318,13 +318,18 @@ class ContractHook(Hook):
             return
         _check_options(runner)
         _check_initialisation(runner)
-        if isinstance(runner.model, DistributedDataParallel):
+        check_wrapper(runner.model)
+        rebuildable = isinstance(runner, Runner)  # FlexibleRunner is not.
+        if rebuildable and isinstance(runner.model, DistributedDataParallel):
             rewrap(runner, self.compact_gradients)
-        if is_training(runner):
-            watch_first_steps(runner)
-        rebuildable = type(runner) is Runner and isinstance(runner.cfg.get('optim_wrapper'), dict)
-        if is_training(runner) and rebuildable and isinstance(runner.optim_wrapper, OptimWrapper):
+        if not is_training(runner):
+            return
+        watch_first_steps(runner)
+        has_config = isinstance(runner.cfg.get('optim_wrapper'), dict)
+        if rebuildable and has_config and isinstance(runner.optim_wrapper, OptimWrapper):
             rebuild_optimizer(runner)
+        else:
+            log('ContractHook: the optimizer is kept: factors have the options of their own names')
 
     def before_train(self, runner: Runner) -> None:
         """Register the dry run if the model is expanded; otherwise log a warning."""
@@ -379,10 +384,18 @@ class ContractHook(Hook):
         on_main(lambda: write_compact_checkpoint(result, path, runner.cfg, meta))
         for line in report_lines(path.name, result):
             log(line)
-        metrics = {k: v for k, v in result.metrics_compact.items() if isinstance(v, float)}
-        scalars = {f'compact/{name}/{metric}': value for metric, value in metrics.items()}
-        runner.visualizer.add_scalars(scalars, step=runner.iter)
+        _log_metrics(runner, name, result.metrics_compact)
         warn_of_outliers(path.name, result)
+
+
+def _log_metrics(runner: Runner, name: str, metrics: dict) -> None:
+    """Log the metrics of a weight set to the visualizer's backends, or a warning if one fails."""
+    scalars = {f'compact/{name}/{k}': v for k, v in metrics.items() if isinstance(v, float)}
+    try:
+        runner.visualizer.add_scalars(scalars, step=runner.iter)
+    except Exception as error:
+        # Only rank 0 logs: a failure there alone would leave the other ranks waiting for it.
+        log(f'ContractHook: metrics are not logged: {describe(error)}', logging.WARNING)
 
 
 def _report(runner: Runner, failures: dict[str, str]) -> None:

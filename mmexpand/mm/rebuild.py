@@ -6,6 +6,7 @@ import gc
 from mmengine.model import MMSeparateDistributedDataParallel, is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.runner import FlexibleRunner, Runner
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import UserRuntimeError
@@ -20,6 +21,16 @@ INSTEAD = "use model=dict(type='ExpandModel', model=..., ...) instead of ExpandH
 """The fix if a Runner cannot be built again for an expanded model."""
 
 
+def check_wrapper(model: nn.Module) -> None:
+    """Raise UserRuntimeError for a distributed wrapper that does not support expanded models."""
+    separate = isinstance(model, MMSeparateDistributedDataParallel)
+    if is_model_wrapper(model) and (separate or not isinstance(model, DistributedDataParallel)):
+        raise UserRuntimeError(
+            f'{type(model).__name__} does not support expanded models; use '
+            'MMDistributedDataParallel'
+        )
+
+
 def check_rebuildable(runner: Runner, instead: str = INSTEAD) -> None:
     """Raise UserRuntimeError if a Runner's wrapper or strategy cannot be built again.
 
@@ -31,10 +42,7 @@ def check_rebuildable(runner: Runner, instead: str = INSTEAD) -> None:
         raise UserRuntimeError(
             f"FlexibleRunner's strategies build model and optimizer in one step: {instead}"
         )
-    model = runner.model
-    separate = isinstance(model, MMSeparateDistributedDataParallel)
-    if is_model_wrapper(model) and (separate or not isinstance(model, DistributedDataParallel)):
-        raise UserRuntimeError(f'{type(model).__name__} cannot be built again: {instead}')
+    check_wrapper(runner.model)
 
 
 def rewrap(runner: Runner, compact_gradients: bool) -> None:

@@ -3,6 +3,7 @@
 import logging
 import re
 import zipfile
+from itertools import chain
 from pathlib import Path
 
 from mmengine.hooks import CheckpointHook
@@ -53,7 +54,7 @@ def _latest_whole(runner: Runner) -> str | None:
     named = pointer.read_text().strip()
     if '://' in named or is_whole(named):
         return None
-    for path in _checkpoints(runner, Path(named).parent):
+    for path in _checkpoints(runner):
         if is_whole(path):
             log(
                 f'The latest checkpoint {named or "(none named)"} is missing or truncated: '
@@ -63,17 +64,20 @@ def _latest_whole(runner: Runner) -> str | None:
             return str(path)
     raise CheckpointError(
         f'cannot resume: {pointer} names {named or "nothing"}, which is missing or truncated, and '
-        f'no whole checkpoint is beside it; remove {pointer} to train from the start'
+        f'no whole checkpoint is left; remove {pointer} to train from the start'
     )
 
 
-def _checkpoints(runner: Runner, directory: Path) -> list[Path]:
+def _checkpoints(runner: Runner) -> list[Path]:
     """Return the checkpoints that CheckpointHooks have written, the latest first."""
     found: dict[Path, int] = {}
     for hook in runner.hooks:
         if isinstance(hook, CheckpointHook):
             name = re.escape(hook.filename_tmpl).replace(re.escape('{}'), r'(\d+)')
-            for path in [*Path(runner.work_dir).glob('*'), *directory.glob('*')]:
+            work_dir = Path(runner.work_dir)
+            # mmengine's rule for `out_dir`.
+            folders = [work_dir, *([Path(hook.out_dir, work_dir.name)] if hook.out_dir else [])]
+            for path in chain.from_iterable(folder.glob('*') for folder in folders):
                 match = re.fullmatch(name, path.name)
                 if match:
                     found[path] = int(match[1])

@@ -101,9 +101,9 @@ def distance_to_given(model: nn.Module, batch: Any) -> dict[str, float]:
                 layer.bias.copy_(bias)
         found = {}
         for mode in ('eval', 'training'):
-            outputs = [
-                _run(network.train(mode == 'training'), data) for network in (expanded, compact)
-            ]
+            for network in (expanded, compact):
+                network.train(mode == 'training')  # It may return None, as mmdet's LD.
+            outputs = [_run(network, data) for network in (expanded, compact)]
             found[mode] = max(relative_errors(*outputs))
     return found
 

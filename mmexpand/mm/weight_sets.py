@@ -30,22 +30,23 @@ def weight_sets(runner: Runner) -> Iterator[WeightSet]:
         if isinstance(hook, QuantHook):
             meta = hook.meta()
     yield 'last', lambda: (model, meta)
+    best = [h for h in runner.hooks if isinstance(h, CheckpointHook) and h.save_best]
     for hook in runner.hooks:
         if isinstance(hook, EMAHook):
             yield 'ema', lambda hook=hook: (hook.ema_model.module, meta)
-        elif isinstance(hook, CheckpointHook) and hook.save_best:
-            for name, path in _best_checkpoints(hook):
+        elif hook in best:
+            for name, path in _best_checkpoints(hook, single=len(best) == 1):
                 yield name, lambda hook=hook, path=path: _load_best(model, hook, path)
 
 
-def _best_checkpoints(hook: CheckpointHook) -> list[tuple[str, str]]:
-    if len(hook.key_indicators) == 1:
+def _best_checkpoints(hook: CheckpointHook, single: bool) -> list[tuple[str, str]]:
+    if len(hook.key_indicators) > 1:
+        found = hook.best_ckpt_path_dict
+    elif single:
         return [('best', hook.best_ckpt_path)] if hook.best_ckpt_path else []
-    return [
-        (f'best_{key.replace("/", "_")}', path)
-        for key, path in hook.best_ckpt_path_dict.items()
-        if path
-    ]
+    else:
+        found = {hook.key_indicators[0]: hook.best_ckpt_path}
+    return [(f'best_{key.replace("/", "_")}', path) for key, path in found.items() if path]
 
 
 def _load_best(model: nn.Module, hook: CheckpointHook, path: str) -> tuple[nn.Module, dict] | None:
@@ -72,7 +73,7 @@ def _read_best(hook: CheckpointHook, path: str) -> tuple[dict, dict] | None:
                 checkpoint = load_own(local)
                 meta = checkpoint.get('meta', {})
                 ranges = {INT8_KEY: meta[INT8_KEY]} if INT8_KEY in meta else {}
-                return dict(get_state_dict(checkpoint)), ranges
+                return get_state_dict(checkpoint), ranges
     log(
         f'ContractHook: the best checkpoint is neither at {path} nor at {moved}: the best weights '
         'are not contracted',

@@ -82,7 +82,8 @@ def read_log(run: str | os.PathLike) -> Log:
             lines = [line for line in lines if line['step'] < new[0]['step']] + new
     result = Log()
     for line in lines:
-        trained = any(key == 'lr' or 'loss' in key for key in line)
+        # A validation may log a loss too.
+        trained = any(key.rpartition('.')[2] in ('lr', 'base_lr') for key in line)
         curves = result.training if trained else result.evaluations
         for key, value in line.items():
             if key.startswith('compact/'):  # ContractHook's: single values, in the table already.

@@ -1,6 +1,7 @@
 """Access to private parts of torch, each with its version; tests fail when one changes."""
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,21 @@ def call_after_backward(callback: Callable[[], None]) -> None:
     Callbacks run in the order of queueing, including callbacks that are queued by callbacks.
     """
     Variable._execution_engine.queue_callback(callback)
+
+
+def tf32_switches() -> list[tuple[Any, str, bool | str]]:
+    """Return holder, attribute and value to turn TF32 off, of each setting (torch 2.9.1).
+
+    torch has two interfaces. Reading the older one is an error once the newer one was used.
+    """
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    older = [(matmul, 'allow_tf32', False), (cudnn, 'allow_tf32', False)]
+    try:
+        for holder, name, _ in older:
+            getattr(holder, name)
+    except RuntimeError:
+        return [(matmul, 'fp32_precision', 'ieee'), (cudnn.conv, 'fp32_precision', 'ieee')]
+    return older
 
 
 def ignored(model: nn.Module) -> list[str]:

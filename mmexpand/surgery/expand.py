@@ -116,9 +116,9 @@ def compact_looks(model: nn.Module) -> Iterator[None]:
     The layers' parameters have no values. After the context the units are back.
     """
     units = names_of_units(model)
-    for unit, aliases in units.items():
-        _replace(model, aliases, unit.stand_in())
     try:
+        for unit, aliases in units.items():
+            _replace(model, aliases, unit.stand_in())
         yield
     finally:
         for unit, aliases in units.items():

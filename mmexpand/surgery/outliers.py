@@ -4,6 +4,8 @@ from collections.abc import Iterable, Iterator
 
 from torch import Tensor, nn
 
+from ..core.algebra import transpose
+
 FAR = 10
 """Ratio from which on a weight counts as far above the others."""
 
@@ -46,6 +48,10 @@ def outlying_weight(kernel: Tensor) -> str:
 def outlying_layers(model: nn.Module, names: Iterable[str]) -> Iterator[str]:
     """Yield a description of each named layer of a compact model with such a channel."""
     for name in names:
-        words = outlying_channel(model.get_submodule(name).weight)
+        layer = model.get_submodule(name)
+        kernel = layer.weight
+        if isinstance(layer, nn.ConvTranspose2d):
+            kernel = transpose(kernel, layer.groups)  # Output channels first.
+        words = outlying_channel(kernel)
         if words:
             yield f'{name}: {words}'

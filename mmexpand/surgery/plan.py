@@ -151,7 +151,8 @@ def _kinds(model: nn.Module, names: dict[nn.Module, list[str]]) -> dict[str, set
     kinds = {}
     for layer, aliases in names.items():
         of_layer = {'kind:linear'} if isinstance(layer, (nn.Linear, ExpandedLinear)) else set()
-        if size := getattr(layer, 'kernel_size', None):
+        size = getattr(layer, 'kernel_size', None)
+        if isinstance(size, tuple):  # A layer of another library may have a number.
             of_layer.add('kernel:' + 'x'.join(map(str, size)))
         if 1 < getattr(layer, 'groups', 1) == getattr(layer, 'in_channels', None):
             of_layer.add('kind:depthwise')

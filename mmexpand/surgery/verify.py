@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..core.compat import tree_map_only
 from ..core.units import ExpandedLinear
 from ..errors import UserError, UserValueError
+from .compat import tf32_switches
 from .expand import Unit, named_units
 from .topk_replay import TopkReplay
 from .train_mode import eval_mode
@@ -228,12 +229,15 @@ def _same_draws(like: Tensor) -> Iterator[None]:
 def full_precision() -> Iterator[None]:
     """Disable TF32 in this context."""
     # TF32 rounds inputs to 10 bits, which would hide errors of this size.
-    kept = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    switches = tf32_switches()
+    kept = [(holder, name, getattr(holder, name)) for holder, name, _ in switches]
     try:
+        for holder, name, off in switches:
+            setattr(holder, name, off)
         yield
     finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = kept
+        for holder, name, value in kept:
+            setattr(holder, name, value)
 
 
 def relative_errors(reference: Any, output: Any) -> list[float]:

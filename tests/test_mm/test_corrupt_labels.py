@@ -3,6 +3,7 @@
 import sys
 import zipfile
 from pathlib import Path
+from unittest import mock
 
 import cv2
 import numpy as np
@@ -235,3 +236,16 @@ def test_a_training(seg_cfg):
     compact = Config.fromfile(Path(cfg.work_dir) / 'compact_config.py')
     assert compact.train_dataloader.dataset.type == 'CityscapesDataset'
     assert 'CorruptLabels' not in make_compact_config(cfg).pretty_text
+
+
+def test_hooks_that_switch_the_data_set(images):
+    """mmdet's YOLOXModeSwitchHook reaches the data set inside; PipelineSwitchHook cannot."""
+    dataset = corrupted(classifier_data(images), 0.5)
+    dataset.dataset.update_skip_type_keys = kept = mock.Mock()
+    dataset.update_skip_type_keys(['Mosaic'])
+    kept.assert_called_once_with(['Mosaic'])
+    loader = dict(dataset=dict(type='CorruptLabels', dataset=classifier_data(images), fraction=0.5))
+    cfg = Config(dict(train_dataloader=loader, custom_hooks=[dict(type='PipelineSwitchHook')]))
+    with pytest.raises(DataError, match='PipelineSwitchHook cannot change'):
+        check_datasets(cfg, ('train',))
+    check_datasets(Config(dict(cfg, custom_hooks=[])), ('train',))

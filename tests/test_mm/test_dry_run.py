@@ -3,6 +3,7 @@
 import random
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -267,3 +268,11 @@ def test_a_dry_run_of_averages_and_without_validation(seg_cfg, monkeypatch):
     # As on Windows.
     monkeypatch.setitem(sys.modules, 'resource', None)
     assert dry_run_training_module._peak_memory() is None
+
+
+@pytest.mark.parametrize('name', ['mIoU', 'auto', 'mIou'])
+def test_a_metric_of_save_best_that_does_not_exist_is_warned_of(seg_cfg, caplog, name):
+    cfg = seg_cfg(custom_hooks=[EXPAND, CONTRACT], **{'default_hooks.checkpoint.save_best': name})
+    with suppress(KeyError):  # From mmengine, at the first validation.
+        train(cfg)
+    assert ("save_best='mIou' is not a metric" in log_of(cfg)) == (name == 'mIou')

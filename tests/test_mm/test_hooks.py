@@ -9,7 +9,7 @@ import pytest
 import torch
 from mmcv.cnn import ConvModule
 from mmengine.hooks import EMAHook, Hook
-from mmengine.model import constant_init
+from mmengine.model import MMSeparateDistributedDataParallel, constant_init
 from mmengine.registry import MODELS
 from mmengine.runner import FlexibleRunner, Runner
 from mmseg.apis import init_model
@@ -21,7 +21,7 @@ from torch.nn.init import trunc_normal_
 import mmexpand
 from mmexpand import ExpandedConv2d, ExpandedConvTranspose2d
 from mmexpand.mm import hooks as hooks_module
-from mmexpand.mm.checkpoints import match_checkpoint
+from mmexpand.mm.checkpoints import match_checkpoint, unwrap
 from mmexpand.mm.hooks import ExpandHook
 from mmexpand.mm.launch import build_runner
 from mmexpand.mm.models import build_compact_model, configured_expansions
@@ -708,3 +708,62 @@ def test_norms_are_frozen_at_their_time(seg_cfg):
     assert torch.equal(second, last)
     with pytest.raises(ValueError, match='freeze_norms'):
         ExpandHook(method='cl', freeze_norms=2)
+
+
+def test_norms_in_branches_are_synchronised_by_mmdets_hook(seg_cfg):
+    """SyncNormHook loads the statistics of norms and nothing else."""
+    cfg = seg_cfg(custom_hooks=hooks(method='repvgg', forward='folded'))
+    model = unwrap(train(cfg).model)
+    states = {n: 2 * v for n, v in model.state_dict().items() if n.endswith('running_mean')}
+    assert any('.repvgg.' in name for name in states)
+    model.load_state_dict(states, strict=False)
+    for name, value in states.items():
+        assert torch.equal(model.state_dict()[name], value)
+    name = next(name for name in states if '.repvgg.' in name)
+    with pytest.raises(RuntimeError, match='factors of other shapes'):
+        model.load_state_dict({name: states[name][:1]}, strict=False)
+
+
+def test_averages_beside_the_weights_are_contracted_too(seg_cfg):
+    """mmpretrain's EMAHook exchanges both whenever it finds them."""
+    ema = dict(type='EMAHook', momentum=0.1)
+    cfg = seg_cfg(custom_hooks=[ema, *hooks()])
+    train(cfg)
+    checkpoint = torch.load(f'{cfg.work_dir}/iter_4.pth', weights_only=False)
+    assert any('factors' in key for key in checkpoint['ema_state_dict'])
+    model = build_compact_model(cfg)
+    match_checkpoint(model, checkpoint)
+    averages = checkpoint['ema_state_dict']
+    assert not any('factors' in key for key in averages)
+    kept = {key.removeprefix('module.') for key in averages if key != 'steps'}
+    assert kept == set(model.state_dict())
+
+
+class OwnRunner(Runner):
+    """A user's Runner."""
+
+
+def test_a_runner_of_ones_own_has_options_by_layer_too(seg_cfg):
+    cfg = seg_cfg(custom_hooks=[dict(type='ContractHook')])
+    cfg.model = dict(type='ExpandModel', method='cl', model=cfg.model, include='backbone')
+    cfg.optim_wrapper.clip_grad = dict(max_norm=1.0)
+    runner = OwnRunner.from_cfg(cfg)
+    runner.train()
+    units = named_units(runner.model).values()
+    assert units
+    assert all(unit.kernel.gradient.enabled for unit in units)
+
+
+@pytest.mark.parametrize('by', ['hook', 'builder'])
+def test_a_wrapper_that_is_unsupported_is_refused(seg_cfg, by):
+    cfg = seg_cfg(custom_hooks=hooks())
+    if by == 'builder':
+        cfg.model = dict(type='ExpandModel', method='cl', model=cfg.model, include='backbone')
+        cfg.custom_hooks = [dict(type='ContractHook')]
+    runner = Runner.from_cfg(cfg)
+    wrapper = MMSeparateDistributedDataParallel.__new__(MMSeparateDistributedDataParallel)
+    nn.Module.__init__(wrapper)
+    wrapper.module = runner.model
+    runner.model = wrapper
+    with pytest.raises(RuntimeError, match='does not support expanded models'):
+        runner.call_hook('before_run')

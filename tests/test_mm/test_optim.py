@@ -250,3 +250,43 @@ def test_clipping_may_measure_the_factors():
         norms.append(nn.utils.get_total_norm([p.grad for p in model.parameters()]).item())
     assert norms[1] == pytest.approx(1e-3, rel=1e-3)
     assert abs(norms[0] - norms[1]) > 1e-4, 'both measured the factors'
+
+
+@pytest.mark.parametrize('clip', CLIPS[1:], ids=str)
+def test_a_unit_that_ran_folded_and_layerwise_in_a_step_is_clipped_by_its_factors(clip):
+    """The gradient of its kernel lacks that of the calls which ran layer by layer."""
+    gradients = []
+    for cfg in (sgd(), sgd(clip_factors=True)):
+        torch.manual_seed(0)
+        model = Net().double()
+        mmexpand.expand_(model, ExpandConfig('cl', 8, include='conv2'))
+        wrapper = build_optim_wrapper(model, dict(by_layer(cfg), clip_grad=clip))
+        few, many = (torch.randn(1, 3, n, n, dtype=torch.float64) for n in (2, 40))
+        sizes = [(1, 6, n, n) for n in (2, 40)]
+        folds = [model.conv2.count_macs(s, True) <= model.conv2.count_macs(s, False) for s in sizes]
+        assert folds == [False, True]
+        (model(few).square().mean() + model(many).square().mean()).backward()
+        wrapper.step()
+        gradients.append([p.grad for p in model.conv2.parameters()])
+    for ours, theirs in zip(*gradients, strict=True):
+        assert ours.abs().max() > 0
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_gradients_of_a_skipped_step_are_not_clipped_with_the_next():
+    """As after a loss that is not a number."""
+    steps = []
+    for skipped in (False, True):
+        torch.manual_seed(0)
+        model = Net().double()
+        mmexpand.expand_(model, ExpandConfig('cl', include='conv2'))
+        cfg = dict(by_layer(sgd()), clip_grad=dict(max_norm=0.05))
+        wrapper = build_optim_wrapper(model, cfg)
+        x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+        if skipped:
+            (model(x).mean() * float('nan')).backward()
+            wrapper.zero_grad()
+        wrapper.update_params(model(x).square().mean())
+        steps.append(model.conv2.weight.detach())
+    assert steps[0].isfinite().all()
+    torch.testing.assert_close(*steps)

@@ -108,3 +108,15 @@ def test_no_part_of_a_checkpoint_is_taken_for_whole(trained):
     middle = len(content) // 2
     path.write_bytes(content[:middle] + bytes(512) + content[middle + 512 :])
     assert not is_whole(path)
+
+
+def test_an_empty_pointer_finds_no_other_runs_checkpoint(seg_cfg, trained, tmp_path, monkeypatch):
+    _, work_dir, _ = trained
+    elsewhere = tmp_path / 'elsewhere'
+    elsewhere.mkdir()
+    shutil.copy(work_dir / 'iter_6.pth', elsewhere / 'iter_99.pth')
+    monkeypatch.chdir(elsewhere)
+    cut(work_dir / 'last_checkpoint', 0)
+    train(seg_cfg(resume=True, **{'train_cfg.max_iters': 6}))
+    log = max(work_dir.glob('*/*.log'), key=os.path.getmtime).read_text()
+    assert f'resuming from {work_dir / "iter_6.pth"}' in log

@@ -1,5 +1,6 @@
 """A block in a user's own module, added as CONTRIBUTING says: plan, training, files, drawing."""
 
+import copy
 import sys
 
 import pytest
@@ -9,7 +10,9 @@ from torch import nn
 import mmexpand
 from mmexpand import ExpandConfig, register_block
 from mmexpand.analysis.drawing import draw_block
+from mmexpand.core.batch_sample import BatchSample
 from mmexpand.core.blocks import BLOCKS
+from mmexpand.core.expression import Chain, Norm, Sum
 from mmexpand.mm.launch import build_runner
 from mmexpand.surgery.checkpoint import contract_state_dict, load_checkpoint
 
@@ -69,3 +72,47 @@ def test_a_registered_block_is_planned_and_drawn(module):
 def test_names_that_cannot_be(name):
     with pytest.raises(ValueError, match=name):
         register_block(name, lambda spec: spec.conv())
+
+
+def test_a_block_that_cannot_be_set_to_a_kernel_is_refused_in_words():
+    """With the function of the model kept, which is the default of ``expand_``."""
+    register_block(
+        'pair',
+        lambda spec: Sum(
+            [Chain([spec.conv(), spec.factor(8, 8)], spec.groups)], spec.padding, spec.dilation
+        ),
+    )
+    try:
+        net = nn.Sequential(nn.Conv2d(4, 8, 3))
+        with pytest.raises(ValueError, match="a Chain cannot be set.*init='default'"):
+            mmexpand.expand_(net, method='pair')
+        mmexpand.expand_(net, method='pair', init='default')
+        assert net(torch.ones(1, 4, 5, 5)).shape == (1, 8, 3, 3)
+        state_dict = net.state_dict()
+    finally:
+        BLOCKS.pop('pair')
+    with pytest.raises(ValueError, match="block 'pair' is not registered; import the module"):
+        contract_state_dict(state_dict)
+
+
+def test_norms_of_several_kinds_in_a_block_fold_as_each_does():
+    """One floor or eps must not stand for all."""
+
+    def mixed(spec):
+        norms = [Norm(spec.conv(), True, floored=floored) for floored in (False, True)]
+        norms[1].norm.eps = 1e-2
+        return Sum(norms, spec.padding, spec.dilation)
+
+    register_block('mixed', mixed, normed=True)
+    try:
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(4, 8, 3)).double()
+        mmexpand.expand_(net, method='mixed', init='default', forward='folded')
+        folded, branches = copy.deepcopy(net)[0], copy.deepcopy(net)[0]
+        x = torch.randn(2, 4, 30, 30, dtype=torch.float64)
+        sample = BatchSample(x, folded.spec, 10**9)  # All pixels.
+        kernel, bias = folded.fold(sample)
+        expected = branches.forward_layerwise(x)
+        torch.testing.assert_close(nn.functional.conv2d(x, kernel, bias), expected)
+    finally:
+        BLOCKS.pop('mixed')

@@ -13,6 +13,7 @@ import pytest
 import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
+from mmengine.visualization import Visualizer
 from mmseg.datasets import CityscapesDataset
 from mmseg.models import EncoderDecoder
 from mmseg.registry import DATASETS, MODELS
@@ -22,7 +23,7 @@ from mmexpand.mm import contraction
 from mmexpand.mm.hooks import ContractHook, ContractionError
 from mmexpand.surgery.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from tests.processes import run_workers
-from tests.runs import train
+from tests.runs import log_of, train
 
 EMA = dict(type='EMAHook', momentum=0.1)
 EXPAND = dict(type='ExpandHook', method='cl', include='backbone.encoder', rate=2)
@@ -254,3 +255,34 @@ def test_a_dry_run_that_fails_on_one_rank_ends_both(two_processes):
     assert all('"evaluate one batch" would fail' in message for message in messages)
     assert 'rank 1' in messages[0]
     assert not list((case / 'work_dir').glob('*.pth'))
+
+
+def test_a_visualizer_that_fails_costs_no_file(seg_cfg, monkeypatch):
+    cfg = three_sets(seg_cfg)
+    add = Visualizer.add_scalars
+
+    def fail(self, scalars, *args, **kwargs):
+        if any(name.startswith('compact/') for name in scalars):
+            raise OSError('no space left')
+        return add(self, scalars, *args, **kwargs)
+
+    monkeypatch.setattr(Visualizer, 'add_scalars', fail)
+    train(cfg)
+    assert written(cfg) == files_of(SETS)
+    assert 'metrics are not logged: OSError: no space left' in log_of(cfg)
+
+
+def test_the_best_of_two_checkpoint_hooks_are_two_files(seg_cfg):
+    other = dict(type='CheckpointHook', interval=2, by_epoch=False, save_best='aAcc')
+    cfg = three_sets(seg_cfg, custom_hooks=[EXPAND, other, CONTRACT])
+    train(cfg)
+    assert written(cfg) == files_of(['last', 'best_mIoU', 'best_aAcc'])
+
+
+def test_versions_of_modules_are_kept(seg_cfg):
+    """Heads of mmdet rename the weights of a state dict without a version."""
+    cfg = three_sets(seg_cfg)
+    train(cfg)
+    for name in SETS:
+        state_dict = load_checkpoint(f'{cfg.work_dir}/compact_{name}.pth')['state_dict']
+        assert state_dict._metadata['decode_head.conv_seg']['version'] == 1, name

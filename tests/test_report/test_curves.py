@@ -73,3 +73,10 @@ def test_long_curves_are_drawn_by_their_means(tmp_path):
     assert line.y[:2] == pytest.approx([2 / 3, 1 / 3])
     short = Log(dict(loss=([10, 20], [2.0, 1.0])))
     assert list(loss_chart(short).data[0].y) == [2.0, 1.0]
+
+
+def test_a_validation_with_a_loss_is_an_evaluation(tmp_path):
+    lines = [train(10, 3.0), dict(evaluated(10, 40.0), val_loss=2.5)]
+    log = read_log(write_log(tmp_path, '2024', lines))
+    assert log.metrics['mIoU'] == ([10], [40.0])
+    assert 'val_loss' not in log.training

@@ -111,6 +111,26 @@ def train_step(model, optimizer, batches, clip):
     return torch.stack(losses).sum()
 
 
+def run_empty() -> None:
+    """Anchor the norms of a block with an empty batch on one rank, and with none at all."""
+    torch.manual_seed(0)
+    unit = nn.Sequential(nn.Conv2d(3, 4, 3)).double()
+    mmexpand.expand_(unit, method='repvgg')
+    unit(torch.zeros(0, 3, 9, 9).double())
+    unanchored = not any(norm.is_anchored for norm in unit[0]._norms)
+    x = torch.randn(2, 3, 9, 9).double()
+    unit(x if dist.get_rank() == 0 else x[:0])
+    means = torch.stack([norm.norm.running_mean for norm in unit[0]._norms[:2]])
+    others = means.clone()
+    dist.broadcast(others, 0)
+    same = torch.tensor(int(torch.allclose(means, others) and means.abs().min() > 0))
+    dist.all_reduce(same, dist.ReduceOp.MIN)
+    if dist.get_rank() == 0:
+        anchored = all(norm.is_anchored for norm in unit[0]._norms)
+        result = dict(unanchored=unanchored, anchored=anchored, same=bool(same))
+        print(json.dumps({'empty': result}), flush=True)
+
+
 def run(case: str) -> None:
     rank, world = dist.get_rank(), dist.get_world_size()
     options = {
@@ -183,5 +203,5 @@ def run(case: str) -> None:
 if __name__ == '__main__':
     dist.init_process_group('gloo')
     for case in sys.argv[1:]:
-        run(case)
+        run_empty() if case == 'empty' else run(case)
     dist.destroy_process_group()

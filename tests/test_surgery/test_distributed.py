@@ -27,7 +27,7 @@ CASES = {
 
 @pytest.fixture(scope='module')
 def results() -> dict[int, dict]:
-    return {processes: run(cases, processes) for processes, cases in CASES.items()}
+    return {processes: run(['empty', *cases], processes) for processes, cases in CASES.items()}
 
 
 def run(cases: list[str], processes: int) -> dict:
@@ -55,6 +55,10 @@ def test_same_result_with_compact_bytes(results, processes, case):
         assert result['bytes_compact'] == pytest.approx(expected, rel=0.01)
         # Of a chain at r = 4; other blocks hold less.
         assert result['bytes_plain'] > (1.05 if case in ('rep', 'ac') else 2) * expected
+
+
+def test_an_empty_batch_on_a_rank_lets_none_wait(results):
+    assert results[2]['empty'] == dict(unanchored=True, anchored=True, same=True)
 
 
 def test_a_layerwise_unit_keeps_plain_gradients():

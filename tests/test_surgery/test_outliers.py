@@ -43,3 +43,9 @@ def test_layers_are_named():
         model['b'].weight[2] = 100
     (words,) = outlying_layers(model, ['a', 'b'])
     assert words.startswith('b: channel 2 has a weight of 100, ')
+
+
+def test_channels_of_a_transposed_convolution_are_its_outputs():
+    layer = nn.ConvTranspose2d(8, 12, 3, groups=2)
+    layer.weight.data[4:, 3] *= 100  # The second group's fourth output.
+    assert 'channel 9 has' in next(outlying_layers(nn.Sequential(layer), ['0']))

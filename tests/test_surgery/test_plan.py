@@ -209,3 +209,15 @@ def test_every_option_is_shown_with_its_default(takes):
         assert shown[field.name].default == field.default
         end = 'Required.' if field.name == 'method' else f'Default: {field.default!r}.'
         assert ' '.join(entries[field.name].split()).endswith(end)
+
+
+def test_a_layer_of_another_library_may_have_a_number_as_kernel_size():
+    class Other(nn.Module):
+        kernel_size = 3
+
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(1))
+
+    plan = mmexpand.plan(nn.Sequential(Other(), nn.Conv2d(4, 4, 3)), method='cl')
+    assert [layer.name for layer in plan] == ['1']

@@ -8,6 +8,7 @@ from torch import nn
 
 import mmexpand
 from mmexpand.surgery import VerificationError
+from mmexpand.surgery.verify import full_precision
 
 
 @pytest.fixture
@@ -243,3 +244,20 @@ def test_a_layer_that_starts_at_zero_is_compared_beyond_rounding():
         compact.conv.weight *= 1.1
     with pytest.raises(VerificationError, match=r'worst layer conv 0\.1 '):
         mmexpand.verify(model, compact, lambda m: m(images))
+
+
+def test_tf32_is_off_whichever_interface_has_set_it():
+    matmul = torch.backends.cuda.matmul
+    kept = matmul.fp32_precision
+    try:
+        matmul.fp32_precision = 'tf32'
+        with full_precision():
+            assert matmul.fp32_precision == 'ieee'
+        assert matmul.fp32_precision == 'tf32'
+    finally:
+        matmul.fp32_precision = kept
+    matmul.allow_tf32 = True
+    with full_precision():
+        assert not matmul.allow_tf32
+    assert matmul.allow_tf32
+    matmul.allow_tf32 = False

@@ -56,6 +56,14 @@ def fits_everywhere(spec: LayerSpec) -> str:
     return ''
 
 
+TAKEN = {
+    *('bias', 'dilation', 'expression', 'factors', 'fold', 'folded', 'folded_parameter', 'given'),
+    *('groups', 'in_channels', 'kernel', 'kernel_size', 'like', 'method', 'out_channels'),
+    *('padding', 'padding_mode', 'rate', 'spec', 'stride', 'transposed', 'weight'),
+}
+"""The attributes of units that a block's name would replace."""
+
+
 def register_block(
     name: str,
     build: Callable[[LayerSpec], nn.Module],
@@ -81,12 +89,9 @@ def register_block(
     """
     if name in (*BLOCKS, *STRATEGIES, *ALIASES):
         raise UserValueError(f'block {name!r} is registered already; choose another name')
-    own = {'factors', 'weight', 'bias', 'kernel', 'folded_parameter', 'spec', 'method'}
-    taken = {*dir(nn.Module), *vars(nn.Module()), *own}
-    if not name.isidentifier() or name in taken:
+    if not name.isidentifier() or name in {*dir(nn.Module), *vars(nn.Module()), *TAKEN}:
         raise UserValueError(
-            f'block name {name!r} cannot be the name of a submodule; use an identifier that '
-            'nn.Module does not use'
+            f'block name {name!r} cannot be the name of a submodule of a unit; choose another name'
         )
     BLOCKS[name] = Block(build, refusal, chain, normed)
 
@@ -199,6 +204,10 @@ def choose_block(method: str, spec: LayerSpec) -> tuple[str, LayerSpec]:
 
 def build_expression(name: str, spec: LayerSpec) -> nn.Module:
     """Return the expression of the block ``name`` for a layer, with the options of its spec."""
+    if name not in BLOCKS:
+        raise UserValueError(
+            f'block {name!r} is not registered; import the module that calls register_block'
+        )
     block, options = BLOCKS[name], spec.options
 
     def build(spec: LayerSpec) -> nn.Module:

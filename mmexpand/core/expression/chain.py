@@ -20,8 +20,9 @@ class Chain(nn.ModuleList, Node):
     Args:
         nodes: the nodes, in the order of application.
         groups: the number of groups of all nodes.
-        solve: returns factors with a given product; None if ``set_kernel`` is never called.
-        refuse: returns the reason why ``solve`` fails for factors of these shapes, or ''.
+        solve: returns factors with a given product; None: the chain cannot be set to a kernel.
+        refuse: returns the reason why ``solve`` fails for factors of these shapes, or ''; None: it
+            never fails.
     """
 
     def __init__(
@@ -87,7 +88,9 @@ class Chain(nn.ModuleList, Node):
 
     def kernel_refusal(self) -> str:
         """Return the reason why the factors are too narrow for an arbitrary kernel, or ''."""
-        return self._refuse(self.shapes, self.groups)
+        if self._solve is None:
+            return super().kernel_refusal()
+        return self._refuse(self.shapes, self.groups) if self._refuse else ''
 
     def add_bias(self, shift: Tensor) -> None:
         """Shift the last node's bias."""

@@ -54,7 +54,7 @@ class Node(nn.Module):
 
     def kernel_refusal(self) -> str:
         """Return the reason why no values fold to an arbitrary kernel, or ''."""
-        return ''
+        return f'a {type(self).__name__} cannot be set to a kernel'
 
     def add_bias(self, shift: Tensor) -> None:
         """Shift the bias to which the node folds; only for nodes with a bias."""

@@ -114,8 +114,12 @@ class Norm(PerChannel):
         Gamma becomes the standard deviation and beta the mean (plus the layer's bias), so that
         normalising these outputs by their own statistics returns them.
         """
-        variance, mean = torch.var_mean(y.double(), (0, 2, 3), correction=0)
-        shift = self._anchor_at(mean, variance, y.numel() // y.shape[1])
+        samples = y.numel() // y.shape[1]
+        if samples:
+            variance, mean = torch.var_mean(y.double(), (0, 2, 3), correction=0)
+        else:
+            variance = mean = y.new_zeros(y.shape[1], dtype=torch.float64)
+        shift = self._anchor_at(mean, variance, samples)
         return y + shift[:, None, None] if self.shifts else y
 
     def _anchor_folded(self, weight: Tensor, bias: Tensor | None, sample: BatchSample) -> Affine:
@@ -133,7 +137,9 @@ class Norm(PerChannel):
     def _anchor_at(self, mean: Tensor, variance: Tensor, samples: int) -> Tensor:
         """Set statistics, gamma and beta; return the shift that the norm had before."""
         shift = self.norm.bias - self.norm.running_mean
-        mean, variance = _pooled(mean, variance, samples)
+        samples, mean, variance = _pooled(mean, variance, samples)
+        if not samples:
+            return shift
         self.norm.running_mean.copy_(mean)
         self.norm.running_var.copy_(variance)
         self._undo_scale()
@@ -142,21 +148,30 @@ class Norm(PerChannel):
         return shift
 
 
-def _pooled(mean: Tensor, variance: Tensor, samples: int) -> tuple[Tensor, Tensor]:
-    """Return mean and biased variance of channels, over the batches of all processes."""
+def _pooled(mean: Tensor, variance: Tensor, samples: int) -> tuple[int, Tensor, Tensor]:
+    """Return samples, mean and biased variance of channels, over the batches of all processes.
+
+    All processes call it, also with an empty batch: the others would wait.
+    """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return mean, variance
+        return samples, mean, variance
     sums = samples * torch.stack((torch.ones_like(mean), mean, variance + mean.square()))
     torch.distributed.all_reduce(sums)
     count, total, square = sums
-    mean = total / count
-    return mean, (square / count - mean.square()).clamp_min(0)
+    mean = total / count.clamp_min(1)
+    variance = (square / count.clamp_min(1) - mean.square()).clamp_min(0)
+    return int(count[0]), mean, variance
 
 
 def is_measured(node: nn.Module) -> bool:
     """Return whether a node is a norm that takes statistics of the batch."""
     # A network's norm_eval puts norms in eval mode.
     return isinstance(node, Norm) and node.norm.training and not node.anchoring
+
+
+def alike(norms: Sequence[Norm]) -> bool:
+    """Return whether norms have the same options, so that they can be folded in one operation."""
+    return len({(norm.floored, norm.shifts, norm.norm.eps) for norm in norms}) <= 1
 
 
 def fold_measured(
@@ -185,8 +200,9 @@ def fold_inner(branches: Sequence[nn.Module], dtype: torch.dtype, sample: BatchS
         for node in branch.modules()
         if node is not branch and is_measured(node)
     ]
-    if len(norms) < 2:
-        return
+    nested = any(is_measured(m) for norm in norms for m in norm.modules() if m is not norm)
+    if len(norms) < 2 or nested or not alike(norms) or len({norm.shape[1:] for norm in norms}) > 1:
+        return  # Each is folded by itself.
     folded = [norm.node.fold(dtype) for norm in norms]
     weights, biases = _normalise(norms, folded, 1, sample)
     sizes = [len(weight) for weight, _ in folded]

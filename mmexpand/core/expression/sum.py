@@ -13,7 +13,7 @@ from .node import (
     Shape,
     centred,
 )
-from .norm import fold_inner, fold_measured, is_measured
+from .norm import alike, fold_inner, fold_measured, is_measured
 
 
 class Sum(nn.ModuleList, Node):
@@ -51,6 +51,8 @@ class Sum(nn.ModuleList, Node):
     def fold(self, dtype: torch.dtype, sample: BatchSample | None = None) -> Affine:
         """Return the sum of the kernels and the sum of the biases."""
         measured = [] if sample is None else [node for node in self if is_measured(node)]
+        if not alike(measured):
+            measured = []  # Each is folded by itself.
         if measured:
             fold_inner(measured, dtype, sample)
         folded = [node.fold(dtype, sample) for node in self if node not in measured]
