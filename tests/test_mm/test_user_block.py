@@ -84,7 +84,7 @@ def test_a_block_that_cannot_be_set_to_a_kernel_is_refused_in_words():
     )
     try:
         net = nn.Sequential(nn.Conv2d(4, 8, 3))
-        with pytest.raises(ValueError, match="a Chain cannot be set.*init='default'"):
+        with pytest.raises(ValueError, match=r"a Chain cannot be set.*init='default'"):
             mmexpand.expand_(net, method='pair')
         mmexpand.expand_(net, method='pair', init='default')
         assert net(torch.ones(1, 4, 5, 5)).shape == (1, 8, 3, 3)
