@@ -1,10 +1,8 @@
 """Show the expanded layers of a config's model, their blocks and their cost."""
 
 import argparse
-from dataclasses import replace
 
 import torch
-from mmengine.config import Config
 
 import mmexpand
 from mmexpand.analysis.complexity import layer_costs
@@ -24,6 +22,7 @@ from mmexpand.mm.models import (
     build_compact_model,
     configured_expansions,
     input_channels,
+    set_expansion,
     tensor_outputs,
 )
 from mmexpand.surgery.plan_table import describe_plan
@@ -52,18 +51,6 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def expansions(args: argparse.Namespace, cfg: Config) -> list:
-    given, found = expansion_of(args), configured_expansions(cfg)
-    if found:
-        return [(name, replace(expansion, **given)) for name, expansion in found]
-    if not given:
-        raise ConfigError(
-            f'{args.config} expands nothing; add --method repvgg (for networks with batch norms) '
-            'or --method bn (without)'
-        )
-    return [('', mmexpand.ExpandConfig(**given, init='default'))]
-
-
 def describe(plans: list, costs: dict) -> str:
     kinds = ('compact', 'layerwise', 'auto')
     cells = {
@@ -79,12 +66,19 @@ def describe(plans: list, costs: dict) -> str:
 @tool(parse_args)
 def main(args: argparse.Namespace) -> None:
     cfg = read_config(args, 'model')
+    warn_of_lost_hooks(cfg)
+    set_expansion(cfg, expansion_of(args))
+    expansions = configured_expansions(cfg)
+    if not expansions:
+        raise ConfigError(
+            f'{args.config} expands nothing; add --method repvgg (for networks with batch norms) '
+            'or --method bn (without)'
+        )
     model = build_compact_model(cfg)
     before = sum(parameter.numel() for parameter in model.parameters())
-    warn_of_lost_hooks(cfg)
     plans = [
         (name, mmexpand.expand_(model.get_submodule(name), expansion))
-        for name, expansion in expansions(args, cfg)
+        for name, expansion in expansions
     ]
     images = torch.randn(args.batch_size, input_channels(model), *args.shape)
     with suits_shape(args.shape):
@@ -100,7 +94,7 @@ def main(args: argparse.Namespace) -> None:
         )
     )
     if args.dry_run:
-        done = dry_run_training(cfg, expansion_of(args))
+        done = dry_run_training(cfg)
         print(f'Start: {done.start}')
         held = '' if done.memory is None else f', at most {done.memory / 2**20:,.0f} MiB held'
         print(

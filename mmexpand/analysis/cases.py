@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.compat import parameters_of
 from ..surgery import ExpandConfig, expand_
 
 COMPACT = 'compact'
@@ -79,4 +80,4 @@ class Case:
 def share_parameters_(model: nn.Module, owner: nn.Module) -> None:
     """Let a model use the parameters of another model of the same structure."""
     for mine, theirs in zip(model.modules(), owner.modules(), strict=True):
-        mine._parameters.update(theirs._parameters)
+        parameters_of(mine).update(parameters_of(theirs))

@@ -59,7 +59,7 @@ class Settings:
         for name, least in (('steps', MIN_STEPS), ('warmup', 1), ('budget', 0), ('threads', 1)):
             if getattr(self, name) < least:
                 raise UserValueError(f'{name} must be at least {least}, got {getattr(self, name)}')
-        check_choice('optimizer', self.optimizer, [*OPTIMIZERS])
+        check_choice('optimizer', self.optimizer, OPTIMIZERS)
 
 
 class StepTimes(NamedTuple):

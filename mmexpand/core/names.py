@@ -1,12 +1,12 @@
 """Checks of names that a user writes: unknown names are rejected, and valid names are listed."""
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable
 
 from ..errors import UserValueError
 
 
-def check_choice(key: str, value: str, choices: Sequence[str]) -> None:
+def check_choice(key: str, value: str, choices: Collection[str]) -> None:
     """Raise ValueError if a value is not one of the choices, and list them.
 
     Args:

@@ -53,8 +53,8 @@ class Int8:
     def __post_init__(self):
         if not self.images:
             raise UserValueError('int8 requires calibration images; give at least one')
-        check_choice('int8 target', self.target, [*TARGETS])
-        check_choice('int8 method', self.method, [*METHODS])
+        check_choice('int8 target', self.target, TARGETS)
+        check_choice('int8 method', self.method, METHODS)
 
 
 @dataclass(frozen=True)

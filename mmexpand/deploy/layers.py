@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from ..core.compat import ConvNd
 from ..core.names import near_matches
 from ..errors import ExportError
 from ..surgery.plan import matches
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 QUANTISED = ('Conv', 'MatMul', 'Gemm')
 """Operators that become int8: exported convolutions, linear layers and attention."""
-WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear, nn.MultiheadAttention)
+WEIGHTED = (ConvNd, nn.Linear, nn.MultiheadAttention)
 
 
 def weighted_layers(model: nn.Module) -> list[str]:

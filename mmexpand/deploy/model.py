@@ -8,7 +8,6 @@ from pathlib import Path
 import torch.nn.functional as F
 from mmengine.config import Config, ConfigDict
 from mmengine.dataset import Compose, pseudo_collate
-from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DATASETS, Registry
 from torch import Tensor, nn
 
@@ -30,7 +29,7 @@ def load_compact_model(cfg: Config, checkpoint: str | os.PathLike) -> nn.Module:
     Raises:
         CheckpointError: if the file cannot be read or belongs to another network.
     """
-    model = revert_sync_batchnorm(build_compact_model(cfg))
+    model = build_compact_model(cfg)
     content = dict(load_checkpoint(checkpoint))
     try:
         match_checkpoint(model, content)

@@ -12,7 +12,6 @@ from ..analysis.footprint import resident_peak
 from .compact_config import hook_configs, type_name
 from .hooks import ContractHook
 from .launch import build_runner, temporary_work_dir, training_splits
-from .models import set_expansion
 from .start import StartHook
 
 
@@ -40,19 +39,16 @@ class DryRun:
     memory: int | None
 
 
-def dry_run_training(cfg: Config, expand: dict | None = None) -> DryRun:
+def dry_run_training(cfg: Config) -> DryRun:
     """Train one iteration of a config and do a dry run of the contraction; no file is kept.
 
     Args:
         cfg: the config, which is not changed.
-        expand: arguments that override those of the config's ExpandHooks and builders, or, if it
-            has none, arguments of a new ExpandHook; None trains the config as it is.
 
     Raises:
         DryRunError: if the contraction would fail. Errors of training are raised as they are.
     """
     cfg = copy.deepcopy(cfg)
-    set_expansion(cfg, expand or {})
     hooks = list(cfg.get('custom_hooks') or ())
     # The hook would measure gradients before and after the iteration, which takes long.
     hooks = [hook for hook in hooks if type_name(hook) != 'GradientConfusionHook']

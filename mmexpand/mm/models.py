@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.model import BaseAveragedModel
+from mmengine.model import BaseAveragedModel, revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
@@ -20,13 +20,16 @@ Expansion = tuple[str, ExpandConfig]
 
 
 def build_compact_model(cfg: Config) -> nn.Module:
-    """Build the compact model of a config, as stock OpenMMLab does."""
+    """Build the compact model of a config, as stock OpenMMLab's ``init_detector`` does.
+
+    SyncBN, which requires a process group, becomes a batch norm.
+    """
     init_default_scope(cfg.get('default_scope') or 'mmengine')
     compact = make_compact_config(cfg)
     model = compact.model
     if compact.get('data_preprocessor') is not None:
         model.setdefault('data_preprocessor', compact.data_preprocessor)
-    return MODELS.build(model)
+    return revert_sync_batchnorm(MODELS.build(model))
 
 
 def configured_expansions(cfg: Config) -> list[Expansion]:

@@ -42,7 +42,7 @@ class QuantHook(Hook):
                 'start and freeze of QuantHook must be fractions of the training with '
                 f'0 <= start <= freeze <= 1, got {start!r} and {freeze!r}'
             )
-        check_choice('target', target, [*TARGETS])
+        check_choice('target', target, TARGETS)
         self.start, self.freeze, self.target = start, freeze, target
         self._quantisation: FakeQuantisation | None = None
         self._quantises = False

@@ -15,7 +15,6 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.device import get_device
-from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DATASETS
 from mmengine.structures import BaseDataElement
 from torch import Tensor
@@ -143,9 +142,9 @@ def _cost(cfg: Config, dataset: Any) -> Cost:
     expansions = configured_expansions(cfg)
     if not expansions:
         raise UserValueError('the config expands nothing')
-    compact = revert_sync_batchnorm(build_compact_model(cfg))
+    compact = build_compact_model(cfg)
     compact.eval()
-    expanded = revert_sync_batchnorm(build_compact_model(cfg))
+    expanded = build_compact_model(cfg)
     # Only shapes matter, so that the slow 'preserve' is not needed.
     plans = [
         (name, expand_(expanded.get_submodule(name), replace(expansion, init='default')))
@@ -188,7 +187,7 @@ def _rows(
 def _gallery(cfg: Config, dataset: Any, work_dir: Path, chosen: WeightSet | None) -> Gallery:
     if chosen is None:
         raise UserValueError('the work dir has no compact network')
-    model = revert_sync_batchnorm(build_compact_model(cfg))
+    model = build_compact_model(cfg)
     model.load_state_dict(get_state_dict(load_checkpoint(work_dir / chosen.file)))
     model.to(get_device())
     model.eval()

@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..core.compat import parameters_of, tree_leaves
 from ..core.folded_parameter import FoldedParameter
 from .compat import call_after_backward, ignore, ignore_no_more
-from .expand import Unit, named_units
+from .expand import ExpandedLayer, named_units
 
 
 def can_reduce_compact(model: nn.Module) -> bool:
@@ -19,7 +19,7 @@ def can_reduce_compact(model: nn.Module) -> bool:
     return bool(units) and all(unit.forward_order != 'layerwise' for unit in units)
 
 
-def _linear_units(model: nn.Module) -> dict[str, Unit]:
+def _linear_units(model: nn.Module) -> dict[str, ExpandedLayer]:
     """Return the units with a kernel while training; DDP treats others like any module."""
     return {name: unit for name, unit in named_units(model).items() if unit.is_linear}
 

@@ -15,8 +15,6 @@ from .copying import copy_model
 from .plan import Plan, plan
 from .references import replace_references
 
-Unit = ExpandedLayer
-
 
 @takes_options
 def expand_(model: nn.Module, cfg: ExpandConfig | Plan | None = None, **options: object) -> Plan:
@@ -70,7 +68,7 @@ def _check_plan(model: nn.Module, given: Plan, options: dict) -> Plan:
     return given
 
 
-def _expand_layer(layer: nn.Module, cfg: ExpandConfig, init: str) -> Unit:
+def _expand_layer(layer: nn.Module, cfg: ExpandConfig, init: str) -> ExpandedLayer:
     how = dict(
         rate=cfg.rate,
         method=cfg.method,
@@ -94,7 +92,7 @@ def contract_(model: nn.Module) -> nn.Module:
     Returns:
         The model; if it is a unit itself, the contracted layer.
     """
-    if isinstance(model, Unit):
+    if isinstance(model, ExpandedLayer):
         return _contract_unit(model)
     names = names_of_units(model)
     replaced = {unit: _contract_unit(unit) for unit in names}
@@ -127,24 +125,26 @@ def compact_looks(model: nn.Module) -> Iterator[None]:
 
 def is_expanded(model: nn.Module) -> bool:
     """Return whether a model has a unit."""
-    return any(isinstance(module, Unit) for module in model.modules())
+    return any(isinstance(module, ExpandedLayer) for module in model.modules())
 
 
-def named_units(model: nn.Module) -> dict[str, Unit]:
+def named_units(model: nn.Module) -> dict[str, ExpandedLayer]:
     """Return the units of a model by their (first) names."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, Unit)}
+    return {
+        name: module for name, module in model.named_modules() if isinstance(module, ExpandedLayer)
+    }
 
 
-def names_of_units(model: nn.Module) -> dict[Unit, list[str]]:
+def names_of_units(model: nn.Module) -> dict[ExpandedLayer, list[str]]:
     """Return all names of each unit of a model; a shared unit has several."""
-    names: dict[Unit, list[str]] = {}
+    names: dict[ExpandedLayer, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, Unit):
+        if isinstance(module, ExpandedLayer):
             names.setdefault(module, []).append(name)
     return names
 
 
-def _contract_unit(unit: Unit) -> nn.Module:
+def _contract_unit(unit: ExpandedLayer) -> nn.Module:
     return unit.to_linear() if isinstance(unit, ExpandedLinear) else unit.to_conv()
 
 

@@ -47,7 +47,7 @@ class FakeQuantisation:
     """
 
     def __init__(self, model: nn.Module, target: str):
-        check_choice('target', target, [*TARGETS])
+        check_choice('target', target, TARGETS)
         self.target = target
         names: dict[nn.Module, list[str]] = {}
         for name, module in _outside_units(model):

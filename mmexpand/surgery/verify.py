@@ -16,7 +16,7 @@ from ..core.compat import tree_map_only
 from ..core.units import ExpandedLinear
 from ..errors import UserError, UserValueError
 from .compat import tf32_switches
-from .expand import Unit, named_units
+from .expand import ExpandedLayer, named_units
 from .topk_replay import TopkReplay
 from .train_mode import eval_mode
 
@@ -160,7 +160,7 @@ def _complaint(result: Verification, tolerance: float) -> str:
 class _Layers:
     """Comparisons of the units with their contracted layers."""
 
-    units: dict[str, Unit]
+    units: dict[str, ExpandedLayer]
     compact: nn.Module
     tolerance: float
     errors: dict[str, float] = field(default_factory=dict)
@@ -175,7 +175,7 @@ class _Layers:
     def compared(self, how: str) -> Iterator[None]:
         """Compare the units that run in this context and were not compared before."""
 
-        def hook(name: str, _: Unit, args: tuple, kwargs: dict, output: Tensor) -> None:
+        def hook(name: str, _: ExpandedLayer, args: tuple, kwargs: dict, output: Tensor) -> None:
             self.compare(name, how, output, *args, **kwargs)
 
         with ExitStack() as hooks:
@@ -197,7 +197,7 @@ class _Layers:
             self.how[name] = how
 
 
-def _error_in_double(unit: Unit, layer: nn.Module, *args: Any, **kwargs: Any) -> float:
+def _error_in_double(unit: ExpandedLayer, layer: nn.Module, *args: Any, **kwargs: Any) -> float:
     # If a kernel is almost zero, as in a layer initialised with zeros, a chain in single precision
     # has little more than rounding errors.
     unit, layer = copy.deepcopy(unit).double(), copy.deepcopy(layer).double()
@@ -206,7 +206,7 @@ def _error_in_double(unit: Unit, layer: nn.Module, *args: Any, **kwargs: Any) ->
     return _error(unit.forward_layerwise(*args, **kwargs), layer(*args, **kwargs))
 
 
-def _random_input(unit: Unit) -> Tensor:
+def _random_input(unit: ExpandedLayer) -> Tensor:
     if isinstance(unit, ExpandedLinear):
         shape = (4, unit.in_features)
     else:

@@ -2,7 +2,6 @@
 
 import torch
 from mmengine.hub import get_config
-from mmengine.model import revert_sync_batchnorm
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -72,7 +71,7 @@ def stock(name, changes):
     without_downloads(cfg._cfg_dict)
     cfg.merge_from_dict({f'model.{key}': value for key, value in changes.items()})
     torch.manual_seed(0)
-    model = revert_sync_batchnorm(build_compact_model(cfg))
+    model = build_compact_model(cfg)
     return settle(randomise(model))
 
 

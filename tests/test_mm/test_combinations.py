@@ -16,11 +16,11 @@ from mmseg.models import EncoderDecoder
 from torch import nn
 
 from mmexpand.mm import dry_run_training
+from mmexpand.mm.command_line import expansion_of
 from mmexpand.mm.compact_config import hook_configs
-from mmexpand.mm.models import build_compact_model
+from mmexpand.mm.models import build_compact_model, configured_expansions, set_expansion
 from mmexpand.surgery import named_units
 from mmexpand.surgery.checkpoint import contract_state_dict, load_checkpoint
-from tests.tools_in_process import load
 
 ROOT = Path(__file__).parents[2]
 KAIMING = dict(type='Kaiming', layer='Conv2d')
@@ -182,7 +182,8 @@ def test_options_of_plan_change_what_the_config_says():
     config = 'configs/smallnet/smallnet-k7_expand-ck-r4_1xb128-150e_cifar10.py'
     cfg = Config.fromfile(ROOT / config)
     args = Namespace(config=config, method=None, rate=2.0, include=None, exclude=None)
-    ((name, expansion),) = load('plan.py').expansions(args, cfg)
+    set_expansion(cfg, expansion_of(args))
+    ((name, expansion),) = configured_expansions(cfg)
     assert (name, expansion.method, expansion.rate, expansion.include) == (
         '',
         'ck',
@@ -209,7 +210,8 @@ def test_options_of_a_dry_run_change_what_the_config_says(seg_cfg, monkeypatch, 
     monkeypatch.setattr(dry_run_training, 'build_runner', stop)
     with pytest.raises(InterruptedError):
         options = dict(rate=3) if by != 'nothing' else dict(method='cl', rate=3)
-        dry_run_training.dry_run_training(cfg, options)
+        set_expansion(cfg, options)
+        dry_run_training.dry_run_training(cfg)
     (found,) = tried
     hooks = [hook for hook in hook_configs(found) if hook['type'] == 'ExpandHook']
     if by == 'builder':

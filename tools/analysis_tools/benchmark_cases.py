@@ -6,7 +6,6 @@ from typing import Any
 
 from mmdet.registry import MODELS as DETECTORS
 from mmengine.config import Config
-from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DefaultScope
 from mmseg.registry import MODELS as SEGMENTORS
 from torch import Tensor, nn
@@ -42,7 +41,7 @@ def unet(base_channels: int) -> nn.Module:
 
 def config_model(cfg: Config) -> nn.Module:
     """Return the compact model of a config, with SyncBN as BN: it requires processes."""
-    return revert_sync_batchnorm(build_compact_model(cfg))
+    return build_compact_model(cfg)
 
 
 def config_outputs(model: nn.Module, images: Tensor) -> Any:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mmexpand.analysis.drawing import draw_block, drawings
 from mmexpand.errors import UserImportError
+from mmexpand.files import write_text
 from mmexpand.mm.command_line import add_debug_argument, count, tool
 from mmexpand.mm.contraction import check_writable
 
@@ -34,7 +35,7 @@ def main(args: argparse.Namespace) -> None:
     check_writable(args.out_dir, '--out-dir')
     for name in args.blocks or drawings():
         path = Path(args.out_dir) / f'{name}.svg'
-        path.write_text(draw_block(name, args.kernel_size), encoding='utf-8')
+        write_text(draw_block(name, args.kernel_size), path)
         print(f'wrote {path}')
 
 

@@ -11,6 +11,7 @@ from matplotlib import pyplot as plt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from mmexpand.errors import UserValueError
+from mmexpand.files import save_figure
 from mmexpand.mm.command_line import add_debug_argument, tool
 from mmexpand.mm.contraction import check_writable
 from mmexpand.report.curves import is_main, read_log
@@ -74,7 +75,7 @@ def plot_curves(
         axis.axis('off')
     if len(runs) > 1:
         axes.flat[0].legend()
-    figure.savefig(out)
+    save_figure(figure, Path(out))
     plt.close(figure)
 
 

@@ -5,9 +5,7 @@ need their checkpoints: work_dirs/STUDY is where tools/study.py leaves them.
 """
 
 import argparse
-import multiprocessing
 import statistics
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from mmengine.runner import find_latest_checkpoint
@@ -16,8 +14,9 @@ from mmexpand.deploy import FileModel, Int8, calibration_images, export_onnx, lo
 from mmexpand.deploy.quantisation import METHODS
 from mmexpand.deploy.runtimes import onnxruntime_run
 from mmexpand.deploy.scoring import metric_kept, score
+from mmexpand.mm.command_line import add_debug_argument, count, tool
 from mmexpand.mm.launch import build_runner, temporary_work_dir
-from mmexpand.study import StudyError, load_study
+from mmexpand.study import load_study
 from mmexpand.study.results import read_result
 from mmexpand.study.run import numbers, run_config, write_json
 from mmexpand.study.spec import Run, Study
@@ -28,7 +27,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('study', help='study file path')
     parser.add_argument('--arms', nargs='+', help='arms to evaluate (default: all)')
-    parser.add_argument('--images', type=int, default=64, help='calibration images (default 64)')
+    parser.add_argument('--images', type=count, default=64, help='calibration images (default 64)')
     parser.add_argument(
         '--methods',
         nargs='+',
@@ -52,6 +51,7 @@ def parse_args() -> argparse.Namespace:
         'split allows: the column int8_auto',
     )
     parser.add_argument('--report-only', action='store_true', help='report the results so far')
+    add_debug_argument(parser)
     return parser.parse_args()
 
 
@@ -118,6 +118,16 @@ def runs(study: Study, arms: list[str] | None) -> list[Run]:
     return found
 
 
+def _values(results: list[dict], kind: str, metric: str) -> list[float]:
+    """Return a metric of each run, or [] if one lacks it; without detections int8 has 0."""
+    if not all(kind in r['metrics'] for r in results):
+        return []
+    values = [r['metrics'][kind].get(metric) for r in results]
+    if kind in ('PyTorch', 'float32') and None in values:
+        return []
+    return [value or 0.0 for value in values]
+
+
 def table(study: Study) -> str:
     """Return a Markdown table of all results: means over seeds, of what all seeds have."""
     rows: dict[tuple[str, float], list[dict]] = {}
@@ -129,35 +139,25 @@ def table(study: Study) -> str:
     head = ['arm', 'learning rate', 'seeds', *found, 'int8 minus float32, by seed']
     lines = [head, ['---'] * len(head)]
     for (arm, lr), results in sorted(rows.items()):
-        scores = {
-            kind: [r['metrics'][kind].get(study.metric, 0.0) for r in results]
-            if all(kind in r['metrics'] for r in results)
-            else []
-            for kind in found
-        }
-        places = 4 if max(scores['PyTorch']) <= 1 else 2
-        lost = [b - a for a, b in zip(scores['float32'], scores['int8'], strict=True)]
+        scores = {kind: _values(results, kind, study.metric) for kind in found}
+        places = 4 if max(scores['PyTorch'], default=0) <= 1 else 2
+        pairs = zip(scores['float32'], scores['int8'] if scores['float32'] else [], strict=True)
+        lost = [b - a for a, b in pairs]
         means = [f'{statistics.mean(v):.{places}f}' if v else '-' for v in scores.values()]
         by_seed = ', '.join(f'{value:+.{places}f}' for value in lost)
         lines.append([arm, f'{lr:g}', str(len(results)), *means, by_seed])
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 
-def main() -> None:
-    args = parse_args()
-    try:
-        study = load_study(args.study)
-        found = runs(study, args.arms)
-    except (StudyError, FileNotFoundError) as error:
-        raise SystemExit(f'study_int8: {error}') from None
-    for run in [] if args.report_only else found:
+@tool(parse_args)
+def main(args: argparse.Namespace) -> None:
+    study = load_study(args.study)
+    for run in [] if args.report_only else runs(study, args.arms):
         path = study.results_dir / 'int8' / f'{run.arm.name}_{run.name}.json'
         checkpoint = find_latest_checkpoint(str(study.work_dir / run.arm.name / run.name))
         if path.exists() or checkpoint is None:
             continue
-        # mmengine keeps the visualizer of a process's first Runner: each run has its own process.
-        with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as process:
-            result = process.submit(evaluate, study, run, checkpoint, args).result()
+        result = evaluate(study, run, checkpoint, args)
         write_json(result, path)
         scores = {name: m.get(study.metric, 0) for name, m in result['metrics'].items()}
         print(f'{run}: ' + ', '.join(f'{name} {score:g}' for name, score in scores.items()))

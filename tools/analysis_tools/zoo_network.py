@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from mmdet.testing import demo_mm_inputs, demo_track_inputs
 from mmengine.config import Config
-from mmengine.model import revert_sync_batchnorm
 from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 from torch import Tensor, nn
@@ -28,6 +27,7 @@ from mmexpand import ExpandConfig
 from mmexpand.analysis.footprint import tensors_in
 from mmexpand.files import write_text
 from mmexpand.mm.compact_config import dicts
+from mmexpand.mm.compat import raw
 from mmexpand.mm.contraction import contract_and_verify, verify_on_batch
 from mmexpand.mm.models import build_compact_model, features, input_channels, tensor_outputs
 from mmexpand.surgery.copying import copy_model
@@ -119,7 +119,7 @@ def usable_config(family: str, name: str) -> Config | None:
 
 
 def _drop_downloads(cfg: Config) -> None:
-    for node in dicts(cfg._cfg_dict):
+    for node in dicts(raw(cfg)):
         if 'checkpoint' in str(node.get('init_cfg')):
             node['init_cfg'] = None
         for key in ('pretrained', 'teacher_ckpt'):
@@ -128,7 +128,7 @@ def _drop_downloads(cfg: Config) -> None:
 
 
 def _need_no_processes(cfg: Config) -> None:
-    for node in dicts(cfg._cfg_dict):
+    for node in dicts(raw(cfg)):
         if node.get('type') == 'MMSyncBN':
             node['type'] = (
                 'BN'  # torch's SyncBN becomes BN too; mmcv's would require a process group.
@@ -146,7 +146,7 @@ def build_stock(cfg: Config) -> nn.Module:
     """Return the network with random weights, none of them zero or without effect."""
     torch.manual_seed(0)
     np.random.seed(0)
-    model = revert_sync_batchnorm(build_compact_model(cfg))
+    model = build_compact_model(cfg)
     model.init_weights()
     with torch.no_grad():
         for parameter in model.parameters():

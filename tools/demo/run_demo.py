@@ -257,9 +257,9 @@ def count(task: Task, image: Path) -> tuple[tuple[int, int], tuple[int, int], tu
 
 
 def steps_a_second(work_dir: Path) -> float:
-    (log,) = work_dir.glob('*/vis_data/scalars.json')
-    scalars = [json.loads(line) for line in log.read_text().splitlines()]
-    times = [line['time'] for line in scalars if 'loss' in line]
+    from mmexpand.report.curves import read_log
+
+    _, times = read_log(work_dir).training['time']
     return len(times) / sum(times)
 
 
