@@ -20,6 +20,7 @@ from ..core.layer_spec import SPEC_KEY, LayerSpec
 from ..errors import UserError, UserTypeError
 from ..files import written_whole
 from ..stack import check_installed
+from .compat import copy_versions
 
 META_KEY = 'mmexpand'
 """Key of mmexpand's entry in a checkpoint's meta: ``dict(kind='expanded' or 'compact', ...)``."""
@@ -180,6 +181,7 @@ def contract_state_dict(state_dict: Mapping[str, Tensor]) -> OrderedDict[str, Te
         The state dict of the compact model, with kernels folded in float64, in the same order.
     """
     compact: OrderedDict[str, Tensor] = OrderedDict()
+    copy_versions(state_dict, compact)
     state_dict = upgraded(state_dict)
     prefixes = _prefixes(state_dict)
     # Expanded checkpoints also hold folded weights, which are rounded; fold the factors instead.

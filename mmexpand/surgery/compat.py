@@ -1,6 +1,6 @@
 """Access to private parts of torch, each with its version; tests fail when one changes."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -57,6 +57,15 @@ def ignore_no_more(model: nn.Module, tensors: dict[str, Tensor]) -> None:
     for value in tensors.values():
         value._ddp_ignored = False
     setattr(model, IGNORED, [name for name in ignored(model) if name not in tensors])
+
+
+def copy_versions(old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> None:
+    """Copy the versions of modules from one state dict to another (torch 2.9.1).
+
+    A module may convert the weights of an earlier version, or of none, while it loads them.
+    """
+    if hasattr(old, '_metadata'):
+        new._metadata = old._metadata
 
 
 def put_module(parent: nn.Module, name: str, module: nn.Module) -> None:

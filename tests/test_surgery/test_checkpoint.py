@@ -45,6 +45,7 @@ def test_contract_state_dict_needs_no_model(method, rate):
     assert not is_expanded_state_dict(compact)
     expected = mmexpand.contract(expanded).state_dict()
     assert list(compact) == list(expected)
+    assert compact._metadata['0'] == expected._metadata['0']
     for name, value in expected.items():
         torch.testing.assert_close(compact[name], value, rtol=0, atol=1e-14)
     fresh = net()
