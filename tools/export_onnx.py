@@ -158,7 +158,7 @@ def print_report(report: OnnxReport) -> None:
 
 def print_int8(report: Int8Report) -> None:
     scales = 'one for each output channel' if report.per_channel else 'one for each kernel'
-    print(f'int8: scales of weights are {scales}, which has the smaller error')
+    print(f'int8: scales of weights are {scales}')
     if report.kept:
         print(f'int8: in float32 are {len(report.kept)} layers: {", ".join(report.kept)}')
     print(

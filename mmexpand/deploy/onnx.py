@@ -191,7 +191,7 @@ def _check_repeatable(reference: Reference, images: Tensor, outputs: Sequence[Te
     """Check that a network gives the same outputs for the same images.
 
     Raises:
-        ExportError: if it does.
+        ExportError: if it does not.
     """
     again = reference.network(images)
     if not all(torch.equal(a, b) for a, b in zip(outputs, again, strict=True)):

@@ -83,7 +83,7 @@ def score(cfg: Config, models: Mapping[str, nn.Module]) -> dict[str, dict[str, A
 
 @contextmanager
 def scorer(cfg: Config, split: str) -> Iterator[Callable[[nn.Module], dict[str, Any]]]:
-    """Return a function from a model to its metrics on a split of the config.
+    """Yield a function from a model to its metrics on a split of the config.
 
     Args:
         cfg: the expanded or the compact config.
@@ -119,7 +119,8 @@ def main_metric(cfg: Config, metrics: Mapping[str, Any]) -> str:
             'the evaluator gives none'
         )
     best = cfg.get('default_hooks', {}).get('checkpoint', {}).get('save_best')
-    usual = [name for name in numbers if name.endswith(('mAP', 'mIoU', 'accuracy/top1'))]
+    known = ('mAP', 'mIoU', 'accuracy', 'accuracy/top1')
+    usual = [name for name in numbers if name.endswith(known)]
     return best if best in numbers else [*usual, *numbers][0]
 
 
@@ -139,7 +140,7 @@ def points_lost(metric: str, before: Mapping[str, Any], after: Mapping[str, Any]
 def metric_kept(
     cfg: Config, drop: float, float32: Path, load: Callable[[Path], nn.Module]
 ) -> Iterator[Callable[[Path], bool]]:
-    """Return a function from an int8 file to whether it keeps the metric on the val split.
+    """Yield a function from an int8 file to whether it keeps the metric on the val split.
 
     Args:
         cfg: the expanded or the compact config.

@@ -40,8 +40,8 @@ class Log:
 
 
 def is_main(metric: str) -> bool:
-    """Return whether detectors or segmentors are compared by a metric."""
-    return metric.endswith(('mAP', 'mIoU'))
+    """Return whether networks are compared by a metric."""
+    return metric.endswith(('mAP', 'mIoU', 'accuracy', 'accuracy/top1'))
 
 
 def mean_and_deviation(

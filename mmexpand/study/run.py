@@ -38,7 +38,7 @@ class Diverged(RuntimeError):
 
 
 def clock() -> float:
-    """Return processor seconds, which exclude other processes; wall seconds with a GPU."""
+    """Return processor seconds of all threads, without other processes; wall seconds with a GPU."""
     return time.perf_counter() if torch.cuda.is_available() else time.process_time()
 
 

@@ -41,9 +41,9 @@ class ExpandConfig(BlockOptions):
             gives the same weight; the hook and the builders build again, ``expand_`` cannot and
             preserves all layers). With ``nonlinear``, 'auto' is 'default'. Default: 'auto'.
         forward: 'layerwise' (one factor after another, as in the paper), 'folded' (one
-            convolution with the folded kernel), or 'auto' (the cheaper, per layer, input size and
-            device). Blocks with norms in their branches run branch by branch, or folded by
-            statistics of a sample of the pixels. Default: 'auto'.
+            convolution with the folded kernel), or 'auto' (the cheaper, by layer and input
+            size). Blocks with norms in their branches run branch by branch, or, on a CPU where
+            that costs less, folded by statistics of a sample of the pixels. Default: 'auto'.
         shortcut: whether 'cl' or 'ck' has a per-channel identity as a branch. Default: False.
         norm: whether a linear block of a convolution has a batch norm behind its kernel, which
             sets the scale for any start of the block. Default: False.
