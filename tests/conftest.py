@@ -1,7 +1,5 @@
 """A small segmentation run that every test of the framework layer starts from."""
 
-import functools
-import gc
 import itertools
 import os
 from pathlib import Path
@@ -9,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hypothesis import settings
-from mmengine.config import Config, config
+from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from PIL import Image
-from yapf.yapflib import yapf_api
 
 from mmexpand.stack import installed_version
+from tests.quick_runs import freeze_imports
 
 os.environ.setdefault('CUDA_VISIBLE_DEVICES', '-1')
 settings.register_profile('few', max_examples=40, deadline=None, derandomize=True)
@@ -23,22 +21,6 @@ settings.load_profile('few')
 ONEDL = installed_version('onedl-mmengine') is not None
 """True if the stack is the maintained forks."""
 _runs = itertools.count()
-_format_code = yapf_api.FormatCode
-
-
-@functools.lru_cache(maxsize=32)
-def _format_once(text: str, style: tuple) -> tuple[str, bool]:
-    return _format_code(text, style_config=dict(style))
-
-
-def _format(text: str, style_config: dict, **_: object) -> tuple[str, bool]:
-    return _format_once(text, tuple(style_config.items()))
-
-
-# A short run formats its config ten times, which takes longer than all the rest of it. The forks'
-# mmengine looks for the function where it is used.
-config.FormatCode = yapf_api.FormatCode = _format
-
 SEGMENTOR = dict(
     type='EncoderDecoder',
     data_preprocessor=dict(
@@ -80,9 +62,8 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    """Keep what is imported out of the garbage collections that every data set asks for."""
-    gc.collect()
-    gc.freeze()
+    """All test files are imported now."""
+    freeze_imports()
 
 
 @pytest.fixture(autouse=True)

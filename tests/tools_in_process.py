@@ -47,13 +47,13 @@ def run(tool: str, *arguments) -> tuple[int, str]:
 TIMEOUT = 900
 """Seconds after which a process is taken to hang."""
 _context = multiprocessing.get_context('forkserver')
-_context.set_forkserver_preload(['mmexpand', 'mmdet.apis', 'mmseg.apis'])
+_context.set_forkserver_preload(['mmexpand', 'mmdet.apis', 'mmseg.apis', 'tests.quick_runs'])
 
 
 def run_apart(path: str | Path, *arguments: object, cwd: Path | None = None) -> CompletedProcess:
     """A script in a process of its own, which another one that has imported the stack becomes.
 
-    Nothing is imported again; all else is as in a user's shell.
+    Nothing is imported again, and ``quick_runs`` is on; all else is as in a user's shell.
     """
     command = [str(part) for part in (path, *arguments)]
     with tempfile.TemporaryDirectory() as folder:
