@@ -9,7 +9,7 @@ _base_ = 'cifar10_smallnet.py'
 baseline = 'compact_authors'
 seeds = [0, 1, 2]
 untrained = 'work_dirs/smallnet-k7_expand-ck-r4_untrained/compact_last.pth'
-nonlinear = 'work_dirs/cifar10_smallnet/ck_nonlinear/lr0.01_seed0/epoch_15.pth'
+nonlinear = 'work_dirs/cifar10_smallnet_starts/ck_nonlinear/lr0.01_seed0/epoch_15.pth'
 
 
 def arm(load_from=None, **fields):
