@@ -31,9 +31,9 @@ def arm(**fields):
 
 arms = dict(
     compact=dict(config=config),
-    bn=arm(method='bn'),  # What norms alone do, without branches.
+    bn=arm(method='bn', forward='layerwise'),  # What norms alone do, without branches.
     bn_folded=arm(method='bn', forward='folded'),
-    repvgg=arm(method='repvgg'),
+    repvgg=arm(method='repvgg', forward='layerwise'),
     repvgg_folded=arm(method='repvgg', forward='folded'),
     repvgg_cl_folded=arm(method='repvgg_cl', rate=4, forward='folded'),
     mobileone_folded=arm(method='mobileone', rate=4, forward='folded', exclude='kernel:1x1'),
@@ -43,6 +43,6 @@ arms = dict(
     cl_shortcut=arm(method='cl', rate=4, init='preserve', shortcut=True),
     cl_preserve=arm(method='cl', rate=4, init='preserve'),
     cl=arm(method='cl', rate=4),
-    dbb=arm(method='dbb'),
+    dbb=arm(method='dbb', forward='layerwise'),
     dbb_folded=arm(method='dbb', forward='folded'),
 )

@@ -14,8 +14,8 @@ arms = dict(
     _delete_=True,
     compact=dict(config=config),
     # The effect of norms alone, on the layers that RepVGG's block takes.
-    bn=arm(method='bn', include='kernel:3x3'),
-    repvgg=arm(method='repvgg'),
+    bn=arm(method='bn', include='kernel:3x3', forward='layerwise'),
+    repvgg=arm(method='repvgg', forward='layerwise'),
     repvgg_folded=arm(method='repvgg', forward='folded'),  # The 3x3 kernels, most are depthwise.
     mobileone_folded=arm(method='mobileone', rate=4, forward='folded'),  # The 1x1 kernels too.
 )

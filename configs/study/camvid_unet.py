@@ -20,8 +20,8 @@ def arm(**fields):
 
 arms = dict(
     compact=dict(config=config),
-    bn=arm(method='bn'),
-    repvgg=arm(method='repvgg'),
+    bn=arm(method='bn', forward='layerwise'),
+    repvgg=arm(method='repvgg', forward='layerwise'),
     repvgg_folded=arm(method='repvgg', forward='folded'),
     repvgg_cl_folded=arm(method='repvgg_cl', rate=4, forward='folded'),
     mobileone_folded=arm(method='mobileone', rate=4, forward='folded', exclude='kernel:1x1'),
@@ -31,7 +31,7 @@ arms = dict(
     cl_shortcut=arm(method='cl', rate=4, init='preserve', shortcut=True),
     cl=arm(method='cl', rate=4),
     cl_preserve=arm(method='cl', rate=4, init='preserve'),
-    acnet=arm(method='acnet'),
-    dbb=arm(method='dbb'),
+    acnet=arm(method='acnet', forward='layerwise'),
+    dbb=arm(method='dbb', forward='layerwise'),
     dbb_folded=arm(method='dbb', forward='folded'),
 )

@@ -1,7 +1,7 @@
 """Print Table 6 of the paper, counted on the expanded networks, beside the paper's figures.
 
 SmallNet with four 7x7 convolutions, on one CIFAR image. MACs are those of convolutions and linear
-layers, the paper's chain layer by layer; the paper also counts batch norm.
+layers, the paper's chain layer by layer; the paper also counts others, such as batch norm.
 """
 
 import argparse
