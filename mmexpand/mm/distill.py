@@ -105,7 +105,8 @@ class DistillHook(Hook):
 
     def _try(self, runner: Runner, batch: Any) -> None:
         # The copy keeps the model's norms and counters unchanged.
-        student = copy_model(unwrap(runner.model)).train()
+        student = copy_model(unwrap(runner.model))
+        student.train()  # It may return None, as mmdet's LD.
         with random_state_kept(), runner.optim_wrapper.optim_context(student):
             data = student.data_preprocessor(copy.deepcopy(batch), True)
             with self._added_to(student):

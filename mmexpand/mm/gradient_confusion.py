@@ -145,6 +145,8 @@ def measure(model: nn.Module, loader: DataLoader, pairs: int, seed: int) -> dict
     networks = {FACTORS: expanded}
     if is_expanded(model):
         networks[FOLDED] = contract(model)
+    for network in networks.values():
+        network.train()  # A validation leaves eval mode.
     found: dict[str, list[float]] = {space: [] for space in networks}
     with random_state_kept():
         set_random_seed(seed)

@@ -139,8 +139,10 @@ class ExpandHook(Hook):
         """Freeze norms in branches after ``freeze_norms`` of the iterations."""
         if self.freeze_norms is None or runner.iter < self.freeze_norms * runner.max_iters:
             return
-        for unit in named_units(unwrap(runner.model)).values():
+        model = unwrap(runner.model)
+        for unit in named_units(model).values():
             unit.freeze_norms()
+        start_alike(model)  # Each rank has statistics of its own batches.
         self.freeze_norms = None
         log(f'ExpandHook: norms in branches keep their statistics from iteration {runner.iter + 1}')
 

@@ -1,5 +1,6 @@
 """Quantisation-aware training on the kernels that are deployed."""
 
+import logging
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -13,7 +14,9 @@ from ..errors import UserValueError
 from ..surgery import named_units
 from ..surgery.fake_quantisation import INT8_KEY, TARGETS, FakeQuantisation
 from .checkpoints import unwrap
+from .compat import resumes
 from .logs import log
+from .ranks import start_alike
 
 
 class QuantHook(Hook):
@@ -46,17 +49,19 @@ class QuantHook(Hook):
         self.start, self.freeze, self.target = start, freeze, target
         self._quantisation: FakeQuantisation | None = None
         self._quantises = False
-        self._given: Mapping | None = None
+        self._resumed: Mapping | None = None
 
     def meta(self) -> dict[str, Any]:
         """Return the entry of a checkpoint's ``meta`` with the ranges; empty before they exist."""
         if not self._quantises:
-            return {}
+            # A run that is resumed after its last iteration keeps the checkpoint's.
+            return {INT8_KEY: self._resumed} if self._resumed else {}
         return {INT8_KEY: dict(target=self.target, ranges=self._quantisation.ranges())}
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Keep the ranges of a checkpoint of a quantised training, to continue from them."""
-        self._given = checkpoint.get('meta', {}).get(INT8_KEY, {}).get('ranges')
+        """Keep the ranges of a resumed checkpoint, to continue from them."""
+        if resumes(runner):
+            self._resumed = checkpoint.get('meta', {}).get(INT8_KEY)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Save the ranges."""
@@ -86,7 +91,9 @@ class QuantHook(Hook):
             fake.step(partial(all_reduce, op='max'))
         fake.observe(False)
         if not self._quantises:
-            fake.start(self._given)
+            start_alike(unwrap(runner.model))  # Each rank has statistics of its own batches.
+            self._warn_of_fresh_norms()
+            fake.start(self._resumed and self._resumed['ranges'])
             self._quantises = True
             log(
                 f'QuantHook: {len(fake.layers)} convolutions are trained for int8 on '
@@ -97,6 +104,16 @@ class QuantHook(Hook):
         """Restore the float network."""
         if self._quantisation is not None:
             self._quantisation.remove()
+
+    def _warn_of_fresh_norms(self) -> None:
+        norms = [norm for layer in self._quantisation.layers.values() for norm in layer.norms]
+        seen = [norm.num_batches_tracked for norm in norms]
+        if any(count is not None and count < 2 for count in seen):
+            log(
+                'QuantHook keeps statistics of norms that have seen one batch; start it from a '
+                'trained network (load_from), or later (start)',
+                logging.WARNING,
+            )
 
     def _observes(self, runner: Runner) -> bool:
         return not self._quantises or runner.iter < self.freeze * runner.max_iters

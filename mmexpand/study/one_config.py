@@ -77,7 +77,7 @@ def study_of(asked: OneConfig) -> Study:
         options = expansion_options(cfg, dict(asked.expansion, method=method))
         arms[method] = dict(config=config, cfg_options={**asked.cfg_options, **options})
     if path.is_file():
-        _check_same(path, arms)
+        arms = {**_former_arms(path, arms), **arms}
     content = dict(
         arms=arms,
         baseline=BASELINE,
@@ -112,8 +112,8 @@ def _main_metric(cfg: Config, config: str) -> str:
     return known[0]
 
 
-def _check_same(path: Path, arms: Mapping[str, dict]) -> None:
-    """Refuse to continue results of other options under the same name."""
+def _former_arms(path: Path, arms: Mapping[str, dict]) -> dict[str, dict]:
+    """Return the arms of a study file; refuse other options under the same name."""
     before = Config.fromfile(path).to_dict()['arms']
     plain = Config(dict(arms=arms)).to_dict()['arms']
     changed = [name for name in plain if name in before and before[name] != plain[name]]
@@ -122,6 +122,7 @@ def _check_same(path: Path, arms: Mapping[str, dict]) -> None:
             f'{path} has other options for {", ".join(changed)}; choose another --name, or remove '
             'its folder'
         )
+    return before
 
 
 def best_checkpoint(study: Study) -> tuple[Run, Path] | None:

@@ -96,7 +96,10 @@ def rates_to_try(study: Study, arm: Arm, start: float) -> list[float]:
         wanted = [best / FACTOR, best * FACTOR]
         wanted = [lr for lr in wanted if not any(_between(lr, best, other) for other in means)]
     elif means:
-        wanted = [min(means) / FACTOR]  # All diverged.
+        lowest = [load_result(study, Run(arm, min(means), seed)) for seed in study.tune_seeds]
+        # All diverged, or the lowest rate was too low for any metric, as without a detection.
+        trained = all(result['status'] == 'ok' for result in lowest)
+        wanted = [max(means) * FACTOR if trained else min(means) / FACTOR]
     else:
         wanted = [start]
     return [lr for lr in wanted if start / REACH / ROUNDING < lr < start * REACH * ROUNDING]

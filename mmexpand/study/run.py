@@ -5,6 +5,7 @@ import json
 import math
 import time
 import traceback
+from hashlib import sha256
 from pathlib import Path
 
 import mmengine
@@ -153,6 +154,14 @@ def go_on(cfg: Config) -> None:
     write_text(content, kept)
 
 
+def config_digest(study: Study, run: Run) -> str:
+    """Return a digest of a run's config, without the names of its folder and experiment."""
+    content = run_config(study, run).to_dict()
+    for key in ('work_dir', 'experiment_name'):
+        del content[key]
+    return sha256(json.dumps(content, default=str, sort_keys=True).encode()).hexdigest()[:12]
+
+
 def result_head(study: Study, run: Run) -> dict:
     """Return the entries of all results that identify their run."""
     return dict(study=study.name, arm=run.arm.name, lr=run.lr, seed=run.seed)
@@ -196,7 +205,7 @@ def train(study: Study, run: Run) -> dict:
         runner.model.to(memory_format=torch.channels_last)
     hook = RecordHook()
     runner.register_hook(hook)
-    result = result_head(study, run)
+    result = dict(result_head(study, run), config=config_digest(study, run))
     started = round(time.time())
     try:
         runner.train()

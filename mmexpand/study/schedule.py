@@ -15,8 +15,8 @@ import torch
 
 from ..mm.logs import log
 from .rates import final_runs, tuning_rounds, unfinished
-from .results import load_result, result_problem, score
-from .run import arm_problem, result_head, write_json
+from .results import is_final, load_result, read_result, result_problem, score
+from .run import arm_problem, config_digest, result_head, write_json
 from .spec import Arm, Run, Study, StudyError
 
 
@@ -49,6 +49,8 @@ def run_study(
     for problem in filter(None, problems.values()):
         log(problem, logging.WARNING)
     chosen = [arm for arm in chosen if problems[arm.name] is None]
+    for arm in chosen:
+        _warn_of_other_configs(study, arm)
     deadline = time.monotonic() + 60 * minutes
     for runs in tuning_rounds(study, chosen):
         _run_all(study, runs, 'learning rates', deadline, _finals_to_come(study, chosen, seeds))
@@ -56,6 +58,20 @@ def run_study(
     # Seed by seed, so that all arms can be compared before all seeds have finished.
     by_seed = sorted((run for runs in finals for run in runs), key=lambda run: run.seed)
     _run_all(study, by_seed, 'seeds', deadline)
+
+
+def _warn_of_other_configs(study: Study, arm: Arm) -> None:
+    """Log a warning if results of an arm are of a config that has changed since."""
+    for path in sorted((study.results_dir / arm.name).glob('lr*_seed*.json')):
+        result = read_result(path) or {}
+        if 'config' not in result:  # An older result.
+            continue
+        if result['config'] != config_digest(study, Run(arm, result['lr'], result['seed'])):
+            log(
+                f'{path} is the result of another config than the present one of {arm.name}; '
+                'remove it to run it again',
+                logging.WARNING,
+            )
 
 
 def _finals_to_come(study: Study, arms: Sequence[Arm], seeds: Sequence[int] | None) -> int:
@@ -160,7 +176,8 @@ def _run(
             status = children.run(command, stdout=output, stderr=subprocess.STDOUT, env=env)
     finally:
         devices.put(device)  # Else the next job of this thread would wait for a device for ever.
-    if status:
+    # A process may abort at its exit, after its result was written.
+    if status and not is_final(load_result(study, run)):
         reason = f'its process ended with status {status}; see {folder / "output.txt"}'
         result = dict(result_head(study, run), status='failed', reason=reason)
         write_json(result, study.result_path(run))

@@ -106,7 +106,9 @@ class FakeQuantisation:
         if reduce is not None:
             reduce(self._seen)
         share = max(AVERAGED, 1 / (self._steps + 1))
-        seen = torch.where(self._seen.any(1, keepdim=True), self._seen, self._mean)
+        # An overflow in half precision skips the step, and must not change the ranges.
+        usable = self._seen.any(1, keepdim=True) & self._seen.isfinite().all(1, keepdim=True)
+        seen = torch.where(usable, self._seen, self._mean)
         self._mean.lerp_(seen, share)
         self._seen.zero_()
         self._steps += 1
@@ -257,6 +259,8 @@ class QuantisedLayer:
             rounded = self._rounded(x, self.input)
             if rounded is not x:
                 _note(x, 'rounded', (rounded, self.ranges, version(self.ranges)))
+        elif self.observes:
+            self.input.observe(x)
         return rounded
 
     def _rounded_parameters(

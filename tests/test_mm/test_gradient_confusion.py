@@ -21,6 +21,7 @@ from torch.utils.data import IterableDataset
 
 import mmexpand
 from mmexpand.analysis.confusion import cosine_similarity, density, gradients
+from mmexpand.mm import gradient_confusion
 from mmexpand.mm.compact_config import make_compact_config
 from mmexpand.mm.dry_run_training import dry_run_training
 from mmexpand.mm.gradient_confusion import GradientConfusionHook, measure, random_batches
@@ -170,7 +171,7 @@ def test_bad_options(seg_cfg, options, message):
 
 
 def test_what_is_missing_is_named_before_training(seg_cfg, monkeypatch):
-    with pytest.raises(TypeError, match='cannot draw batches from an Iter'):
+    with pytest.raises(ValueError, match='cannot draw batches from an Iter'):
         loader = SimpleNamespace(dataset=Stream())
         GradientConfusionHook().before_train(SimpleNamespace(train_dataloader=loader))
     monkeypatch.setattr('mmexpand.stack.find_spec', lambda name: None)
@@ -271,3 +272,18 @@ def test_plot_of_several_runs(seg_cfg, tmp_path, capsys):
     assert 'holds no gradient_confusion.json; name the work dir' in words
     assert run(tool, *runs, '--legend', 'net', '--out', out)[0]
     assert '--legend has 1 names for 3 runs' in capsys.readouterr().err
+
+
+def test_it_is_measured_in_training_mode(seg_cfg, monkeypatch):
+    """A validation at the end leaves the network in eval mode."""
+    modes = []
+
+    def gradients(network, data):
+        modes.append(network.training)
+        return found(network, data)
+
+    found = gradient_confusion._gradients
+    monkeypatch.setattr(gradient_confusion, '_gradients', gradients)
+    train(seg_cfg(custom_hooks=[EXPAND, HOOK]))
+    assert modes
+    assert all(modes)

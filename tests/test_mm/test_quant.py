@@ -1,5 +1,6 @@
 """Quantisation-aware training: what is trained, what is written, and what is deployed."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -186,3 +187,36 @@ def test_nothing_of_it_is_in_the_compact_config(seg_cfg):
 def test_bad_options_are_refused(options, words):
     with pytest.raises(ValueError, match=words):
         QuantHook(**options)
+
+
+def test_a_run_that_is_resumed_at_its_end_keeps_its_ranges(seg_cfg):
+    """As after a kill while ContractHook was writing."""
+    hooks = [dict(QUANT, start=0), EXPAND, WATCH, dict(type='ContractHook')]
+    cfg = seg_cfg(custom_hooks=hooks)
+    train(cfg)
+    last = Path(cfg.work_dir) / 'compact_last.pth'
+    expected = trained_ranges(last)
+    assert expected
+    last.unlink()
+    train(seg_cfg(custom_hooks=hooks, resume=True))
+    assert trained_ranges(last) == expected
+
+
+def test_ranges_of_load_from_are_not_taken(seg_cfg):
+    """They are of another training: the observed ones are used."""
+    hooks = [dict(QUANT, start=0, freeze=1), WATCH]
+    cfg = seg_cfg(custom_hooks=hooks)
+    train(cfg)
+    other = torch.load(f'{cfg.work_dir}/iter_4.pth', weights_only=False)
+    other['meta']['mmexpand_int8']['ranges'] = {}
+    torch.save(other, f'{cfg.work_dir}/other.pth')
+    _, watch = train(seg_cfg(custom_hooks=hooks, load_from=f'{cfg.work_dir}/other.pth'))
+    assert len(watch.ranges[-1]['mmexpand_int8']['ranges']) == 8
+
+
+def test_norms_that_have_seen_one_batch_are_warned_of(seg_cfg):
+    for start, warned in ((0, True), (0.75, False)):
+        cfg = seg_cfg(custom_hooks=[dict(QUANT, start=start, freeze=1), WATCH])
+        train(cfg)
+        log = max(Path(cfg.work_dir).glob('*/*.log'), key=os.path.getmtime).read_text()
+        assert ('norms that have seen one batch' in log) == warned

@@ -86,6 +86,13 @@ def test_a_study_goes_on_with_more_seeds_but_not_with_other_options(write_study)
         'bn',
         'cl',
     ]
+    # A second call in the same folder leaves the arms of the first.
+    assert [*study_of(OneConfig(**one | dict(methods=['do']))).arms] == [
+        'compact',
+        'bn',
+        'cl',
+        'do',
+    ]
     with pytest.raises(StudyError, match='other options for bn; choose another --name'):
         study_of(OneConfig(**one, expansion=dict(include='head')))
     assert study_of(OneConfig(**one, expansion=dict(include='head'), name='head')).name == 'head'

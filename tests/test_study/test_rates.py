@@ -7,6 +7,7 @@ import pytest
 from mmexpand.study import load_study, run_study, schedule
 from mmexpand.study.rates import REACH, best_lr, tried_rates
 from mmexpand.study.results import load_result
+from mmexpand.study.run import write_json
 from mmexpand.study.statistics import summarise
 
 AUTO = "del lrs\njobs = 1\nseeds = [0]\narms.pop('cl')\n"
@@ -148,3 +149,23 @@ def test_it_goes_on_after_the_time_was_up(write_study, runs, monkeypatch):
     assert summarise(study, study.arm('compact')).edge
     run_study(study)
     assert sorted(made) == [0.5, 1, 2, 4, 8]
+
+
+def test_from_a_rate_that_is_too_low_for_any_metric(write_study, put, monkeypatch):
+    """mmdet's evaluators give no metric without a detection."""
+    study = write_study(AUTO)
+
+    made = []
+
+    def run(study, run, *_):
+        made.append(run.lr)
+        put(study, run.arm.name, run.lr, run.seed, val=50 - run.lr)
+        if run.lr < 3:
+            result = load_result(study, run) | dict(val={}, test={})
+            write_json(result, study.result_path(run))
+        return load_result(study, run)
+
+    monkeypatch.setattr(schedule, '_run', run)
+    run_study(study)
+    assert made[:3] == [1, 2, 4]
+    assert best_lr(study, study.arm('compact')) == 4

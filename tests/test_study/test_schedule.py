@@ -7,11 +7,13 @@ import sys
 import threading
 import time
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 import torch
 
-from mmexpand.study import StudyError, run_study, schedule
+from mmexpand.study import Run, StudyError, load_study, run_study, schedule
+from mmexpand.study.run import config_digest
 from mmexpand.study.schedule import _Children
 
 TOOL = Path(__file__).parents[2] / 'tools/study.py'
@@ -188,3 +190,30 @@ def test_time_left_includes_the_seeds_to_come(write_study, runs, monkeypatch):
     tuned = [line for line in lines if line.startswith('4/4')]
     assert [line.partition('; ')[2] for line in tuned] == ['2 min left, all seeds included']
     assert lines[-1].endswith('; 0 min left')
+
+
+def test_results_of_another_config_are_named(write_study, put, runs, capsys):
+    study = write_study('jobs = 1\n')
+    run = Run(study.arm('compact'), 0.1, 0)
+    put(study, 'compact', 0.1, 0, config=config_digest(study, run))
+    run_study(study)
+    assert 'another config' not in capsys.readouterr().out
+    net = Path('net.py')
+    net.write_text(net.read_text().replace('max_iters=8', 'max_iters=16'))
+    run_study(load_study('small.py'))
+    said = capsys.readouterr().out
+    assert 'compact/lr0.1_seed0.json is the result of another config' in said
+
+
+def test_a_result_outlives_a_process_that_aborts_at_its_exit(write_study, put, monkeypatch):
+    study = write_study()
+    run = Run(study.arm('compact'), 0.1, 0)
+
+    class Children:
+        def run(self, *_, **__):
+            put(study, 'compact', 0.1, 0, val=60)
+            return -6
+
+    devices = SimpleQueue()
+    devices.put({})
+    assert schedule._run(study, run, Children(), devices)['status'] == 'ok'

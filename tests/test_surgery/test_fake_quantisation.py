@@ -182,3 +182,33 @@ def test_a_layer_with_a_norm_for_each_level_stays_float(net):
 def test_an_unknown_target_is_refused(net):
     with pytest.raises(ValueError, match=r"target must be one of 'x86', .*got 'avx'"):
         FakeQuantisation(net, 'avx')
+
+
+def test_all_readers_of_an_input_observe_it(net):
+    fake = FakeQuantisation(net, 'x86-vnni')
+    for factor in (1, 3):
+        fake.observe(True)
+        with torch.no_grad():
+            net.stem_norm.weight.mul_(factor)
+            net(GIVEN[0])
+        fake.step()
+        if factor == 1:
+            fake.start()
+    ranges = fake.ranges()
+    fake.remove()
+    assert ranges['left']['input'] == ranges['right']['input']
+    assert ranges['left']['input'][1] > 0
+
+
+@pytest.mark.parametrize('bad', [float('inf'), float('nan')])
+def test_a_value_that_is_not_finite_leaves_the_ranges(net, bad):
+    """As an overflow in half precision, whose step is skipped."""
+    fake = FakeQuantisation(net, 'x86-vnni')
+    with torch.no_grad():
+        net(GIVEN[0])
+        fake.step()
+        before = fake.ranges()
+        net(torch.full_like(GIVEN[0], bad))
+        fake.step()
+    assert fake.ranges() == before
+    fake.remove()

@@ -10,10 +10,18 @@ from pathlib import Path
 
 from mmengine.runner import find_latest_checkpoint
 
-from mmexpand.deploy import FileModel, Int8, calibration_images, export_onnx, load_compact_model
+from mmexpand.deploy import (
+    FileModel,
+    Int8,
+    calibration_images,
+    export_onnx,
+    load_compact_model,
+    trained_ranges,
+)
 from mmexpand.deploy.quantisation import METHODS
 from mmexpand.deploy.runtimes import onnxruntime_run
 from mmexpand.deploy.scoring import metric_kept, score
+from mmexpand.errors import UserValueError
 from mmexpand.mm.command_line import add_debug_argument, count, tool
 from mmexpand.mm.launch import build_runner, temporary_work_dir
 from mmexpand.study import load_study
@@ -59,6 +67,11 @@ def evaluate(study: Study, run: Run, checkpoint: str, args: argparse.Namespace) 
     """Return the content of a result: metrics of a run's PyTorch network and its files."""
     cfg = run_config(study, run)
     model = load_compact_model(cfg, checkpoint)
+    if trained_ranges(checkpoint):
+        raise UserValueError(
+            f'{checkpoint} was trained with QuantHook, whose ranges this tool does not use; '
+            'evaluate it with tools/export_onnx.py --int8 N --evaluate'
+        )
     with temporary_work_dir(cfg):
         folder = Path(cfg.work_dir)
         batch = next(iter(build_runner(cfg, ('test',)).test_dataloader))
