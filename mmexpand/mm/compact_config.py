@@ -15,7 +15,7 @@ from .optim import OPTIONS, ExpandOptimWrapperConstructor
 
 HOOKS = ('ExpandHook', 'ContractHook', 'DistillHook', 'GradientConfusionHook', 'QuantHook')
 CONSTRUCTOR = ExpandOptimWrapperConstructor.__name__
-CPU_WRAPPER = dict(type='MMDistributedDataParallel', device_ids=None)
+CPU_WRAPPER = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
 """The wrapper that ``prepare_cpu`` sets."""
 BUILDERS = {'ExpandBackbone': 'backbone', 'ExpandModel': 'model'}
 WRAPPERS = {**BUILDERS, 'CorruptLabels': 'dataset'}

@@ -55,7 +55,10 @@ def prepare_cpu(cfg: Config) -> None:
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group('gloo')
     os.environ.setdefault('LOCAL_RANK', '0')
-    wrapper = {**CPU_WRAPPER, **(cfg.get('model_wrapper_cfg') or {}), 'device_ids': None}
+    # Without a wrapper in the config, mmengine's own has the other options of CPU_WRAPPER.
+    given = cfg.get('model_wrapper_cfg')
+    wrapper = {'type': CPU_WRAPPER['type'], **given} if given else dict(CPU_WRAPPER)
+    wrapper['device_ids'] = None
     if cfg.get('find_unused_parameters'):
         wrapper['find_unused_parameters'] = True
     cfg.model_wrapper_cfg = wrapper

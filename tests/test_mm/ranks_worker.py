@@ -42,7 +42,8 @@ def main(street: str, directory: Path, hooks: str) -> None:
     if hooks in ('one', 'norms'):
         cfg.custom_hooks[0].include = ['backbone.encoder', 'auxiliary']
         if hooks == 'norms':
-            cfg.custom_hooks[0].method = 'repvgg'
+            # From the half on the norms of all ranks have the same statistics.
+            cfg.custom_hooks[0].update(method='repvgg', freeze_norms=0.5)
     else:
         # The first one's reduction at compact size has to give way to the second's.
         how = dict(layerwise=dict(forward='layerwise'), factors=dict(compact_gradients=False))
@@ -59,7 +60,9 @@ def main(street: str, directory: Path, hooks: str) -> None:
     dist.barrier()
     runner = Runner.from_cfg(cfg)
     runner.train()
-    factors = dict(unwrap(runner.model).named_parameters())
+    model = unwrap(runner.model)
+    factors = dict(model.named_parameters())
+    factors |= {name: v for name, v in model.state_dict().items() if '.repvgg.' in name}
     torch.save(factors, directory / f'factors_{dist.get_rank()}.pth')
     start = next(hook.words for hook in runner.hooks if isinstance(hook, StartHook))
     (directory / f'start_{dist.get_rank()}.txt').write_text(start)

@@ -175,6 +175,7 @@ def test_wrappers_of_processes_without_a_gpu(wrapper, monkeypatch):
         found = cfg.model_wrapper_cfg
         assert found.type == 'MMDistributedDataParallel'
         assert (found.device_ids, found.find_unused_parameters) == (None, True)
+        assert found.broadcast_buffers == (wrapper is not None)
         compact = make_compact_config(cfg)
         assert (compact.get('model_wrapper_cfg') is None) == (wrapper is None)
         cfg = compact
