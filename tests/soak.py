@@ -22,6 +22,7 @@ from torch.distributed.elastic.utils.distributed import get_free_port
 from mmexpand.surgery.checkpoint import CheckpointError, load_checkpoint
 
 from .conftest import draw_street, small_config
+from .tools_in_process import become
 
 ROOT = Path(__file__).parents[1]
 TIMEOUT = 600
@@ -61,6 +62,28 @@ FAULTS = [
 ]
 
 
+class Alone:
+    """A script in a process that imports nothing again, with the part of Popen that is used."""
+
+    def __init__(self, command: list[str]):
+        self._folder = tempfile.TemporaryDirectory()
+        # A pipe: a limit on the size of files does not apply to it.
+        said = Path(self._folder.name, 'said')
+        os.mkfifo(said)
+        self._process = become(command, (said, said))
+        self.pid = self._process.pid
+        self.stdout = said.open()
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired('train.py', timeout)
+        return self._process.exitcode
+
+
 class Training:
     """tools/train.py in processes of its own.
 
@@ -69,24 +92,22 @@ class Training:
     """
 
     def __init__(self, config: Path, processes: int, resume: bool):
-        command = [sys.executable]
-        if processes > 1:
-            port = get_free_port()
-            command += ['-m', 'torch.distributed.run', f'--nproc_per_node={processes}']
-            command += [f'--master_port={port}']
-        command += [str(ROOT / 'tools/train.py'), str(config)]
-        command += ['--launcher', 'pytorch'] if processes > 1 else []
-        command += ['--resume'] if resume else []
+        command = [str(ROOT / 'tools/train.py'), str(config)] + ['--resume'] * resume
         self.output: list[str] = []
-        self._process = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-            # A process that is aborted says where.
-            env=dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT), PYTHONFAULTHANDLER='1'),
-        )
+        if processes > 1:
+            launcher = ['-m', 'torch.distributed.run', f'--nproc_per_node={processes}']
+            launcher += [f'--master_port={get_free_port()}']
+            self._process = subprocess.Popen(
+                [sys.executable, *launcher, *command, '--launcher', 'pytorch'],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+                # A process that is aborted says where.
+                env=dict(os.environ, PYTHONPATH=str(ROOT), PYTHONFAULTHANDLER='1'),
+            )
+        else:
+            self._process = Alone(command)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -108,7 +129,10 @@ class Training:
 
     def kill(self) -> None:
         """Without a chance to clean up."""
-        os.killpg(self._process.pid, signal.SIGKILL)
+        if isinstance(self._process, Alone):
+            os.kill(self._process.pid, signal.SIGKILL)
+        else:
+            os.killpg(self._process.pid, signal.SIGKILL)
 
     def kill_one_rank(self, rng: random.Random) -> None:
         pid = self._process.pid

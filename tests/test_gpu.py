@@ -16,7 +16,7 @@ from mmexpand.core.capture import CapturedProduct
 from mmexpand.mm.launch import build_runner
 from mmexpand.surgery import named_units
 from mmexpand.surgery.checkpoint import META_KEY, is_expanded_state_dict, load_checkpoint
-from tests.processes import run_workers
+from tests.processes import launch
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='there is no GPU')
 TRAIN = Path(__file__).parents[1] / 'tools' / 'train.py'
@@ -139,6 +139,6 @@ def test_train_with_nccl(seg_cfg, tmp_path, how, amp):
     cfg.env_cfg = dict(dist_cfg=dict(backend='nccl'))
     cfg.dump(tmp_path / 'config.py')
     arguments = [tmp_path / 'config.py', '--launcher', 'pytorch'] + ['--amp'] * amp
-    done = run_workers(TRAIN, *arguments, processes=1)
+    done = launch(TRAIN, *arguments)
     assert 'Distributed training: True' in done.stdout + done.stderr
     check_compact(cfg.work_dir)

@@ -7,6 +7,7 @@ import runpy
 import sys
 import tempfile
 from functools import cache
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from subprocess import CompletedProcess
 from unittest import mock
@@ -58,16 +59,24 @@ def run_apart(path: str | Path, *arguments: object, cwd: Path | None = None) -> 
     command = [str(part) for part in (path, *arguments)]
     with tempfile.TemporaryDirectory() as folder:
         files = Path(folder, 'stdout'), Path(folder, 'stderr')
-        for file in files:
-            file.touch()
-        given = command, files, cwd or Path.cwd(), dict(os.environ)
-        process = _context.Process(target=_become, args=given)
-        process.start()
+        process = become(command, files, cwd)
         process.join(TIMEOUT)
         if process.is_alive():
             process.kill()
             process.join()
         return CompletedProcess(command, process.exitcode, *(file.read_text() for file in files))
+
+
+def become(
+    command: list[str], files: tuple[Path, Path], cwd: Path | None = None, env: dict | None = None
+) -> BaseProcess:
+    """Start a script in a process that has imported the stack; it writes to stdout and stderr."""
+    for file in files:
+        file.touch()
+    given = command, files, cwd or Path.cwd(), env or dict(os.environ)
+    process = _context.Process(target=_become, args=given)
+    process.start()
+    return process
 
 
 def _become(command: list[str], files: tuple[Path, Path], cwd: Path, environment: dict) -> None:

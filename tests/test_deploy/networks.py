@@ -58,6 +58,7 @@ STOCK = {
     },
     'mmseg::bisenetv2/bisenetv2_fcn_4xb4-160k_cityscapes-1024x1024.py': {},
     'mmseg::segformer/segformer_mit-b0_8xb1-160k_cityscapes-1024x1024.py': {
+        'backbone.num_layers': [1, 1, 1, 1],
         'decode_head.channels': 32,
         'test_cfg.mode': 'whole',
     },

@@ -1,7 +1,5 @@
 """More forms of configs: hooks, keyword arguments, places of data, ``sync_bn``."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +15,7 @@ from mmexpand.mm.datasets import check_datasets
 from mmexpand.mm.models import build_compact_model, configured_expansions, input_channels
 from mmexpand.surgery import named_units
 from mmexpand.surgery.checkpoint import load_checkpoint
+from tests.processes import launch, run_workers
 
 TOOLS = Path(__file__).parents[2] / 'tools'
 
@@ -139,17 +138,13 @@ runpy.run_path(sys.argv.pop(1), run_name='__main__')
 """
 
 
-def train_distributed(cfg, folder, *script) -> str:
+def train_distributed(cfg, folder, run=run_workers, script=()) -> str:
     """tools/train.py, or a script that is given it, in one process; returns what it said."""
     cfg.dump(folder / 'config.py')
-    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=1']
-    command += [*script, TOOLS / 'train.py', folder / 'config.py', '--launcher', 'pytorch']
-    done = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout[-3000:]
+    command = [*script, TOOLS / 'train.py', folder / 'config.py', '--launcher', 'pytorch']
+    done = run(*command, processes=1)
     assert (Path(cfg.work_dir) / 'compact_last.pth').exists()
-    return done.stdout
+    return done.stdout + done.stderr
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='for machines without a GPU')
@@ -160,7 +155,7 @@ def test_sync_bn_at_the_top_level_without_a_gpu(seg_cfg, tmp_path):
 def test_the_process_group_is_left_before_the_process_ends(seg_cfg, tmp_path):
     """And nothing is left that holds it: gloo's threads would abort a process that ends first."""
     (tmp_path / 'watched.py').write_text(WATCHED)
-    said = train_distributed(seg_cfg(), tmp_path, tmp_path / 'watched.py')
+    said = train_distributed(seg_cfg(), tmp_path, launch, [tmp_path / 'watched.py'])
     assert 'left the group, held by []' in said
 
 
