@@ -53,7 +53,10 @@ SEGMENTOR = dict(
 )
 
 
-LONGEST = ('test_docs', 'test_tools', 'test_weight_sets', 'test_packaging', 'test_soak')
+LONGEST = (
+    *('test_docs', 'test_tools', 'test_networks', 'test_hooks', 'test_packaging', 'test_soak'),
+    *('test_lost_hooks', 'test_weight_sets', 'test_distributed'),
+)
 
 
 def pytest_collection_modifyitems(items):

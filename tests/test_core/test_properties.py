@@ -129,7 +129,7 @@ def test_layer(conv, method, shortcut, rate, dtype, size, seed):
         note(refusal)
         assert len(str(refusal)) > 20
         assert all(torch.equal(conv.state_dict()[key], value) for key, value in before.items())
-        return
+        assume(False)  # Hypothesis reports if nearly all are refused.
     trained(unit).eval()
     reference = exact(unit, x)
     compact = unit.to_conv()
@@ -218,7 +218,7 @@ def test_network(network, method, rate, forward, seed):
     except ValueError as refusal:
         note(refusal)
         assert not mmexpand.is_expanded(expanded)
-        return
+        assume(False)  # Hypothesis reports if nearly all are refused.
     optimizer = torch.optim.SGD(expanded.parameters(), 1e-3, momentum=0.9)
     for _ in range(3):
         optimizer.zero_grad()
