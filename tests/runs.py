@@ -10,6 +10,23 @@ from mmseg.registry import MODELS
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmexpand.mm.start import StartHook
+from mmexpand.surgery.checkpoint import load_checkpoint
+
+ENCODER = ('0.0.convs.0', '1.1.convs.0', '1.1.convs.1')
+UNITS = [f'backbone.encoder.{name}.conv' for name in ENCODER]
+"""The layers of conftest's network that ``hooks`` expands."""
+EMA = dict(type='EMAHook', momentum=0.1)
+
+
+def hooks(*more: dict, **expand: object) -> list[dict]:
+    """Return the configs of the two hooks, with more hooks between them."""
+    expand = dict(dict(include='backbone.encoder', method='cl', rate=2), **expand)
+    return [dict(type='ExpandHook', **expand), *more, dict(type='ContractHook')]
+
+
+def weights(path: str | Path) -> dict:
+    """Return the state dict of a checkpoint."""
+    return load_checkpoint(path)['state_dict']
 
 
 def train(cfg: Config) -> Runner:

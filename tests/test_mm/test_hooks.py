@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmcv.cnn import ConvModule
 from mmengine.hooks import EMAHook, Hook
-from mmengine.model import MMSeparateDistributedDataParallel, constant_init
+from mmengine.model import constant_init
 from mmengine.registry import MODELS
-from mmengine.runner import FlexibleRunner, Runner
+from mmengine.runner import Runner
 from mmseg.apis import init_model
 from mmseg.models.backbones import UNet
 from mmseg.models.segmentors import EncoderDecoder
@@ -21,37 +20,23 @@ from torch.nn.init import trunc_normal_
 import mmexpand
 from mmexpand import ExpandedConv2d, ExpandedConvTranspose2d
 from mmexpand.mm import hooks as hooks_module
-from mmexpand.mm.checkpoints import match_checkpoint, unwrap
 from mmexpand.mm.hooks import ExpandHook
 from mmexpand.mm.launch import build_runner
 from mmexpand.mm.models import build_compact_model, configured_expansions
 from mmexpand.surgery import named_units
 from mmexpand.surgery.checkpoint import (
     META_KEY,
-    CheckpointError,
     contract_state_dict,
     load_checkpoint,
 )
-from tests.runs import log_of, train
+from tests.runs import EMA, UNITS, hooks, log_of, train, weights
 
-ENCODER = ('0.0.convs.0', '1.1.convs.0', '1.1.convs.1')
-UNITS = [f'backbone.encoder.{name}.conv' for name in ENCODER]
-EMA = dict(type='EMAHook', momentum=0.1)
 BLOCKS = [dict(method=name) for name in ('orepa', 'do', 'ac', 'rep', 'acnet', 'repvgg', 'dbb')]
 BLOCKS += [
     dict(method='cl', shortcut=True),
     dict(method='cl', norm=True),
     dict(method='repvgg', forward='folded'),
 ]
-
-
-def hooks(*more, **expand):
-    expand = dict(dict(include='backbone.encoder', method='cl', rate=2), **expand)
-    return [dict(type='ExpandHook', **expand), *more, dict(type='ContractHook')]
-
-
-def weights(path) -> dict:
-    return load_checkpoint(path)['state_dict']
 
 
 def test_train_contract_and_load_in_stock_mmseg(seg_cfg):
@@ -224,189 +209,6 @@ def test_what_is_preserved_is_initialised_once(seg_cfg, by):
     assert OwnInitOfAll.calls == 2
 
 
-def test_resume_gives_the_same_as_not_stopping(seg_cfg):
-    cfg = seg_cfg(custom_hooks=hooks(EMA))
-    whole = train(cfg)
-    checkpoint = Path(cfg.work_dir) / 'iter_2.pth'
-    resumed_cfg = seg_cfg(
-        custom_hooks=hooks(EMA), resume=True, load_from=str(checkpoint), work_dir=cfg.work_dir + '2'
-    )
-    resumed = train(resumed_cfg)
-    assert resumed.iter == 4
-    for name, value in whole.model.state_dict().items():
-        torch.testing.assert_close(resumed.model.state_dict()[name], value, rtol=0, atol=1e-7)
-    ema, ema_resumed = (weights(f'{c.work_dir}/compact_ema.pth') for c in (cfg, resumed_cfg))
-    for name, value in ema.items():
-        torch.testing.assert_close(ema_resumed[name], value, rtol=0, atol=1e-7)
-    before = weights(checkpoint)[f'{UNITS[0]}.factors.1.weight']
-    assert not torch.equal(before, whole.model.state_dict()[f'{UNITS[0]}.factors.1.weight'])
-
-
-def test_auto_resume_finds_the_latest(seg_cfg):
-    cfg = seg_cfg(**{'train_cfg.max_iters': 2})
-    train(cfg)
-    resumed = train(seg_cfg(resume=True, work_dir=cfg.work_dir))
-    assert resumed.iter == 4
-
-
-def test_expanded_checkpoint_says_what_it_is(seg_cfg):
-    cfg = seg_cfg()
-    train(cfg)
-    meta = load_checkpoint(f'{cfg.work_dir}/iter_4.pth')['meta'][META_KEY]
-    assert meta['kind'] == 'expanded'
-    assert meta['layers'][UNITS[0]]['rate'] == 2
-
-
-def test_load_from_a_compact_checkpoint(seg_cfg):
-    cfg = seg_cfg()
-    train(cfg)
-    compact = f'{cfg.work_dir}/compact_last.pth'
-    changes = {'load_from': compact, 'train_cfg.max_iters': 0, 'custom_hooks': hooks(EMA)}
-    runner = train(seg_cfg(**changes, work_dir=cfg.work_dir + '2'))
-    for name, value in mmexpand.contract(runner.model).state_dict().items():
-        torch.testing.assert_close(value, weights(compact)[name], rtol=1e-4, atol=1e-6)
-    with pytest.raises(CheckpointError, match=r'rate 0\.5.*raise the rate'):
-        train(seg_cfg(load_from=compact, custom_hooks=hooks(rate=0.5), work_dir=cfg.work_dir + '3'))
-
-
-@pytest.mark.parametrize(
-    ('checkpoint', 'changes', 'words'),
-    [
-        ('compact_last.pth', dict(resume=True), 'cannot be resumed'),
-        ('iter_4.pth', dict(resume=True, custom_hooks=[dict(type='ContractHook')]), 'ExpandHook'),
-        ('iter_4.pth', dict(resume=True, custom_hooks=hooks(rate=3)), 'method, rate and include'),
-    ],
-)
-def test_the_wrong_kind_is_refused(seg_cfg, checkpoint, changes, words):
-    cfg = seg_cfg()
-    train(cfg)
-    path = f'{cfg.work_dir}/{checkpoint}'
-    with pytest.raises(CheckpointError, match=words):
-        train(seg_cfg(load_from=path, work_dir=cfg.work_dir + '2', **changes))
-
-
-@pytest.mark.parametrize('how', [dict(rate=3), dict(method='orepa')], ids=str)
-def test_an_expanded_checkpoint_starts_one_of_another_rate_or_block(seg_cfg, how):
-    cfg = seg_cfg()
-    expected = mmexpand.contract(train(cfg).model).state_dict()
-    runner = train(
-        seg_cfg(
-            **{
-                'load_from': f'{cfg.work_dir}/iter_4.pth',
-                'custom_hooks': hooks(**how),
-                'train_cfg.max_iters': 0,
-            },
-            work_dir=cfg.work_dir + '2',
-        )
-    )
-    for name, value in mmexpand.contract(runner.model).state_dict().items():
-        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-6)
-
-
-def test_stock_loads_an_expanded_checkpoint_as_the_compact_network(seg_cfg):
-    """By the APIs that know no hooks: with the expanded config, and as Pretrained weights."""
-    cfg = seg_cfg(custom_hooks=hooks(EMA))
-    runner = train(cfg)
-    path = f'{cfg.work_dir}/iter_4.pth'
-    saved = load_checkpoint(path)['state_dict']
-    ema = next(hook for hook in runner.hooks if isinstance(hook, EMAHook))
-    expected = mmexpand.contract(ema.ema_model.module).state_dict()
-    config = Path(cfg.work_dir) / 'expanded_config.py'
-    cfg.dump(config)
-    loaded = init_model(str(config), path, device='cpu').state_dict()
-    pretrained = dict(type='Pretrained', checkpoint=path, prefix='backbone.')
-    backbone = MODELS.build(dict(cfg.model.backbone, init_cfg=pretrained, _scope_='mmseg'))
-    backbone.init_weights()
-    for name in UNITS:
-        key = f'{name}.weight'
-        assert key in saved
-        torch.testing.assert_close(loaded[key], expected[key], rtol=1e-5, atol=1e-7)
-        inside = backbone.state_dict()[key.removeprefix('backbone.')]
-        torch.testing.assert_close(inside, expected[key], rtol=1e-5, atol=1e-7)
-
-
-def test_module_prefixes_and_other_classes_load_as_in_stock(seg_cfg, tmp_path):
-    cfg = seg_cfg()
-    runner = train(cfg)
-    expected = mmexpand.contract(runner.model).state_dict()
-    state = load_checkpoint(f'{cfg.work_dir}/iter_4.pth')['state_dict']
-    prefixed = {f'module.{key}': value for key, value in state.items()}
-    torch.save(dict(state_dict=prefixed, meta={}), tmp_path / 'prefixed.pth')
-    changes = {
-        'load_from': str(tmp_path / 'prefixed.pth'),
-        'train_cfg.max_iters': 0,
-        'custom_hooks': hooks(include=['backbone.encoder', 'decode_head.convs']),
-        'model.backbone.base_channels': 4,
-        'model.decode_head.channels': 6,
-    }
-    other = train(seg_cfg(**changes, work_dir=cfg.work_dir + '2')).model
-    found = mmexpand.contract(other).state_dict()
-    torch.testing.assert_close(
-        found[f'{UNITS[0]}.weight'], expected[f'{UNITS[0]}.weight'], rtol=1e-4, atol=1e-6
-    )
-    assert found['decode_head.convs.0.conv.weight'].shape[0] == 6
-
-
-def test_an_expanded_checkpoint_starts_a_compact_model(seg_cfg):
-    cfg = seg_cfg()
-    expanded = train(cfg).model
-    runner = train(
-        seg_cfg(
-            **{
-                'load_from': f'{cfg.work_dir}/iter_4.pth',
-                'custom_hooks': [dict(type='ContractHook')],
-                'train_cfg.max_iters': 0,
-            },
-            work_dir=cfg.work_dir + '2',
-        )
-    )
-    for name, value in mmexpand.contract(expanded).state_dict().items():
-        torch.testing.assert_close(runner.model.state_dict()[name], value, rtol=1e-5, atol=1e-7)
-
-
-def test_another_networks_checkpoint_is_refused(seg_cfg, tmp_path):
-    runner = train(seg_cfg(**{'train_cfg.max_iters': 0}))
-    weights = mmexpand.contract(runner.model).state_dict()
-    del weights['decode_head.conv_seg.bias']
-    with pytest.raises(CheckpointError, match=r'lacks 1 .* decode_head\.conv_seg\.bias'):
-        match_checkpoint(runner.model, dict(state_dict=weights))
-
-
-@pytest.mark.parametrize('build', [Runner.from_cfg, lambda cfg: build_runner(cfg, ('train',))])
-@pytest.mark.parametrize('contract', [True, False])
-def test_each_checkpoint_is_contracted_once(seg_cfg, monkeypatch, build, contract):
-    """Also where EMAHook swaps the weights, which is before."""
-    saved, ran = [], []
-
-    def count(state_dict):
-        saved.append(state_dict['backbone.encoder.0.0.convs.0.conv.factors.0.weight'].clone())
-        return contract_state_dict(state_dict)
-
-    class Look(Hook):
-        def before_run(self, runner):
-            ran.append([type(hook).__name__ for hook in runner.hooks])
-
-    monkeypatch.setattr('mmexpand.mm.guard.contract_state_dict', count)
-    cfg = seg_cfg(custom_hooks=hooks(EMA)[: 3 if contract else 2])
-    cfg.default_hooks.checkpoint.interval = 1
-    cfg.train_cfg.update(max_iters=2, val_interval=3)
-    runner = build(cfg)
-    runner.register_hook(Look(), priority='LOWEST')
-    runner.train()
-    assert len(saved) == 2
-    for weight, step in zip(saved, (1, 2), strict=True):
-        found = load_checkpoint(Path(cfg.work_dir) / f'iter_{step}.pth')
-        assert torch.equal(weight, found['state_dict'][f'{UNITS[0]}.factors.0.weight'])
-        assert found['meta'][META_KEY]['kind'] == 'expanded'
-    # The first average is the weights themselves.
-    assert not torch.equal(weight, found['ema_state_dict'][f'module.{UNITS[0]}.factors.0.weight'])
-    # Hooks that are registered while hooks are called make none run twice.
-    assert len(ran) == 1
-    names = [type(hook).__name__ for hook in runner.hooks]
-    assert names.count('LoadGuardHook') == names.count('SaveGuardHook') == 1
-    assert names.index('LoadGuardHook') < names.index('EMAHook') < names.index('SaveGuardHook')
-
-
 @pytest.mark.parametrize('by', ['hook', 'builder'])
 def test_the_expansion_is_logged_once(seg_cfg, by):
     cfg = seg_cfg(**{'train_cfg.max_iters': 0})
@@ -527,27 +329,6 @@ def test_builders(seg_cfg, type_):
     assert 'xpand' not in text.replace(cfg.work_dir, '')
 
 
-def test_builder_loads_pretrained_compact_weights(seg_cfg, tmp_path):
-    cfg = seg_cfg()
-    backbone = MODELS.build(dict(cfg.model.backbone, _scope_='mmseg'))
-    torch.save(backbone.state_dict(), tmp_path / 'backbone.pth')
-    pretrained = dict(type='Pretrained', checkpoint=str(tmp_path / 'backbone.pth'))
-    for init in ('default', 'preserve'):
-        built = MODELS.build(
-            dict(
-                type='ExpandBackbone',
-                method='cl',
-                backbone=dict(cfg.model.backbone, init_cfg=pretrained),
-                rate=2,
-                init=init,
-                _scope_='mmseg',
-            )
-        )
-        built.init_weights()
-        for name, value in mmexpand.contract(built).state_dict().items():
-            torch.testing.assert_close(value, backbone.state_dict()[name], rtol=1e-4, atol=1e-6)
-
-
 def test_the_compact_computation_validates(seg_cfg, monkeypatch):
     calls = []
     layerwise = ExpandedConv2d._apply_branches
@@ -560,106 +341,6 @@ def test_the_compact_computation_validates(seg_cfg, monkeypatch):
     train(cfg)
     assert calls
     assert all(calls), 'the chain ran in eval mode'
-
-
-@pytest.mark.parametrize('kind', ['Runner', 'FlexibleRunner'])
-def test_the_latest_whole_checkpoint_is_resumed(seg_cfg, kind):
-    """Also by a Runner that loads before it asks its hooks."""
-    changes = dict(custom_hooks=[])
-    if kind == 'FlexibleRunner':
-        strategy = dict(type='SingleDeviceStrategy')
-        changes.update(strategy=strategy, env_cfg=dict(), runner_type=kind)
-    whole = seg_cfg(**changes)
-    build_runner(whole, ('train', 'val')).train()
-    last = Path(whole.work_dir) / 'iter_4.pth'
-    last.write_bytes(last.read_bytes()[:1000])
-    (last.parent / 'last_checkpoint').write_text(str(last))
-    cfg = seg_cfg(**changes, resume=True)
-    cfg.work_dir = whole.work_dir
-    runner = build_runner(cfg, ('train', 'val'))
-    runner.train()
-    assert runner._load_from.endswith('iter_2.pth')
-    assert runner.iter == 4
-
-
-def test_runners_that_cannot_be_rebuilt_name_the_builder(seg_cfg):
-    cfg = seg_cfg(
-        strategy=dict(type='SingleDeviceStrategy'), env_cfg=dict(), runner_type='FlexibleRunner'
-    )
-    runner = FlexibleRunner.from_cfg(cfg)
-    with pytest.raises(RuntimeError, match='ExpandModel'):
-        runner.train()
-
-
-@pytest.mark.parametrize('by', ['hook', 'builder'])
-def test_tracing_is_refused_in_words(seg_cfg, by):
-    cfg = seg_cfg(efficient_conv_bn_eval='backbone', custom_hooks=hooks())
-    if by == 'builder':
-        cfg.model = dict(type='ExpandModel', method='cl', model=cfg.model, include='backbone')
-        cfg.custom_hooks = [dict(type='ContractHook')]
-    with pytest.raises(ValueError, match='efficient_conv_bn_eval does not support'):
-        train(cfg)
-    assert not list(Path(cfg.work_dir).glob('*.pth'))
-
-
-@pytest.mark.parametrize('forward', ['folded', 'layerwise'])
-def test_efficient_conv_bn_eval_of_a_conv_module(forward):
-    """Its norm, in eval mode, is folded into the kernel that it reads from the unit."""
-    torch.manual_seed(0)
-    options = dict(padding=1, norm_cfg=dict(type='BN'), act_cfg=None)
-    module = ConvModule(4, 8, 3, efficient_conv_bn_eval=True, **options).double()
-    mmexpand.expand_(module, mmexpand.ExpandConfig(method='cl', forward=forward))
-    module.bn.eval()
-    module.bn.running_mean.normal_()
-    module.bn.running_var.uniform_(0.5, 2)
-    x = torch.randn(2, 4, 9, 9, dtype=torch.float64)
-    parameters = list(module.parameters())
-    expected = module.bn(module.conv.forward_layerwise(x))
-    assert module.conv.training
-    torch.testing.assert_close(module(x), expected)
-    gradients = (torch.autograd.grad(y.square().sum(), parameters) for y in (module(x), expected))
-    torch.testing.assert_close(*gradients)
-
-
-@pytest.mark.parametrize(
-    ('expand', 'words'),
-    [
-        (dict(method='cx'), 'method must be one of'),
-        (dict(rate=0), 'rate must be'),
-        (dict(rates=4), 'rates'),
-        (dict(include='backbone.encodr'), 'near matches: backbone.encoder'),
-        (dict(method='ck'), '3x3'),
-        (dict(init='preserve', rate=0.5), 'cannot preserve'),
-    ],
-)
-def test_bad_input_is_refused_before_training(seg_cfg, expand, words):
-    cfg = seg_cfg(custom_hooks=hooks(**expand))
-    with pytest.raises((ValueError, TypeError), match=words):
-        train(cfg)
-    assert not list(Path(cfg.work_dir).glob('*.pth'))
-
-
-def test_expand_hook_runs_before_ema_hook_wherever_it_stands(seg_cfg):
-    runner = Runner.from_cfg(seg_cfg(custom_hooks=[EMA, *hooks()]))
-    kinds = [type(hook) for hook in runner.hooks]
-    assert kinds.index(ExpandHook) < kinds.index(EMAHook)
-
-
-def test_a_compiled_training_is_the_same(seg_cfg):
-    repvgg = dict(method='repvgg', forward='folded', include='backbone.encoder.1.1.convs.0')
-    chain, other = hooks(include='backbone.encoder.0')[0], hooks(**repvgg)[0]
-    models = []
-    for options in ({}, dict(compile=dict(backend='aot_eager'))):
-        cfg = seg_cfg(
-            custom_hooks=[chain, other, dict(type='ContractHook')],
-            **{'train_cfg.max_iters': 2},
-            **options,
-        )
-        cfg.experiment_name = f'compiled{bool(options)}'
-        models.append(train(cfg).model.state_dict())
-        assert (Path(cfg.work_dir) / 'compact_last.pth').exists()
-    for name, value in models[0].items():
-        torch.testing.assert_close(models[1][name], value, rtol=1e-3, atol=1e-5, msg=name)
 
 
 def test_frozen_layers_are_named(seg_cfg, monkeypatch):
@@ -679,12 +360,6 @@ def test_frozen_layers_are_named(seg_cfg, monkeypatch):
     train(cfg)
     (line,) = [line for line in lines if 'are frozen' in line]
     assert f'1 expanded layers are frozen, {UNITS[0]} first' in line
-
-
-def test_an_expand_hook_told_to_run_after_ema_hook_is_refused(seg_cfg):
-    late = dict(hooks()[0], priority='LOW')
-    with pytest.raises(ValueError, match=r'EMAHook comes before ExpandHook.*VERY_HIGH'):
-        train(seg_cfg(custom_hooks=[EMA, late]))
 
 
 class Statistics(Hook):
@@ -711,62 +386,3 @@ def test_norms_are_frozen_at_their_time(seg_cfg):
     assert torch.equal(second, last)
     with pytest.raises(ValueError, match='freeze_norms'):
         ExpandHook(method='cl', freeze_norms=2)
-
-
-def test_norms_in_branches_are_synchronised_by_mmdets_hook(seg_cfg):
-    """SyncNormHook loads the statistics of norms and nothing else."""
-    cfg = seg_cfg(custom_hooks=hooks(method='repvgg', forward='folded'))
-    model = unwrap(train(cfg).model)
-    states = {n: 2 * v for n, v in model.state_dict().items() if n.endswith('running_mean')}
-    assert any('.repvgg.' in name for name in states)
-    model.load_state_dict(states, strict=False)
-    for name, value in states.items():
-        assert torch.equal(model.state_dict()[name], value)
-    name = next(name for name in states if '.repvgg.' in name)
-    with pytest.raises(RuntimeError, match='factors of other shapes'):
-        model.load_state_dict({name: states[name][:1]}, strict=False)
-
-
-def test_averages_beside_the_weights_are_contracted_too(seg_cfg):
-    """mmpretrain's EMAHook exchanges both whenever it finds them."""
-    ema = dict(type='EMAHook', momentum=0.1)
-    cfg = seg_cfg(custom_hooks=[ema, *hooks()])
-    train(cfg)
-    checkpoint = torch.load(f'{cfg.work_dir}/iter_4.pth', weights_only=False)
-    assert any('factors' in key for key in checkpoint['ema_state_dict'])
-    model = build_compact_model(cfg)
-    match_checkpoint(model, checkpoint)
-    averages = checkpoint['ema_state_dict']
-    assert not any('factors' in key for key in averages)
-    kept = {key.removeprefix('module.') for key in averages if key != 'steps'}
-    assert kept == set(model.state_dict())
-
-
-class OwnRunner(Runner):
-    """A user's Runner."""
-
-
-def test_a_runner_of_ones_own_has_options_by_layer_too(seg_cfg):
-    cfg = seg_cfg(custom_hooks=[dict(type='ContractHook')])
-    cfg.model = dict(type='ExpandModel', method='cl', model=cfg.model, include='backbone')
-    cfg.optim_wrapper.clip_grad = dict(max_norm=1.0)
-    runner = OwnRunner.from_cfg(cfg)
-    runner.train()
-    units = named_units(runner.model).values()
-    assert units
-    assert all(unit.kernel.gradient.enabled for unit in units)
-
-
-@pytest.mark.parametrize('by', ['hook', 'builder'])
-def test_a_wrapper_that_is_unsupported_is_refused(seg_cfg, by):
-    cfg = seg_cfg(custom_hooks=hooks())
-    if by == 'builder':
-        cfg.model = dict(type='ExpandModel', method='cl', model=cfg.model, include='backbone')
-        cfg.custom_hooks = [dict(type='ContractHook')]
-    runner = Runner.from_cfg(cfg)
-    wrapper = MMSeparateDistributedDataParallel.__new__(MMSeparateDistributedDataParallel)
-    nn.Module.__init__(wrapper)
-    wrapper.module = runner.model
-    runner.model = wrapper
-    with pytest.raises(RuntimeError, match='does not support expanded models'):
-        runner.call_hook('before_run')
