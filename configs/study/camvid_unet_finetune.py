@@ -5,7 +5,7 @@
 #       --work-dir work_dirs/unet_camvid_two-sequences --cfg-options randomness.seed=0 \
 #       train_dataloader.dataset.indices=163
 _base_ = 'camvid_unet.py'
-lrs = [0.01, 0.03, 0.1, 0.2]
+lrs = [0.03, 0.1, 0.2]
 seeds = [0, 1, 2]
 tune_seeds = [0]
 results_dir = '../../resources/studies/camvid_unet_finetune'
@@ -33,7 +33,6 @@ def finetuned(**fields):
 arms = dict(
     _delete_=True,
     compact=dict(config=_base_.config, cfg_options=given),
-    bn=finetuned(method='bn', forward='auto'),
     repvgg_folded=finetuned(method='repvgg'),
     qarepvgg_folded=finetuned(method='qarepvgg'),
 )
