@@ -1,6 +1,5 @@
 """Quantisation-aware training: what is trained, what is written, and what is deployed."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from mmexpand.mm.checkpoints import unwrap
 from mmexpand.mm.quant import QuantHook
 from mmexpand.surgery import named_units
 from mmexpand.surgery.checkpoint import load_checkpoint
+from tests.runs import log_of
 from tests.tools_in_process import run
 
 # Of values as in training, and of different brightness, for raw outputs that differ much.
@@ -214,9 +214,8 @@ def test_ranges_of_load_from_are_not_taken(seg_cfg):
     assert len(watch.ranges[-1]['mmexpand_int8']['ranges']) == 8
 
 
-def test_norms_that_have_seen_one_batch_are_warned_of(seg_cfg):
-    for start, warned in ((0, True), (0.75, False)):
-        cfg = seg_cfg(custom_hooks=[dict(QUANT, start=start, freeze=1), WATCH])
-        train(cfg)
-        log = max(Path(cfg.work_dir).glob('*/*.log'), key=os.path.getmtime).read_text()
-        assert ('norms that have seen one batch' in log) == warned
+@pytest.mark.parametrize(('start', 'warned'), [(0, True), (0.75, False)])
+def test_norms_that_have_seen_one_batch_are_warned_of(seg_cfg, start, warned):
+    cfg = seg_cfg(custom_hooks=[dict(QUANT, start=start, freeze=1), WATCH])
+    train(cfg)
+    assert ('norms that have seen one batch' in log_of(cfg)) == warned

@@ -192,17 +192,18 @@ def test_time_left_includes_the_seeds_to_come(write_study, runs, monkeypatch):
     assert lines[-1].endswith('; 0 min left')
 
 
-def test_results_of_another_config_are_named(write_study, put, runs, capsys):
+def test_results_of_another_config_are_named(write_study, put, runs, monkeypatch):
+    said = []
+    monkeypatch.setattr(schedule, 'log', lambda text, *_: said.append(text))
     study = write_study('jobs = 1\n')
     run = Run(study.arm('compact'), 0.1, 0)
     put(study, 'compact', 0.1, 0, config=config_digest(study, run))
     run_study(study)
-    assert 'another config' not in capsys.readouterr().out
+    assert not [text for text in said if 'another config' in text]
     net = Path('net.py')
     net.write_text(net.read_text().replace('max_iters=8', 'max_iters=16'))
     run_study(load_study('small.py'))
-    said = capsys.readouterr().out
-    assert 'compact/lr0.1_seed0.json is the result of another config' in said
+    assert 'compact/lr0.1_seed0.json is the result of another config' in ' '.join(said)
 
 
 def test_a_result_outlives_a_process_that_aborts_at_its_exit(write_study, put, monkeypatch):
