@@ -104,7 +104,9 @@ class Training:
                 text=True,
                 start_new_session=True,
                 # A process that is aborted says where.
-                env=dict(os.environ, PYTHONPATH=str(ROOT), PYTHONFAULTHANDLER='1'),
+                env=dict(
+                    os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT), PYTHONFAULTHANDLER='1'
+                ),
             )
         else:
             self._process = Alone(command)

@@ -10,7 +10,7 @@ import torch
 from mmengine.config import Config, ConfigDict
 
 from ..errors import UserTypeError
-from ..models import __all__ as MODELS
+from ..models import __all__ as models
 from .optim import OPTIONS, ExpandOptimWrapperConstructor
 
 HOOKS = ('ExpandHook', 'ContractHook', 'DistillHook', 'GradientConfusionHook', 'QuantHook')
@@ -18,6 +18,8 @@ CONSTRUCTOR = ExpandOptimWrapperConstructor.__name__
 CPU_WRAPPER = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
 """The wrapper that ``prepare_cpu`` sets."""
 BUILDERS = {'ExpandBackbone': 'backbone', 'ExpandModel': 'model'}
+TYPES = frozenset(models)
+"""Types of mmexpand: a compact config that names one of these still imports mmexpand."""
 WRAPPERS = {**BUILDERS, 'CorruptLabels': 'dataset'}
 """Wrapper types and the key that holds the wrapped config."""
 
@@ -42,7 +44,7 @@ def make_compact_config(cfg: Config) -> Config:
     compact = _unwrap(ConfigDict(_written(cfg.to_dict(), '')))
     _drop_hooks(compact)
     _drop_constructor(compact.get('optim_wrapper') or {})
-    if not any(type_name(node) in MODELS for node in dicts(compact)):
+    if not any(type_name(node) in TYPES for node in dicts(compact)):
         _drop_import(compact)
     wrapper = compact.get('model_wrapper_cfg') or {}
     if {k: v for k, v in wrapper.items() if k != 'find_unused_parameters'} == CPU_WRAPPER:

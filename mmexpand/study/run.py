@@ -154,9 +154,9 @@ def go_on(cfg: Config) -> None:
     write_text(content, kept)
 
 
-def config_digest(study: Study, run: Run) -> str:
-    """Return a digest of a run's config, without the names of its folder and experiment."""
-    content = run_config(study, run).to_dict()
+def config_digest(study: Study, arm: Arm) -> str:
+    """Return a digest of an arm's config, without the rate, seed and names of single runs."""
+    content = run_config(study, Run(arm, 0.0, 0)).to_dict()
     for key in ('work_dir', 'experiment_name'):
         del content[key]
     return sha256(json.dumps(content, default=str, sort_keys=True).encode()).hexdigest()[:12]
@@ -205,7 +205,7 @@ def train(study: Study, run: Run) -> dict:
         runner.model.to(memory_format=torch.channels_last)
     hook = RecordHook()
     runner.register_hook(hook)
-    result = dict(result_head(study, run), config=config_digest(study, run))
+    result = dict(result_head(study, run), config=config_digest(study, run.arm))
     started = round(time.time())
     try:
         runner.train()

@@ -62,11 +62,10 @@ def run_study(
 
 def _warn_of_other_configs(study: Study, arm: Arm) -> None:
     """Log a warning if results of an arm are of a config that has changed since."""
+    digest = config_digest(study, arm)
     for path in sorted((study.results_dir / arm.name).glob('lr*_seed*.json')):
-        result = read_result(path) or {}
-        if 'config' not in result:  # An older result.
-            continue
-        if result['config'] != config_digest(study, Run(arm, result['lr'], result['seed'])):
+        # Older results have none.
+        if (read_result(path) or {}).get('config', digest) != digest:
             log(
                 f'{path} is the result of another config than the present one of {arm.name}; '
                 'remove it to run it again',

@@ -65,13 +65,13 @@ def parse_args() -> argparse.Namespace:
 
 def evaluate(study: Study, run: Run, checkpoint: str, args: argparse.Namespace) -> dict:
     """Return the content of a result: metrics of a run's PyTorch network and its files."""
-    cfg = run_config(study, run)
-    model = load_compact_model(cfg, checkpoint)
     if trained_ranges(checkpoint):
         raise UserValueError(
             f'{checkpoint} was trained with QuantHook, whose ranges this tool does not use; '
             'evaluate it with tools/export_onnx.py --int8 N --evaluate'
         )
+    cfg = run_config(study, run)
+    model = load_compact_model(cfg, checkpoint)
     with temporary_work_dir(cfg):
         folder = Path(cfg.work_dir)
         batch = next(iter(build_runner(cfg, ('test',)).test_dataloader))
@@ -154,8 +154,8 @@ def table(study: Study) -> str:
     for (arm, lr), results in sorted(rows.items()):
         scores = {kind: _values(results, kind, study.metric) for kind in found}
         places = 4 if max(scores['PyTorch'], default=0) <= 1 else 2
-        pairs = zip(scores['float32'], scores['int8'] if scores['float32'] else [], strict=True)
-        lost = [b - a for a, b in pairs]
+        # Either is empty if a run lacks it.
+        lost = [b - a for a, b in zip(scores['float32'], scores['int8'], strict=False)]
         means = [f'{statistics.mean(v):.{places}f}' if v else '-' for v in scores.values()]
         by_seed = ', '.join(f'{value:+.{places}f}' for value in lost)
         lines.append([arm, f'{lr:g}', str(len(results)), *means, by_seed])

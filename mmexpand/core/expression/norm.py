@@ -200,9 +200,10 @@ def fold_inner(branches: Sequence[nn.Module], dtype: torch.dtype, sample: BatchS
         for node in branch.modules()
         if node is not branch and is_measured(node)
     ]
-    nested = any(is_measured(m) for norm in norms for m in norm.modules() if m is not norm)
-    if len(norms) < 2 or nested or not alike(norms) or len({norm.shape[1:] for norm in norms}) > 1:
+    if len(norms) < 2 or not alike(norms) or len({norm.shape[1:] for norm in norms}) > 1:
         return  # Each is folded by itself.
+    if any(is_measured(m) for norm in norms for m in norm.modules() if m is not norm):
+        return  # So are norms around norms.
     folded = [norm.node.fold(dtype) for norm in norms]
     weights, biases = _normalise(norms, folded, 1, sample)
     sizes = [len(weight) for weight, _ in folded]
