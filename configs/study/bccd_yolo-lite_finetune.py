@@ -25,4 +25,7 @@ arms = dict(
     bn=finetuned(0.02, method='bn', forward='layerwise'),
     qarepvgg=finetuned(0.02, method='qarepvgg', forward='layerwise'),
     repvgg_folded=finetuned(0.01, method='repvgg', forward='folded'),
+    dbb_folded=finetuned(0.01, method='dbb', forward='folded'),
+    do=finetuned(0.016, method='do'),
+    cl=finetuned(0.004, method='cl', rate=4),
 )

@@ -17,4 +17,5 @@ arms = dict(
     compact=dict(_base_.arms.compact, lr=0.1),
     repvgg_folded=dict(_base_.arms.repvgg_folded, lr=0.1),
     qarepvgg_folded=dict(config=_base_.config, cfg_options=qarepvgg, lr=0.1),
+    dbb_folded=dict(_base_.arms.dbb_folded, lr=0.1),
 )

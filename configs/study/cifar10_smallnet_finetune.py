@@ -21,4 +21,5 @@ arms = dict(
     bn=finetuned(method='bn'),
     repvgg=finetuned(method='repvgg'),
     qarepvgg=finetuned(method='qarepvgg'),
+    dbb=finetuned(method='dbb'),
 )
