@@ -1,5 +1,6 @@
 """The tools, in this process or one of their own, without importing the stack again."""
 
+import contextlib
 import importlib.util
 import multiprocessing
 import os
@@ -7,6 +8,7 @@ import runpy
 import sys
 import tempfile
 from functools import cache
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -75,6 +77,8 @@ def become(
         file.touch()
     given = command, files, cwd or Path.cwd(), env or dict(os.environ)
     process = _context.Process(target=_become, args=given)
+    with contextlib.chdir(TOOLS.parent):  # Elsewhere `tests` is mmsegmentation's package.
+        forkserver.ensure_running()
     process.start()
     return process
 

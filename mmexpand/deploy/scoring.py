@@ -13,6 +13,7 @@ from mmengine.structures import InstanceData, PixelData
 from torch import nn
 
 from ..errors import ExportError, UserValueError
+from ..metrics import best_metric, is_main
 from ..mm.compact_config import make_compact_config
 from ..mm.evaluation import evaluate
 from ..mm.launch import build_runner, temporary_work_dir
@@ -118,10 +119,8 @@ def main_metric(cfg: Config, metrics: Mapping[str, Any]) -> str:
             'the float32 network has no metric to compare int8 by: it predicts nothing there, or '
             'the evaluator gives none'
         )
-    best = cfg.get('default_hooks', {}).get('checkpoint', {}).get('save_best')
-    known = ('mAP', 'mIoU', 'accuracy', 'accuracy/top1')
-    usual = [name for name in numbers if name.endswith(known)]
-    return best if best in numbers else [*usual, *numbers][0]
+    best = best_metric(cfg)
+    return best if best in numbers else [*filter(is_main, numbers), *numbers][0]
 
 
 def points_lost(metric: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> float:

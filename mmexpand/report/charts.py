@@ -7,7 +7,8 @@ from statistics import fmean
 
 from plotly import graph_objects as go
 
-from .curves import Curve, Log, is_main, mean_and_deviation
+from ..metrics import is_main
+from .curves import Curve, Log, mean_and_deviation
 
 COLORS = ('#2f6fde', '#e07b39', '#2e9e6b', '#b0449c', '#c9a227', '#4aa8c0', '#7a6ff0', '#8a5a44')
 DASHES = ('dash', 'dot', 'dashdot')

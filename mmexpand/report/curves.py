@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from ..errors import UserFileNotFoundError, UserValueError
+from ..metrics import is_main
 
 Curve = tuple[list[int], list[float]]
 """Steps, in iterations, and values."""
@@ -37,11 +38,6 @@ class Log:
         names = [n for n in self.evaluations if n not in ('step', 'time', 'data_time', 'memory')]
         names.sort(key=lambda name: not is_main(name))
         return {name: self.evaluations[name] for name in names}
-
-
-def is_main(metric: str) -> bool:
-    """Return whether networks are compared by a metric."""
-    return metric.endswith(('mAP', 'mIoU', 'accuracy', 'accuracy/top1'))
 
 
 def mean_and_deviation(

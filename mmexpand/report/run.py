@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass, field
 
+from ..metrics import is_main
 from .charts import error_chart, loss_chart, metric_chart
-from .curves import Log, is_main
+from .curves import Log
 from .gallery import Gallery
 from .page import render
 

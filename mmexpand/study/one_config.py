@@ -10,6 +10,7 @@ from typing import Any
 from mmengine.config import Config
 
 from ..files import write_text
+from ..metrics import best_metric
 from ..mm.compact_config import type_name
 from ..mm.config_file import is_packaged, open_config
 from ..mm.models import configured_expansions, expansion_options
@@ -97,8 +98,8 @@ def study_of(asked: OneConfig) -> Study:
 
 
 def _main_metric(cfg: Config, config: str) -> str:
-    best = ((cfg.get('default_hooks') or {}).get('checkpoint') or {}).get('save_best')
-    if isinstance(best, str) and best != 'auto':
+    best = best_metric(cfg)
+    if best is not None:
         return best
     evaluators = cfg.get('val_evaluator') or []
     evaluators = evaluators if isinstance(evaluators, list | tuple) else [evaluators]

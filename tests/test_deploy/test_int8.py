@@ -232,7 +232,7 @@ def test_points_of_shares_and_of_per_cent():
     assert points_lost('mAP', {'mAP': 0.3}, {}) == pytest.approx(30)
     metrics = {'aAcc': 80.0, 'mIoU': 30.0}
     assert main_metric({}, metrics) == 'mIoU'
-    cfg = dict(default_hooks=dict(checkpoint=dict(save_best='aAcc')))
+    cfg = dict(default_hooks=dict(checkpoint=dict(save_best=['auto', 'aAcc'])))
     assert main_metric(cfg, metrics) == 'aAcc'
     with pytest.raises(ExportError, match='no metric'):
         main_metric({}, {'names': 'a'})

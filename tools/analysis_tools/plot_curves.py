@@ -12,9 +12,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from mmexpand.errors import UserValueError
 from mmexpand.files import save_figure
+from mmexpand.metrics import is_main
 from mmexpand.mm.command_line import add_debug_argument, tool
 from mmexpand.mm.contraction import check_writable
-from mmexpand.report.curves import is_main, read_log
+from mmexpand.report.curves import read_log
 
 
 def parse_args() -> argparse.Namespace:
