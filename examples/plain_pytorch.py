@@ -2,8 +2,8 @@
 
 python examples/plain_pytorch.py
 
-The data are drawn, so that nothing is downloaded; a run takes seconds on a CPU. Replace ``network``
-and ``draw_shapes`` by your own.
+The script draws its own data, and downloads nothing. A run takes seconds on a CPU. Replace
+``network`` and ``draw_shapes`` by your own.
 """
 
 import argparse
@@ -19,7 +19,7 @@ SIZE, SHAPES = 24, ('disc', 'square', 'cross')
 
 
 def draw_shapes(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return images ``(count, 1, 24, 24)`` of noisy shapes, and the index of each one's shape."""
+    """Return images ``(count, 1, 24, 24)`` of noisy shapes, and the index of each image's shape."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(len(SHAPES), (count,), generator=generator)
     centre = 8 + 8 * torch.rand(count, 2, 1, 1, generator=generator)
@@ -80,7 +80,8 @@ def main() -> None:
 
     torch.manual_seed(0)
     model = network()
-    # The network starts at random: so do its blocks. Without init, its weights are preserved.
+    # The network has random weights, so that blocks use their own initialisation. Without init,
+    # the weights of the network are preserved.
     plan = mmexpand.plan(model, method='repvgg', init='default')
     print(plan)
     mmexpand.expand_(model, plan)
@@ -94,7 +95,7 @@ def main() -> None:
     print(f'largest relative error of the contraction: {errors.max_error:.1e}')
     torch.save(compact.state_dict(), args.out)
 
-    deployed = network()  # No trace of mmexpand.
+    deployed = network()  # Contains nothing of mmexpand.
     deployed.load_state_dict(torch.load(args.out, weights_only=True))
     for name, net in (('expanded', model), ('deployed', deployed)):
         parameters = sum(p.numel() for p in net.parameters())
