@@ -104,8 +104,8 @@ class ExpandConfig(BlockOptions):
         super().__post_init__()
         if self.method is None:
             raise UserTypeError(
-                "method is required: 'bn' suits networks without batch norms, 'repvgg' those with "
-                "them ('qarepvgg' for int8), and 'cl' is the paper's (docs/blocks.md)"
+                "method is required: 'bn' suits networks without batch norms, 'repvgg' networks "
+                "with them, and 'cl' is the paper's block (docs/blocks.md)"
             )
         resolve_method(self.method, self.options)
         check_rate(self.rate)
