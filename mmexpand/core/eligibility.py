@@ -31,7 +31,8 @@ def refusal(layer: nn.Module, kind: type) -> str:
     plain = type(layer).forward is kind.forward and (
         kind is not nn.Conv2d or convolves_as_torch(layer)
     )
-    if not plain and type(layer) not in PLAIN_LAYERS:
+    patched = not {'forward', '_conv_forward'}.isdisjoint(vars(layer))
+    if patched or (not plain and type(layer) not in PLAIN_LAYERS):
         return f'{name} has a forward of its own'
     if 'weight' not in parameters_of(layer) or set(parameters_of(layer)) - {'weight', 'bias'}:
         return f'{name} has a reparametrised weight (weight_norm, spectral_norm, parametrize)'

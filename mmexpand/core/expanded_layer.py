@@ -386,8 +386,6 @@ class ExpandedLayer(nn.Module):
         held = {key: tuple(value.shape) for key, value in state_dict.items()}
         shapes = {key: tuple(value.shape) for key, value in mine.items()}
         fits = held == shapes
-        for norm in self._norms:
-            norm.is_anchored |= fits
         shape = None if weight is None else tuple(weight.shape)
         own = self.spec.weight_shape
         if fits and shape == own and self.given is not None:
@@ -407,6 +405,8 @@ class ExpandedLayer(nn.Module):
             state_dict.clear()
             state_dict.update(self.state_dict(prefix=prefix))
         super()._load_from_state_dict(state_dict, prefix, *others)
+        for norm in self._norms if fits else ():
+            norm.is_anchored |= norm.has_statistics
 
     def _set_loaded_weight(self, weight: Tensor, bias: Tensor | None, name: str) -> None:
         try:

@@ -89,6 +89,8 @@ class _Folded:
     affine: Affine
     state: tuple
     has_graph: bool
+    # No other tensor gets the factors' memory while the state is compared.
+    held: tuple[torch.UntypedStorage, ...]
 
 
 class FoldedKernel:
@@ -138,7 +140,8 @@ class FoldedKernel:
         if kept is None or kept.state != state or (wanted and not kept.has_graph):
             self.gradient.delivered = False
             affine = _Fold.apply(self, *parameters) if wanted else self.fold()[0]
-            self._kept = kept = _Folded(affine, state, wanted)
+            held = tuple(t.untyped_storage() for t in (*parameters, *self._expression.buffers()))
+            self._kept = kept = _Folded(affine, state, wanted, held)
         return kept.affine
 
     def _has_new_step(self, parameters: list[nn.Parameter]) -> bool:
@@ -152,8 +155,10 @@ class FoldedKernel:
         """Return a state that changes if a factor is trained, written, replaced or moved."""
         tensors = [*parameters, *self._expression.buffers()]
         # A fused optimizer does not change the versions of its parameters: count steps too.
-        return _optimizer_steps, tuple(
-            (t.data_ptr(), version(t), t.dtype, t.requires_grad) for t in tensors
+        return (
+            _optimizer_steps,
+            torch.is_inference_mode_enabled(),
+            *((t.data_ptr(), version(t), t.dtype, t.requires_grad) for t in tensors),
         )
 
     @torch.no_grad()

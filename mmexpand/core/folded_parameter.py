@@ -68,8 +68,9 @@ class FoldedParameter:
             if parameter.grad is not None and value.requires_grad
         ]
         trained = [p for p in self._kernel.parameters() if p.requires_grad]
-        values, gradients = zip(*pairs, strict=True)
-        torch.autograd.backward(values, gradients, inputs=trained)
+        if pairs:
+            values, gradients = zip(*pairs, strict=True)
+            torch.autograd.backward(values, gradients, inputs=trained)
         for parameter in self.parameters:
             parameter.grad = None
 

@@ -112,7 +112,7 @@ class LayerSpec:
 
     def record(self) -> torch.Tensor:
         """Return the spec as 9 or 11 integers for a state dict; ``from_record`` reads them."""
-        rate = Fraction(self.rate)
+        rate = Fraction(float(self.rate))
         sizes = self.in_channels, self.out_channels, *self.kernel_size, self.groups, int(self.bias)
         upsampling = self.upsampling or ()
         floored = 1  # See ``core/blocks/upgrade.py``.

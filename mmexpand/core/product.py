@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .algebra import Affine, fold_order
+from .compat import parameters_of
 
 
 class Saved(NamedTuple):
@@ -127,7 +128,10 @@ def memory(factors: Sequence[nn.Module]) -> tuple:
 
 def fits(factors: Sequence[nn.Module]) -> bool:
     """Return whether ``ChainProduct`` can multiply these factors of one group."""
-    plain = all(isinstance(factor, (nn.Conv2d, nn.Linear)) for factor in factors)
+    plain = all(
+        isinstance(factor, (nn.Conv2d, nn.Linear)) and 'weight' in parameters_of(factor)
+        for factor in factors
+    )
     if len(factors) != 3 or not plain:
         return False
     first, middle, last = (factor.weight for factor in factors)

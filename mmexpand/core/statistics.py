@@ -178,7 +178,8 @@ class Covariance:
         rows = _grouped(rows, len(taps), sizes)
         self._products = rows @ covariance
         self.mean = self._ungrouped((rows * self._inputs).sum(2, keepdim=True)).flatten()
-        self.variance = self._ungrouped((rows * self._products).sum(2, keepdim=True)).flatten()
+        variance = self._ungrouped((rows * self._products).sum(2, keepdim=True)).flatten()
+        self.variance = variance.clamp_min_(0)  # Rounding can make it negative.
 
     def _ungrouped(self, rows: Tensor) -> Tensor:
         parts = rows.split([size // self._groups for size in self._sizes], 1)

@@ -106,6 +106,8 @@ class ExpandedConv(ExpandedLayer):
         return self.expression(self._pad(x, *call)).contiguous(memory_format=self.memory_format)
 
     def _sample(self, x: Tensor, *call: object) -> BatchSample | None:
+        if x.dim() != 4:
+            return None
         pixels = self._layer_pixels(x.shape)
         if pixels < FEW or (self.forward_order == 'auto' and not self._measures_cheaply(x)):
             return None

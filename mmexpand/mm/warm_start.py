@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from ..core.algebra import as_kernel
 from ..core.expanded_layer import ExpandedLayer
-from ..core.expression import Norm
 from ..surgery.checkpoint import get_state_dict
 from .checkpoints import check_shapes, match_checkpoint, unwrap
 from .logs import log
@@ -43,9 +42,6 @@ class CompactOptimizer:
         check_shapes(model, checkpoint)
         model.load_state_dict(get_state_dict(checkpoint), strict=False)
         checkpoint['state_dict'] = model.state_dict()
-        # The Runner loads this state dict, and a unit takes the norms of its own block as anchored.
-        norms = (module for module in model.modules() if isinstance(module, Norm))
-        self._fresh = [norm for norm in norms if not norm.is_anchored]
         self._state = checkpoint.pop('optimizer', None)
         states = checkpoint.get('param_schedulers', [])
         for scheduler in chain(*(states.values() if isinstance(states, dict) else [states])):
@@ -64,8 +60,6 @@ class CompactOptimizer:
         Args:
             runner: a Runner with loaded weights.
         """
-        for norm in self._fresh:
-            norm.is_anchored = False
         if self._state is None:
             return
         model = unwrap(runner.model)

@@ -52,13 +52,15 @@ def _rebind(value: Any, memo: dict[int, Any]) -> Any:
     """Return a method or function with the original's modules replaced by the copy's."""
     if isinstance(value, MethodType):
         return MethodType(value.__func__, memo.get(id(value.__self__), value.__self__))
-    if isinstance(value, nn.Module):
+    if isinstance(value, nn.Module) or id(value) in memo:
         return memo.get(id(value), value)
-    if not isinstance(value, FunctionType) or value.__closure__ is None:
+    if not isinstance(value, FunctionType):
         return value
-    cells = tuple(CellType(_rebind(cell.cell_contents, memo)) for cell in value.__closure__)
-    bound = FunctionType(
-        value.__code__, value.__globals__, value.__name__, value.__defaults__, cells
-    )
-    bound.__kwdefaults__ = value.__kwdefaults__
+    cells = tuple(CellType() for _ in value.__closure__ or ())
+    bound = FunctionType(value.__code__, value.__globals__, value.__name__, None, cells)
+    memo[id(value)] = bound  # A function may refer to itself.
+    for cell, original in zip(cells, value.__closure__ or (), strict=True):
+        cell.cell_contents = _rebind(original.cell_contents, memo)
+    bound.__defaults__ = tuple(_rebind(v, memo) for v in value.__defaults__ or ()) or None
+    bound.__kwdefaults__ = {k: _rebind(v, memo) for k, v in (value.__kwdefaults__ or {}).items()}
     return bound

@@ -57,12 +57,12 @@ class FakeQuantisation:
         # Below and above zero, of every layer's input and output.
         self._mean = torch.zeros(2 * len(names), 2, device=like.device)
         self._seen = torch.zeros_like(self._mean)
-        self._steps = 0
-        reaches = [Reach(*rows) for rows in zip(self._mean, self._seen, strict=True)]
+        self._steps = torch.zeros(len(self._mean), 1, device=like.device)
+        self._reaches = [Reach(*rows) for rows in zip(self._mean, self._seen, strict=True)]
         self.layers: dict[str, QuantisedLayer] = {}
         for index, module in enumerate(names):
             layer = QuantisedLayer(
-                module, TARGETS[target], self._mean, *reaches[2 * index : 2 * index + 2]
+                module, TARGETS[target], self._mean, *self._reaches[2 * index : 2 * index + 2]
             )
             self.layers.update(dict.fromkeys(names[module], layer))
         self._hooks = [
@@ -81,7 +81,7 @@ class FakeQuantisation:
                 observed ranges.
         """
         if ranges is not None:
-            self._steps = int(1 / AVERAGED)
+            self._steps.fill_(1 / AVERAGED)
         for name, layer in [*self.layers.items()]:
             given = ranges is None or name in ranges
             if not given or not layer.runs or len(layer.norms) > 1:
@@ -91,6 +91,14 @@ class FakeQuantisation:
             layer.quantises = True
             for activation, (low, high) in (ranges or {}).get(name, {}).items():
                 getattr(layer, activation).mean.copy_(torch.tensor([-low, high]))
+        self._find_known()
+
+    def _find_known(self) -> None:
+        """Note the layers with ranges: some see no data at first, as heads without proposals."""
+        if not all(layer.output.known for layer in self.layers.values()):
+            known = (self._steps.flatten() > 0).tolist()
+            for reach, flag in zip(self._reaches, known, strict=True):
+                reach.known = flag
 
     def observe(self, observes: bool) -> None:
         """Set whether forward passes are observed."""
@@ -105,13 +113,15 @@ class FakeQuantisation:
         """
         if reduce is not None:
             reduce(self._seen)
-        share = max(AVERAGED, 1 / (self._steps + 1))
+        share = (1 / (self._steps + 1)).clamp(min=AVERAGED)
         # An overflow in half precision skips the step, and must not change the ranges.
         usable = self._seen.any(1, keepdim=True) & self._seen.isfinite().all(1, keepdim=True)
         seen = torch.where(usable, self._seen, self._mean)
-        self._mean.lerp_(seen, share)
+        self._mean.lerp_(seen, share.expand_as(seen))
         self._seen.zero_()
-        self._steps += 1
+        self._steps += usable
+        if any(layer.quantises for layer in self.layers.values()):
+            self._find_known()
 
     def freeze_norms(self) -> None:
         """Keep the statistics of merged norms, so that training computes the deployed network."""
@@ -123,6 +133,8 @@ class FakeQuantisation:
         """Return the lowest and highest value of each layer's input and output, by layer name."""
         found = {}
         for name, layer in self.layers.items():
+            if not layer.output.known:
+                continue
             reaches = {'input': layer.input.mean.tolist(), 'output': layer.output.mean.tolist()}
             found[name] = {key: [-below, above] for key, (below, above) in reaches.items()}
         return found
@@ -166,10 +178,13 @@ class Reach:
     Args:
         mean: average over training steps, shape (2,).
         seen: maximum since the last step, shape (2,).
+
+    Attributes:
+        known: whether ``mean`` has values; False: activations stay float.
     """
 
     def __init__(self, mean: Tensor, seen: Tensor):
-        self.mean, self.seen = mean, seen
+        self.mean, self.seen, self.known = mean, seen, False
 
     def observe(self, x: Tensor) -> None:
         """Extend ``seen`` by the values of an activation."""
@@ -229,8 +244,9 @@ class QuantisedLayer:
         """Apply the rounded kernel to the rounded input."""
         self.runs = True
         x = self._rounded_input(x)
-        if self.quantises:
-            weight, bias = self._rounded_parameters(weight, bias, _noted(x, 'step'))
+        input_step = _noted(x, 'step')
+        if self.quantises and input_step is not None:
+            weight, bias = self._rounded_parameters(weight, bias, input_step)
         y = self._apply(x, weight, bias)
         if not self.norms:
             y = self._rounded(y, self.output)
@@ -247,7 +263,7 @@ class QuantisedLayer:
     def _rounded(self, x: Tensor, reach: Reach) -> Tensor:
         if self.observes:
             reach.observe(x)
-        return reach.quantise(x) if self.quantises else x
+        return reach.quantise(x) if self.quantises and reach.known else x
 
     def _rounded_input(self, x: Tensor) -> Tensor:
         """Round the input once, as the file does, even if several layers share it."""

@@ -49,10 +49,11 @@ def _outside_the_tree(module: nn.Module) -> list[tuple[str, Any]]:
 def _replaced(value: Any, replaced: Mapping[nn.Module, nn.Module]) -> Any:
     if isinstance(value, nn.Module):
         return replaced.get(value, value)
-    if type(value) is list:
+    if isinstance(value, list):
         value[:] = [_replaced(item, replaced) for item in value]
-    elif type(value) is dict:
+    elif isinstance(value, dict):
         value.update({key: _replaced(item, replaced) for key, item in value.items()})
-    elif type(value) is tuple:
-        return tuple(_replaced(item, replaced) for item in value)
+    elif isinstance(value, tuple):
+        items = [_replaced(item, replaced) for item in value]
+        return type(value)(*items) if hasattr(value, '_fields') else type(value)(items)
     return value

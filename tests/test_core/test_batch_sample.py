@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from mmexpand import ExpandedConv2d
 from mmexpand.core import batch_sample
 from mmexpand.core.layer_spec import LayerSpec
 from mmexpand.core.statistics import FLOOR, Normed, excess
@@ -141,3 +142,18 @@ def test_taps_are_of_every_third_row():
     assert torch.equal(taps[:, 0, 0, ..., 1:], above[..., :-1])
     assert not taps[:, :, 0, ..., 0].any() and not taps[:, :, 2, ..., -1].any()
     assert torch.equal(measured.taps((1, 1), torch.float32).view_as(thinned), thinned)
+
+
+def test_rounding_gives_no_negative_variance():
+    """Kernels whose weights add up to zero, on images that are almost constant."""
+    torch.manual_seed(0)
+    unit = ExpandedConv2d.from_conv(
+        nn.Conv2d(4, 4, 3, groups=4, bias=False), 1, 'repvgg', init='default', forward='folded'
+    )
+    with torch.no_grad():
+        weight = unit.repvgg[0].node.weight
+        weight.copy_(torch.randn_like(weight))
+        weight.sub_(weight.mean((2, 3), keepdim=True))
+        for _ in range(20):
+            x = (torch.rand(8, 4, 1, 1) * 50).expand(8, 4, 34, 34)
+            assert unit(x + 5e-4 * torch.randn(8, 4, 34, 34)).isfinite().all()

@@ -216,3 +216,102 @@ def test_frozen_norms_train_the_layer_that_is_deployed():
         assert all(p.grad is not None for p in unit.parameters() if p.requires_grad)
         optimizer.step()
     assert all(torch.equal(unit.state_dict()[k], v) for k, v in before.items())
+
+
+def test_a_kept_kernel_holds_the_memory_of_the_factors():
+    unit = unit_of().eval()
+    unit.kernel.get()
+    held = {storage.data_ptr() for storage in unit.kernel._kept.held}
+    assert held == {parameter.data_ptr() for parameter in unit.parameters()}
+
+
+def test_a_parametrised_factor_has_its_own_gradient():
+    class Half(nn.Module):
+        def forward(self, weight):
+            return weight / 2
+
+    unit = unit_of(bias=False)
+    nn.utils.parametrize.register_parametrization(unit.factors[1], 'weight', Half())
+    layerwise = copy.deepcopy(unit)
+    x = torch.randn(2, 4, 8, 8, dtype=torch.float64)
+    for _ in range(2):
+        for model, run in ((unit, unit), (layerwise, layerwise.forward_layerwise)):
+            optimizer = torch.optim.SGD(model.parameters(), 0.1)
+            run(x).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    for ours, theirs in zip(unit.parameters(), layerwise.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_inference_mode_leaves_a_kernel_for_gradients_of_the_input():
+    unit = unit_of().eval().requires_grad_(False)
+    x = torch.randn(1, 4, 8, 8, dtype=torch.float64, requires_grad=True)
+    with torch.inference_mode():
+        expected = unit(x)
+    output = unit(x)
+    output.sum().backward()
+    assert torch.equal(output, expected.clone()) and x.grad.abs().max() > 0
+
+
+def test_maps_of_two_sizes_in_one_step_with_norms_in_eval_mode():
+    """The small one runs layerwise, between the forward and backward pass of the large one."""
+    unit = unit_of(method='repvgg', inputs=6, bias=False)
+    for norm in unit._norms:
+        norm.norm.running_mean.normal_()
+    unit.freeze_norms()
+    unit.forward_order = 'auto'
+    images = [torch.randn(1, 6, size, size, dtype=torch.float64) for size in (32, 1)]
+    compact = unit.to_conv()
+    sum(unit(image).sum() + unit.forward_layerwise(image).sum() for image in images).backward()
+    for image in images:
+        for run in (unit, unit.forward_layerwise):
+            torch.testing.assert_close(run(image), compact(image), rtol=1e-10, atol=1e-12)
+
+
+def test_frozen_after_compact_gradients_were_set_up():
+    unit = unit_of()
+    unit.folded_parameter = FoldedParameter(unit.kernel, unit.take_offered)
+    unit.requires_grad_(False)
+    unit.folded_parameter.weight.grad = torch.ones_like(unit.folded_parameter.weight)
+    unit.folded_parameter.deliver()
+    assert unit.folded_parameter.weight.grad is None
+    assert all(parameter.grad is None for parameter in unit.parameters())
+
+
+def test_an_unbatched_image_runs_as_layerwise_does():
+    unit = unit_of(method='repvgg', inputs=6).float()
+    with pytest.raises(ValueError, match='expected 4D input'):
+        unit(torch.randn(6, 32, 32))
+
+
+def test_a_rate_of_numpy():
+    numpy = pytest.importorskip('numpy')
+    net = nn.Sequential(nn.ConvTranspose2d(4, 6, 4, 2))
+    x = torch.randn(1, 4, 8, 8)
+    expected = net(x)
+    mmexpand.expand_(net, method='cl', rate=numpy.float32(2.5))
+    torch.testing.assert_close(net.eval()(x), expected, rtol=1e-4, atol=1e-5)
+
+
+class TestStartOfNorms:
+    def given(self):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1)).double()
+        expanded = copy.deepcopy(net)
+        mmexpand.expand_(expanded, method='repvgg')
+        return net, expanded, torch.randn(4, 4, 16, 16, dtype=torch.float64)
+
+    def test_a_state_dict_before_the_first_batch_keeps_the_given_weights(self):
+        net, expanded, x = self.given()
+        loaded = copy.deepcopy(expanded)
+        loaded.load_state_dict(expanded.state_dict())
+        torch.testing.assert_close(loaded.train()(x), net(x), rtol=1e-10, atol=1e-12)
+        trained = copy.deepcopy(loaded)
+        trained.load_state_dict(loaded.state_dict())
+        assert all(norm.is_anchored for norm in trained[0]._norms)
+
+    def test_a_constant_batch_leaves_the_given_weights(self):
+        net, expanded, x = self.given()
+        expanded.train()(torch.zeros_like(x))
+        torch.testing.assert_close(expanded(x), net(x), rtol=1e-10, atol=1e-12)

@@ -71,3 +71,22 @@ def test_a_replaced_forward_calls_the_copy(times):
     assert torch.equal(net(x), before)
     copied[0] = nn.Conv2d(3, 1, 1)
     assert copied(x).shape[1] == 1, 'a replaced layer is not called'
+
+
+def test_defaults_and_functions_that_refer_to_themselves():
+    net = nn.Conv2d(3, 4, 3)
+    original = net.forward
+
+    def forward(x, times=2, run=original, *, module=net):
+        if times > 1:
+            return forward(x, times - 1) + module(x, 1)
+        return run(x)
+
+    net.forward = forward
+    x = torch.randn(1, 3, 8, 8)
+    expected = net(x)
+    copied = copy_model(net)
+    assert torch.equal(copied(x), expected)
+    nn.init.zeros_(copied.weight)
+    nn.init.zeros_(copied.bias)
+    assert not copied(x).any() and torch.equal(net(x), expected)

@@ -212,3 +212,20 @@ def test_a_value_that_is_not_finite_leaves_the_ranges(net, bad):
         fake.step()
     assert fake.ranges() == before
     fake.remove()
+
+
+@torch.no_grad()
+def test_a_layer_without_data_at_first_stays_float_until_it_has_some(net):
+    expected = net(GIVEN[0])
+    fake = FakeQuantisation(net, 'x86-vnni')
+    net(GIVEN[0][:0])
+    fake.step()
+    fake.start()
+    assert fake.ranges() == {}
+    assert torch.equal(net(GIVEN[0]), expected)
+    fake.step()
+    fake.observe(False)
+    assert fake.ranges().keys() == fake.layers.keys()
+    error = (net(GIVEN[0]) - expected).abs().max() / expected.abs().max()
+    assert 0 < error < 0.1
+    fake.remove()

@@ -1,6 +1,7 @@
 """Models that hold layers, or their parameters, beside the tree of modules."""
 
 import copy
+from collections import OrderedDict, namedtuple
 
 import pytest
 import torch
@@ -124,3 +125,32 @@ def test_a_layer_whose_parameter_is_kept_elsewhere_is_left_out_with_the_reason()
     train(model)
     assert not torch.equal(model.b.weight, before)
     assert model.penalised[0] is model.b.weight
+
+
+def test_containers_of_other_classes():
+    Pair = namedtuple('Pair', 'first second')
+
+    class Containers(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+            self.ordered = OrderedDict(a=self.a)
+            self.pair = Pair(self.b, None)
+
+        def forward(self, x):
+            return self.pair.first(self.ordered['a'](x))
+
+    net = Containers()
+    x = torch.randn(1, 3, 8, 8)
+    expected = net(x)
+    mmexpand.expand_(net, method='cl', rate=2)
+    assert net.ordered['a'] is net.a and net.pair == Pair(net.b, None)
+    torch.testing.assert_close(net(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_layer_with_a_forward_set_on_it_is_kept():
+    net = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3))
+    original = net[0].forward
+    net[0].forward = lambda x: 2 * original(x)
+    mmexpand.expand_(net, method='cl', rate=2)
+    assert type(net[0]) is nn.Conv2d and isinstance(net[1], ExpandedConv2d)

@@ -261,3 +261,21 @@ def test_tf32_is_off_whichever_interface_has_set_it():
         assert not matmul.allow_tf32
     assert matmul.allow_tf32
     matmul.allow_tf32 = False
+
+
+@pytest.mark.parametrize(
+    'output', [lambda y: y > 0, lambda y: y.round().long(), lambda y: y.byte(), lambda y: y[:0]]
+)
+def test_outputs_without_values_to_compare_are_refused(models, output):
+    with pytest.raises(ValueError, match='returned no tensor to compare'):
+        mmexpand.verify(*models, lambda model: output(model(torch.ones(1, 3, 8, 8))))
+
+
+def test_complex_outputs_are_compared(models):
+    def spectrum(model):
+        return torch.fft.fft2(model(torch.ones(1, 3, 8, 8)))
+
+    assert mmexpand.verify(*models, spectrum)
+    nn.init.normal_(models[1][0].bias)
+    with pytest.raises(VerificationError):
+        mmexpand.verify(*models, spectrum)

@@ -44,13 +44,14 @@ class Norm(PerChannel):
         """Apply the node, then normalise; anchor the norm instead if ``anchoring``."""
         if self.anchoring:
             return self._anchor(self.node(x))
-        gain = self._gain(self.norm.weight.dtype)
-        if not self.shifts:
-            with torch.no_grad():
-                self.norm.bias.copy_(self._scale(gain) * self.norm.running_mean)
         y = self.node(x)
+        if self.shifts and not self.floored:
+            return self.norm(y)
+        gain, bias = self._gain(self.norm.weight.dtype), self.norm.bias
+        if not self.shifts:
+            bias = (self._scale(gain) * self.norm.running_mean).detach()
         # Call the norm's own class, which a framework may have replaced.
-        return functional_call(self.norm, {'weight': gain}, (y,)) if self.floored else self.norm(y)
+        return functional_call(self.norm, {'weight': gain, 'bias': bias}, (y,))
 
     def train(self, mode: bool = True) -> nn.Module:
         """Set the mode; a frozen norm stays in eval mode."""
@@ -97,6 +98,11 @@ class Norm(PerChannel):
         """Shift the norm's bias."""
         self.norm.bias.add_(shift)
 
+    @property
+    def has_statistics(self) -> bool:
+        """Return whether the running statistics differ from those of a new norm."""
+        return bool(self.norm.running_mean.any() or (self.norm.running_var != 1).any())
+
     def become_identity(self) -> None:
         """Make the norm an identity in eval mode; anchoring makes it one in training mode too."""
         self.is_anchored = False
@@ -138,7 +144,7 @@ class Norm(PerChannel):
         """Set statistics, gamma and beta; return the shift that the norm had before."""
         shift = self.norm.bias - self.norm.running_mean
         samples, mean, variance = _pooled(mean, variance, samples)
-        if not samples:
+        if not samples or not variance.any():  # An image of zeros, say: wait for data.
             return shift
         self.norm.running_mean.copy_(mean)
         self.norm.running_var.copy_(variance)
