@@ -19,6 +19,7 @@ from ..surgery.checkpoint import (
     get_state_dict,
     is_expanded_state_dict,
 )
+from ..surgery.copying import copy_model
 from .compat import set_hooks
 
 DISTILL_LOSSES = 'distill_losses'
@@ -220,11 +221,18 @@ def _factorise_refusal(model: nn.Module, state_dict: Mapping) -> str:
 
 def check_shapes(model: nn.Module, checkpoint: Mapping) -> None:
     """Raise CheckpointError, naming the first, if parameters of a model are missing or differ."""
+    problem = _misfit(model, checkpoint)
+    if problem and not _loads(model, get_state_dict(checkpoint)):
+        raise CheckpointError(problem)
+
+
+def _misfit(model: nn.Module, checkpoint: Mapping) -> str:
+    """Return the first parameter that is missing or has another shape, for an error; or ''."""
     state_dict = get_state_dict(checkpoint)
     found = {key.removeprefix('module.') for key in state_dict}
     missing = [key for key in _parameter_names(model, state_dict) if key not in found]
     if missing:
-        raise CheckpointError(
+        return (
             f'the checkpoint lacks {len(missing)} of the parameters of {type(model).__name__}, '
             f'{missing[0]} first; it is of another network (its keys are like '
             f'{next(iter(state_dict), "(none)")!r}): use a checkpoint of this network'
@@ -232,10 +240,21 @@ def check_shapes(model: nn.Module, checkpoint: Mapping) -> None:
     for key, value in model.state_dict().items():
         given = state_dict.get(key, value)
         if given.shape != value.shape:
-            raise CheckpointError(
+            return (
                 f'{key} has shape {tuple(given.shape)} in the checkpoint and {tuple(value.shape)} '
                 f'in the model{_classes(checkpoint)}'
             )
+    return ''
+
+
+def _loads(model: nn.Module, state_dict: Mapping) -> bool:
+    """Return whether a model converts a state dict while loading, as ViT resizes its positions."""
+    probe = copy_model(model)
+    try:
+        missing = set(probe.load_state_dict(state_dict, strict=False).missing_keys)
+    except (RuntimeError, ValueError):  # ValueError: of a unit.
+        return False
+    return missing.isdisjoint(name for name, _ in probe.named_parameters())
 
 
 def _parameter_names(model: nn.Module, state_dict: Mapping) -> list[str]:

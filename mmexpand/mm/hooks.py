@@ -19,7 +19,7 @@ from ..report import check_report
 from ..surgery import ExpandConfig, Plan, expand_, is_expanded, named_units
 from ..surgery.config import takes_options
 from ..surgery.plan import make_plan
-from .checkpoints import put_in_front, unwrap
+from .checkpoints import DISTILL_LOSSES, put_in_front, unwrap
 from .compat import is_training
 from .contraction import (
     check_contractable,
@@ -38,6 +38,7 @@ from .given import given_layers
 from .guard import guard_checkpoints
 from .logs import log
 from .lost_hooks import warn_of_lost_hooks
+from .mean_teacher import check_mean_teacher
 from .models import build_compact_model, configured_expansions, reaches_factors
 from .ranks import describe, on_main, start_alike
 from .rebuild import check_rebuildable, check_wrapper, rebuild_optimizer, rewrap
@@ -121,6 +122,7 @@ class ExpandHook(Hook):
         if plan:
             self._names = names
             _warn_of_frozen(model, [layer.name for layer in plan])
+            check_mean_teacher(runner)
         if self._names is None:
             return
         if isinstance(runner.model, DistributedDataParallel):
@@ -171,6 +173,10 @@ def expand_built(
         # A bound method, so that a copy of the module gets a method of its own.
         module.init_weights = MethodType(_init_no_more, module)
     planned = make_plan(module, cfg, given)
+    if any(layer.name.startswith(f'{DISTILL_LOSSES}.') for layer in planned):
+        # They are not part of the network.
+        cfg = replace(cfg, exclude=(*(cfg.exclude or ()), DISTILL_LOSSES))
+        planned = make_plan(module, cfg, given)
     if planned:
         more = planned.params_after - planned.params_before
         # 4 bytes for a float32 weight, 12 with its gradient and momentum.

@@ -76,7 +76,7 @@ def _check_checkpoints(cfg: Config, training: bool) -> None:
         # resume.py skips a truncated checkpoint.
         latest = find_latest_checkpoint(cfg.work_dir)
         path = latest if latest and is_whole(latest) else None
-    if path and '://' not in path:
+    if path and '://' not in path and not Path(path).is_dir():  # DeepSpeed writes folders.
         load_checkpoint(path)
     for node in dicts(cfg.model) if training else ():
         path = node.get('checkpoint')

@@ -42,7 +42,7 @@ def configured_expansions(cfg: Config) -> list[Expansion]:
         for hook in hook_configs(cfg)
         if type_name(hook) == 'ExpandHook'
     ]
-    return expansions + list(_builder_expansions(cfg.model, ''))
+    return [*_builder_expansions(cfg.model, ''), *expansions]  # Builders run first.
 
 
 def set_expansion(cfg: Config, options: Mapping[str, Any]) -> None:
@@ -71,12 +71,12 @@ def expansion_options(cfg: Config, options: Mapping[str, Any]) -> dict[str, Any]
     """
     imported = (cfg.get('custom_imports') or {}).get('imports') or ()
     imported = [imported] if isinstance(imported, str) else list(imported)
-    hooks = dict(expand=dict(type='ExpandHook', **options))
+    # Keys with dots leave other hooks in a user's options.
+    hooks = {'default_hooks.expand': dict(type='ExpandHook', **options)}
     if not any(type_name(hook) == 'ContractHook' for hook in hook_configs(cfg)):
-        hooks['contract'] = dict(type='ContractHook')
+        hooks['default_hooks.contract'] = dict(type='ContractHook')
     return dict(
-        custom_imports=dict(imports=[*imported, 'mmexpand'], allow_failed_imports=False),
-        default_hooks=hooks,
+        custom_imports=dict(imports=[*imported, 'mmexpand'], allow_failed_imports=False), **hooks
     )
 
 

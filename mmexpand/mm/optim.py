@@ -72,12 +72,7 @@ class ExpandOptimWrapperConstructor:
         """Build the optimizer wrapper of a model, expanded or not."""
         model = unwrap(model)
         optim_wrapper, names = self._build_compact(model)
-        wrappers = (
-            optim_wrapper.values()
-            if isinstance(optim_wrapper, OptimWrapperDict)
-            else [optim_wrapper]
-        )
-        for wrapper in wrappers:
+        for wrapper in single_wrappers(optim_wrapper):
             self._hand_over(wrapper, names, model)
             if not self.clip_factors:
                 clip_by_layer(wrapper, model)
@@ -146,6 +141,11 @@ class ExpandOptimWrapperConstructor:
             lr * self.multipliers[f'{part.role}_lr_mult'],
             decay * share * self.multipliers[f'{part.role}_decay_mult'],
         )
+
+
+def single_wrappers(wrapper: OptimWrapper | OptimWrapperDict) -> list[OptimWrapper]:
+    """Return the wrappers of single optimizers."""
+    return list(wrapper.values()) if isinstance(wrapper, OptimWrapperDict) else [wrapper]
 
 
 def by_layer(optim_wrapper: dict) -> dict:

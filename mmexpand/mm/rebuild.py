@@ -12,9 +12,10 @@ from torch.nn.parallel import DistributedDataParallel
 from ..errors import UserRuntimeError
 from ..surgery.distributed import can_reduce_compact, reduce_compact, release
 from .checkpoints import unwrap
+from .clipping import clip_by_layer
 from .compat import is_training
 from .logs import log
-from .optim import by_layer, stand_ins
+from .optim import by_layer, single_wrappers, stand_ins
 from .wrapped_optimizers import check_given
 
 INSTEAD = "use model=dict(type='ExpandModel', model=..., ...) instead of ExpandHook"
@@ -80,28 +81,34 @@ def rebuild_optimizer(
         instead: the fix, for the message.
 
     Raises:
-        RuntimeError: for several optimizers.
+        RuntimeError: for an optimizer wrapper of another kind.
     """
     if not isinstance(runner.optim_wrapper, OptimWrapper):
         raise UserRuntimeError(
             f'{type(runner.optim_wrapper).__name__} cannot be built again: {instead}'
         )
     if not isinstance(runner.cfg.get('optim_wrapper'), dict):
-        check_given(runner.optim_wrapper.optimizer)
-        model = unwrap(runner.model)
-        parts = stand_ins(model)
-        kept = {id(parameter) for parameter in model.parameters()}
-        for group in runner.optim_wrapper.optimizer.param_groups:
-            group['params'] = [
-                new
-                for old in group['params']
-                for new in (
-                    [old] if id(old) in kept else [part.parameter for part in parts[names[id(old)]]]
-                )
-            ]
+        for wrapper in single_wrappers(runner.optim_wrapper):
+            _hand_over(wrapper, unwrap(runner.model), names)
         return
     runner.optim_wrapper = runner.build_optim_wrapper(by_layer(runner.cfg.optim_wrapper))
     runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
     schedulers = runner.cfg.get('param_scheduler')
     if schedulers is not None:
         runner.param_schedulers = runner.build_param_scheduler(copy.deepcopy(schedulers))
+
+
+def _hand_over(wrapper: OptimWrapper, model: nn.Module, names: dict[int, str]) -> None:
+    """Give an optimizer object the factors in the place of the parameters that they replace."""
+    check_given(wrapper.optimizer)
+    parts = stand_ins(model)
+    kept = {id(parameter) for parameter in model.parameters()}
+    for group in wrapper.optimizer.param_groups:
+        group['params'] = [
+            new
+            for old in group['params']
+            for new in (
+                [old] if id(old) in kept else [part.parameter for part in parts[names[id(old)]]]
+            )
+        ]
+    clip_by_layer(wrapper, model)

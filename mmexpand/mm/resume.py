@@ -85,7 +85,12 @@ def _checkpoints(runner: Runner) -> list[Path]:
 
 
 def is_whole(path: str | Path) -> bool:
-    """Return whether a checkpoint file is complete, by the checksums of its parts."""
+    """Return whether a checkpoint file is complete, by the checksums of its parts.
+
+    A folder, as DeepSpeed writes, is not checked.
+    """
+    if path and Path(path).is_dir():
+        return True
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..core.algebra import as_kernel
 from ..core.expanded_layer import ExpandedLayer
-from ..surgery.checkpoint import get_state_dict
+from ..surgery.checkpoint import CheckpointError, get_state_dict
 from .checkpoints import check_shapes, match_checkpoint, unwrap
 from .logs import log
 from .optim import ExpandOptimWrapperConstructor, by_layer, stand_ins
@@ -67,13 +67,18 @@ class CompactOptimizer:
         constructor = ExpandOptimWrapperConstructor(**_arguments(runner.cfg.optim_wrapper))
         names = constructor.compact_names(model)
         groups = self._state['param_groups']
+        if [len(group['params']) for group in groups] != [len(held) for held in names]:
+            raise CheckpointError(
+                f'the optimizer of the checkpoint has {len(groups)} parameter groups that differ '
+                f'from the {len(names)} of the config: use the paramwise_cfg of that training'
+            )
         kept, ratios = {}, {}
         for group, held in zip(groups, names, strict=True):
             ratio = group['lr'] / (group.get('initial_lr') or group['lr'] or 1)
             for index, name in zip(group['params'], held, strict=True):
                 kept[name], ratios[name] = self._state['state'].get(index, {}), ratio
         own_groups = keeps_own_groups(optimizer)
-        if own_groups:
+        if own_groups or _kind(groups[0]) != _kind(optimizer.param_groups[0]):
             kept = {}
         ratio_of = {}
         for name, parts in stand_ins(model).items():
@@ -97,6 +102,11 @@ class CompactOptimizer:
                 'equivalent in factors',
                 logging.WARNING,
             )
+
+
+def _kind(group: dict) -> set[str]:
+    """Return options that tell optimizers with different states apart."""
+    return {'momentum', 'betas', 'alpha', 'rho'} & group.keys()
 
 
 def _arguments(optim_wrapper: dict) -> dict:

@@ -138,7 +138,9 @@ def best_checkpoint(study: Study) -> tuple[Run, Path] | None:
         return None
     _, best = max(ended, key=lambda pair: pair[0])
     folder = study.work_dir / best.arm.name / best.name
-    path = folder / 'compact_last.pth'
+    # The averaged weights are evaluated if EMAHook is on.
+    averaged = folder / 'compact_ema.pth'
+    path = averaged if averaged.is_file() else folder / 'compact_last.pth'
     latest = folder / 'last_checkpoint'
     if best.arm.name == study.baseline and latest.is_file():
         path = Path(latest.read_text().strip())

@@ -26,6 +26,7 @@ import mmexpand
 from mmexpand.mm import distill
 from mmexpand.mm.checkpoints import DISTILL_LOSSES
 from mmexpand.mm.distill import DistillHook
+from mmexpand.surgery import named_units
 from mmexpand.surgery.checkpoint import META_KEY, CheckpointError, load_checkpoint
 from tests.conftest import SEGMENTOR, small_config
 from tests.processes import run_workers
@@ -215,6 +216,26 @@ def test_a_regressor_trains_and_is_not_deployed(seg_cfg, teacher):
     assert 'teacher' not in compact.pretty_text
     model = init_model(compact, None, device='cpu')
     model.load_state_dict(weights(f'{cfg.work_dir}/compact_last.pth'), strict=True)
+
+
+@MODELS.register_module()
+class OwnLoss(nn.Module):
+    """A user's loss with a convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.adapt = nn.Conv2d(8, 8, 1)
+
+    def forward(self, student, teacher):
+        return self.adapt(student).square().mean() + teacher.mean()
+
+
+def test_layers_of_a_users_loss_are_not_expanded(seg_cfg, teacher):
+    losses = dict(loss_own=dict(type='OwnLoss', student=ENCODER, teacher=ENCODER))
+    hooks = [dict(type='ExpandHook', method='cl', rate=2), dict(teacher, losses=losses), CONTRACT]
+    runner = train(seg_cfg(custom_hooks=hooks))
+    units = named_units(runner.model)
+    assert units and not any('distill_losses' in name for name in units)
 
 
 @pytest.mark.parametrize('custom_hooks', [[EXPAND, CONTRACT], []], ids=['expanded', 'compact'])

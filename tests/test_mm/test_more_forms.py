@@ -12,7 +12,12 @@ from torch import nn
 
 import mmexpand
 from mmexpand.mm.datasets import check_datasets
-from mmexpand.mm.models import build_compact_model, configured_expansions, input_channels
+from mmexpand.mm.models import (
+    build_compact_model,
+    build_expanded_model,
+    configured_expansions,
+    input_channels,
+)
 from mmexpand.surgery import named_units
 from mmexpand.surgery.checkpoint import load_checkpoint
 from tests.processes import launch, run_workers
@@ -165,3 +170,15 @@ def test_anomalous_params_are_those_that_the_loss_does_not_reach(seg_cfg, tmp_pa
     said = train_distributed(seg_cfg(model_wrapper_cfg=wrapper), tmp_path)
     assert 'is not in the computational graph' not in said
     assert 'as detect_anomalous_params requires' in said
+
+
+def test_a_builder_expands_before_a_hook(seg_cfg):
+    cfg = seg_cfg(custom_hooks=[dict(type='ExpandHook', method='cl', rate=2)])
+    builder = dict(type='ExpandBackbone', method='bn', include='encoder')
+    cfg.model.backbone = dict(builder, backbone=cfg.model.backbone)
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    trained = {name: unit.method for name, unit in named_units(runner.model).items()}
+    assert set(trained.values()) == {'bn', 'cl'}
+    built = named_units(build_expanded_model(cfg))
+    assert {name: unit.method for name, unit in built.items()} == trained

@@ -54,6 +54,7 @@ def test_the_latest_whole_checkpoint_is_resumed_to_the_same_end(seg_cfg, trained
     for name, value in weights.items():
         assert torch.equal(end[name], value), name
     assert is_whole(work_dir / 'iter_6.pth')
+    assert is_whole(work_dir)  # DeepSpeed's checkpoints are folders.
 
 
 @pytest.mark.parametrize('damage', ['all but a byte of it', 'the latest is gone'])

@@ -198,3 +198,23 @@ def test_blocks_with_norms_go_on_from_the_compact_weights(compact_run, tmp_path)
     given = load_checkpoint(checkpoint)['state_dict'][KERNEL]
     error = (unit.to_conv().weight - given).abs().max() / given.abs().max()
     assert 0 < error < 0.3  # The statistics of few images move.
+
+
+def test_states_of_another_optimizer_and_other_groups():
+    torch.manual_seed(0)
+    compact = Net()
+    wrapper = build_optim_wrapper(compact, sgd())
+    steps(compact.double(), wrapper.optimizer, 2, torch.Generator().manual_seed(0))
+    checkpoint = checkpoint_of(compact, wrapper.optimizer)
+    expanded = copy.deepcopy(compact)
+    mmexpand.expand_(expanded, method='cl', rate=2)
+    kept = CompactOptimizer(expanded, copy.deepcopy(checkpoint))
+    groups = sgd(custom_keys={'conv1': dict(lr_mult=0.1)})
+    expanded_wrapper = build_optim_wrapper(expanded, by_layer(groups))
+    with pytest.raises(CheckpointError, match='use the paramwise_cfg of that training'):
+        carry_over(kept, expanded, expanded_wrapper, groups)
+    adam = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=0.01))
+    kept = CompactOptimizer(expanded, checkpoint)
+    expanded_wrapper = build_optim_wrapper(expanded, by_layer(adam))
+    carry_over(kept, expanded, expanded_wrapper, adam)
+    steps(expanded, expanded_wrapper.optimizer, 1, torch.Generator().manual_seed(0))

@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmexpand.mm.models import build_compact_model
 from mmexpand.study import StudyError, schedule
 from mmexpand.study.one_config import OneConfig, best_checkpoint, study_of
-from mmexpand.study.run import train, write_json
+from mmexpand.study.run import arm_config, train, write_json
 from mmexpand.surgery.checkpoint import load_checkpoint
 from tests.tools_in_process import run
 
@@ -75,6 +75,17 @@ def test_the_best_run_is_chosen_on_the_validation_split(write_study, put):
     torch.save({}, folder / 'compact_last.pth')
     chosen, path = best_checkpoint(study)
     assert (str(chosen), path) == ('bn, lr 0.1, seed 1', folder / 'compact_last.pth')
+    torch.save({}, folder / 'compact_ema.pth')  # Averaged weights are what was measured.
+    assert best_checkpoint(study)[1] == folder / 'compact_ema.pth'
+
+
+def test_all_arms_have_the_users_hooks(write_study):
+    options = {'default_hooks.ema.type': 'EMAHook', 'default_hooks.checkpoint.interval': 3}
+    study = study_of(OneConfig('net.py', ['bn'], [0], lrs=[0.1], cfg_options=options))
+    hooks = {name: arm_config(arm).default_hooks for name, arm in study.arms.items()}
+    assert hooks['bn'].keys() - hooks['compact'].keys() == {'expand', 'contract'}
+    assert hooks['bn'].ema == hooks['compact'].ema == dict(type='EMAHook')
+    assert hooks['bn'].checkpoint.interval == hooks['compact'].checkpoint.interval == 3
 
 
 def test_a_study_goes_on_with_more_seeds_but_not_with_other_options(write_study):
