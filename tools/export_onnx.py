@@ -5,6 +5,7 @@ after suppression for a detector, the class of every pixel or its logits for a s
 """
 
 import argparse
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -40,6 +41,7 @@ from mmexpand.mm.command_line import add_config_arguments, count, read_config, t
 from mmexpand.mm.config_file import ConfigError
 from mmexpand.mm.contraction import check_writable
 from mmexpand.mm.launch import NEEDED
+from mmexpand.stack import check_installed
 from mmexpand.surgery.fake_quantisation import TARGETS
 
 DROP = 0.5
@@ -129,6 +131,8 @@ def parse_args() -> argparse.Namespace:
     )
     add_config_arguments(parser)
     args = parser.parse_args()
+    if Path(args.out).suffix != '.onnx':
+        parser.error(f'--out is {args.out}; its name must end in .onnx')
     if args.uint8 and not args.preprocess:
         parser.error('--uint8 is an option of --preprocess; add --preprocess bgr or rgb')
     if args.uint8 and args.ncnn:
@@ -150,7 +154,9 @@ def parse_args() -> argparse.Namespace:
 def print_report(report: OnnxReport) -> None:
     print(f'wrote {report.path}: input {report.input_shape}, outputs {report.output_shapes}')
     print(f'largest error against PyTorch: {report.max_error:.2e} of the largest output')
-    if report.agreement is not None:
+    if report.agreement is not None and math.isnan(report.agreement):
+        print('nothing is detected in --image, so that boxes were not compared: use another image')
+    elif report.agreement is not None:
         print(f"predictions that are the framework's own: {report.agreement:.2%}")
     if report.int8 is not None:
         print_int8(report.int8)
@@ -188,7 +194,8 @@ def print_scores(
     reports: dict[str, OnnxReport],
 ) -> None:
     """Evaluate PyTorch and every file in ONNX Runtime, and warn of a large loss by int8."""
-    models, sizes = {'PyTorch': model}, {'PyTorch': Path(args.checkpoint).stat().st_size}
+    weights = model.state_dict().values()
+    models, sizes = {'PyTorch': model}, {'PyTorch': sum(t.nbytes for t in weights)}
     for kind, report in reports.items():
         size = None if args.dynamic_size else report.input_shape[-2:]
         name, run = f'ONNX Runtime, {kind}', onnxruntime_run(report.path)
@@ -205,7 +212,7 @@ def print_scores(
         before = found['ONNX Runtime, float32']
         metric = main_metric(cfg, before)
         lost = points_lost(metric, before, found['ONNX Runtime, int8'])
-        if lost > args.int8_drop:
+        if not lost <= args.int8_drop:  # A metric may be NaN.
             print(
                 f'warning: int8 loses {lost:.2f} points of {metric}, more than {args.int8_drop:g}; '
                 'use --int8-keep auto, or name the worst layers above'
@@ -254,9 +261,16 @@ def main(args: argparse.Namespace) -> None:
     model = load_compact_model(cfg, args.checkpoint)
     inputs = preprocess(model, cfg, args.image)
     check_exportable(model)
+    if args.ncnn:
+        check_installed('ncnn', 'pnnx', 'ncnn')
     if args.int8:
         args.int8_drop = DROP if args.int8_drop is None else args.int8_drop
         trained = (trained_ranges(args.checkpoint) or {}).get('target')
+        if trained and args.int8_method:
+            raise ConfigError(
+                f'--int8-method {args.int8_method}: QuantHook has trained the ranges of '
+                f'{args.checkpoint}; leave the option out'
+            )
         if trained and args.int8_target not in (None, trained):
             raise ConfigError(
                 f'--int8-target {args.int8_target}: QuantHook has trained {args.checkpoint} for '

@@ -1,5 +1,6 @@
 """Comparison of an exported file with PyTorch's outputs and the framework's predictions."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,7 @@ class Reference:
         return max(_error(e.numpy(), f) for e, f in zip(expected, found, strict=True))
 
     def agreement(self, found: list[np.ndarray], images: Tensor) -> float:
-        """Return the share of predictions equal to the framework's; 1 without predictions."""
+        """Return the share of predictions equal to the framework's; NaN without predictions."""
         expected = predict(self.model, self.preprocessed(images))
         if 'classes' in expected[0] and found[0].ndim == 4:
             found = [classes_of(self.model.decode_head, torch.from_numpy(found[0])).numpy()]
@@ -56,7 +57,7 @@ class Reference:
             of_file = dict(zip(image, (value[index] for value in found), strict=True))
             of_torch = {name: value.numpy() for name, value in image.items()}
             counts += _agreeing(of_torch, of_file, max(images.shape[-2:]))
-        return float(counts[0] / counts[1]) if counts[1] else 1.0
+        return float(counts[0] / counts[1]) if counts[1] else math.nan
 
 
 @torch.no_grad()
@@ -73,13 +74,15 @@ def compare_file(
         pixels: the pixels that the file takes; None if it takes preprocessed images.
 
     Returns:
-        The share of predictions equal to the framework's, or the largest error of raw outputs.
+        The share of predictions equal to the framework's, or the largest error of raw outputs. NaN
+        if nothing was detected.
     """
     reference = Reference(model, pixels)
     images = batches(inputs if pixels is None else pixels.invert(inputs), dynamic_size=False)
     if raw:
         return max(reference.raw_error(run(batch.numpy()), batch) for batch in images)
-    return min(reference.agreement(run(batch.numpy()), batch) for batch in images)
+    shares = [reference.agreement(run(batch.numpy()), batch) for batch in images]
+    return min((share for share in shares if not math.isnan(share)), default=math.nan)
 
 
 def check_error(names: str, error: float, tolerance: float, out: Path) -> None:

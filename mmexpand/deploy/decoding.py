@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from ..core.compat import tree_flatten, tree_unflatten
 from ..errors import ExportError, UserValueError
+from ..mm.logs import log
 from ..mm.models import selects_by_score
 from ..surgery import is_expanded
 from .tracing import open_decoding
@@ -37,6 +38,8 @@ class Boxes(nn.Module):
             )
         # With many boxes, suppression would loop over the classes.
         self.cfg.nms = dict(suppression, split_thr=float('inf'))
+        if 'max_per_img' not in self.cfg:
+            log(f'The file gives at most {MAX_DETECTIONS} boxes: test_cfg has no max_per_img')
         self.count = self.cfg.get('max_per_img', MAX_DETECTIONS)
 
     def example(self, raw: list[Tensor]) -> list[Tensor]:

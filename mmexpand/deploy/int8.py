@@ -14,6 +14,7 @@ from ..errors import ExportError, UserValueError
 from ..surgery.fake_quantisation import TARGETS
 from ..surgery.outliers import FAR, outlying_channel, outlying_weight
 from .layers import chosen_layers, head_layers, layer_nodes, node_of, weight_of
+from .model import evenly_spaced
 from .quantisation import METHODS, Quantiser
 from .runtimes import onnxruntime_run
 
@@ -123,8 +124,8 @@ class Int8Search:
             self._kept += [n for n in self._layers if n not in {*int8.ranges, *self._kept}]
             self._quantiser.set_ranges(self._trained_ranges(int8.ranges))
         self._searches = int8.accepts is not None
-        # Evenly spaced: the first images of a data set that is sorted by class may be alike.
-        self._images = images[:: max(1, len(images) // COMPARED)][:COMPARED]
+        # The first images of a data set that is sorted by class may be alike.
+        self._images = [images[i] for i in evenly_spaced(len(images), COMPARED)]
         self._expected = self._outputs(self._quantiser.model)
 
     def choose(self, accepts: Callable[['ModelProto'], bool]) -> 'tuple[ModelProto, Int8Report]':

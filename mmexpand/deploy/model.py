@@ -5,11 +5,13 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch.nn.functional as F
 from mmengine.config import Config, ConfigDict
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import DATASETS, Registry
 from torch import Tensor, nn
+from torch.utils.data import ConcatDataset
 
 from ..errors import ExportError, UserFileNotFoundError, UserValueError
 from ..mm.checkpoints import match_checkpoint
@@ -90,19 +92,19 @@ def calibration_images(
     Raises:
         ExportError: if the split has fewer images.
     """
-    dataset = copy.deepcopy(innermost(cfg.train_dataloader.dataset))
-    if 'pipeline' in dataset:  # A data set without one gives tensors.
-        dataset.pipeline = _test_steps(cfg)
+    datasets = [copy.deepcopy(dataset) for dataset in innermost(cfg.train_dataloader.dataset)]
+    for dataset in datasets:
+        if 'pipeline' in dataset:  # A data set without one gives tensors.
+            dataset.pipeline = _test_steps(cfg)
     with DATASETS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
-        images = _built(registry, dataset)
+        images = ConcatDataset([_built(registry, dataset) for dataset in datasets])
     if len(images) < count:
         raise ExportError(
-            f'{count} images are to calibrate int8, and {type_name(dataset)}, of train_dataloader, '
-            f'has {len(images)}: '
+            f'{count} images are to calibrate int8, and {type_name(datasets[0])}, of '
+            f'train_dataloader, has {len(images)}: '
             + (f'use --int8 {len(images)}' if len(images) else 'name a data set that has images')
         )
-    step = len(images) // count
-    found = [_network_input(model, images[i]) for i in range(0, len(images), step)[:count]]
+    found = [_network_input(model, images[i]) for i in evenly_spaced(len(images), count)]
     return [F.interpolate(image, tuple(size), mode='bilinear') for image in found]
 
 
@@ -116,15 +118,19 @@ def _built(registry: Registry, dataset: ConfigDict) -> Sequence[dict]:
         raise
 
 
-def innermost(dataset: ConfigDict) -> ConfigDict:
-    """Return the (first) data set inside all wrappers."""
-    while 'dataset' in dataset or 'datasets' in dataset:
-        dataset = dataset.dataset if 'dataset' in dataset else dataset.datasets[0]
-    return dataset
+def evenly_spaced(length: int, count: int) -> list[int]:
+    """Return at most ``count`` indices, from the first to the last."""
+    return np.linspace(0, length - 1, min(count, length)).round().astype(int).tolist()
+
+
+def innermost(dataset: ConfigDict) -> list[ConfigDict]:
+    """Return the data sets inside all wrappers."""
+    inside = [dataset['dataset']] if 'dataset' in dataset else dataset.get('datasets')
+    return [dataset] if inside is None else [leaf for one in inside for leaf in innermost(one)]
 
 
 def _test_steps(cfg: Config) -> list[ConfigDict]:
-    dataset = innermost(cfg.test_dataloader.dataset)
+    dataset = innermost(cfg.test_dataloader.dataset)[0]
     pipeline = dataset.get('pipeline')
     if not pipeline:
         raise ExportError(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ..errors import ExportError, UserRuntimeError
+from ..errors import ExportError, UserRuntimeError, UserValueError
 from ..files import written_whole
 from ..stack import check_installed
 from ..surgery.fake_quantisation import fake_quantised
@@ -102,6 +102,12 @@ def export_onnx(
     check_exportable(model)
     if int8 is not None:
         chosen_layers(weighted_layers(model), int8.keep)
+        sizes = {tuple(image.shape[1:]) for image in int8.images} - {tuple(inputs.shape[1:])}
+        if sizes and not dynamic_size:
+            raise UserValueError(
+                f'calibration images of shape {min(sizes)} do not fit the input '
+                f'{tuple(inputs.shape[1:])}: resize them, or use dynamic_size=True'
+            )
     out = Path(out)
     report: Int8Report | None = None
     with eval_mode(model), written_whole(out) as temporary:

@@ -1,6 +1,7 @@
 """Quantisation of a float32 graph to int8, calibrated on images."""
 
 import copy
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from io import StringIO
@@ -13,6 +14,9 @@ from torch import Tensor
 
 from ..surgery.fake_quantisation import TARGETS
 from .layers import QUANTISED
+
+ACTIVATIONS = ('Relu', 'Clip')
+"""Operators that int8 replaces by the range of their output."""
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
@@ -50,7 +54,7 @@ class Quantiser:
             self.model = onnx.load(prepared)
             calibrator = create_calibrator(
                 prepared,
-                QUANTISED,
+                (*QUANTISED, *ACTIVATIONS),
                 augmented_model_path=str(Path(folder) / 'augmented.onnx'),
                 calibrate_method=CalibrationMethod[METHODS[method]],
                 # Activations are unsigned: behind a ReLU, half of a symmetric range is empty.
@@ -93,6 +97,7 @@ class Quantiser:
 
         if not nodes:  # The quantizer takes an empty list for all nodes.
             return copy.deepcopy(self.model)
+        activations = [] if self._trained else _activations(self.model.graph, set(nodes))
         quantizer = QDQQuantizer(
             copy.deepcopy(self.model),
             per_channel=per_channel,
@@ -100,9 +105,9 @@ class Quantiser:
             weight_qType=QuantType.QInt8,
             activation_qType=QuantType.QUInt8,
             tensors_range=copy.deepcopy(self._tensors),
-            nodes_to_quantize=list(nodes),
+            nodes_to_quantize=[*nodes, *activations],
             nodes_to_exclude=[],
-            op_types_to_quantize=QUANTISED,
+            op_types_to_quantize=(*QUANTISED, *ACTIVATIONS),
             extra_options={},
         )
         quantizer.quantize_model()
@@ -110,6 +115,18 @@ class Quantiser:
             _leave_float(quantizer.model.model.graph, set(nodes))
         quantizer.model.topological_sort()
         return quantizer.model.model
+
+
+def _activations(graph: 'GraphProto', nodes: set[str]) -> list[str]:
+    """Return the names of activations that alone read the output of one of these nodes."""
+    outputs = {node.output[0] for node in graph.node if node.name in nodes}
+    readers = Counter(name for node in graph.node for name in node.input)
+    readers.update(output.name for output in graph.output)
+    return [
+        node.name
+        for node in graph.node
+        if node.op_type in ACTIVATIONS and node.input[0] in outputs and readers[node.input[0]] == 1
+    ]
 
 
 def _leave_float(graph: 'GraphProto', nodes: set[str]) -> None:

@@ -69,7 +69,14 @@ class KDLoss(nn.Module):
                 f'{logits.shape[1]} channels are not of {self.num_anchors} anchors'
             )
         by_anchor = logits.unflatten(1, (self.num_anchors, -1))
-        return by_anchor if self.num_classes is None else by_anchor[:, :, -self.num_classes :]
+        if self.num_classes is None:
+            return by_anchor
+        if self.num_classes > by_anchor.shape[2]:
+            raise UserValueError(
+                f'num_classes={self.num_classes} of KDLoss is more than the {by_anchor.shape[2]} '
+                'channels of an anchor: use the number of classes of the head'
+            )
+        return by_anchor[:, :, -self.num_classes :]
 
 
 @MODELS.register_module()

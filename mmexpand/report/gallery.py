@@ -138,7 +138,11 @@ def boxes_picture(
     said = Boxes(prediction.corners[order], prediction.labels[order], prediction.scores[order])
     partners = match_boxes(truth, said)
     if ignored is not None:
-        excused = [partner is not None for partner in match_boxes(ignored, said)]
+        # A box that is ignored may be found several times.
+        excused = [
+            bool((_ious(ignored.corners, corners)[ignored.labels == label] >= MATCH_IOU).any())
+            for corners, label in zip(said.corners, said.labels, strict=True)
+        ]
         kept = [i for i, partner in enumerate(partners) if partner is not None or not excused[i]]
         said = Boxes(said.corners[kept], said.labels[kept], said.scores[kept])
         partners = [partners[index] for index in kept]

@@ -1,5 +1,6 @@
 """The studies here: their configs, their committed reports, and what they recommend."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,15 @@ def test_the_committed_table_is_of_the_committed_results(path, tmp_path):
 
 def rows(text):
     return [line for line in text.splitlines() if line.startswith('|')]
+
+
+@pytest.mark.parametrize(('name', 'arm', 'path'), RECOMMENDED)
+def test_a_config_has_the_best_learning_rate_of_its_study(name, arm, path):
+    """The compact network's too: at BCCD's former one it did not train."""
+    found = json.loads((ROOT / f'resources/studies/{name}/study.json').read_text())['arms']
+    compact = load_study(ROOT / f'configs/study/{name}.py').arm('compact').config
+    for config, best in ((path, found[arm]), (compact, found['compact'])):
+        assert Config.fromfile(config).optim_wrapper.optimizer.lr == best['lr']
 
 
 @pytest.mark.parametrize(('name', 'arm', 'path'), RECOMMENDED)

@@ -30,8 +30,8 @@ STUDENTS = {
     SMALLNET / 'smallnet-k7_expand-ck-fc-r4_kd_1xb128-150e_cifar10.py': ['loss_kd'],
     SMALLNET / 'smallnet-k7_expand-ck-fc-r4_hint_1xb128-150e_cifar10.py': ['loss_hint'],
     SMALLNET / 'smallnet-k7_expand-ck-fc-r4_pkt_1xb128-150e_cifar10.py': ['loss_pkt'],
-    UNET / 'unet-s4-d8_expand-cl-r4_kd_fcn_1xb8-1500iters_camvid-96x128.py': ['loss_kd'],
-    YOLO / 'yolo-lite_expand-cl-r4_kd-hint_1xb8-2000iters_bccd-160x160.py': [
+    UNET / 'unet-s4-d8_expand-repvgg_kd_fcn_1xb8-1500iters_camvid-96x128.py': ['loss_kd'],
+    YOLO / 'yolo-lite_expand-bn_kd-hint_1xb8-2000iters_bccd-160x160.py': [
         'loss_kd',
         'loss_hint',
     ],

@@ -1,6 +1,7 @@
 """Int8 files: which layers cost what, which stay float32, and what is refused."""
 
 import copy
+import itertools
 import re
 
 import numpy as np
@@ -22,6 +23,7 @@ from mmexpand.deploy import (
     onnxruntime_run,
 )
 from mmexpand.deploy.int8 import smallest
+from mmexpand.deploy.model import evenly_spaced
 from mmexpand.deploy.scoring import main_metric, points_lost
 from mmexpand.mm.models import build_compact_model
 from tests.conftest import SEGMENTOR, small_config
@@ -215,6 +217,12 @@ def test_a_file_near_chance_is_refused(model, tmp_path):
 def test_a_short_or_empty_calibration_split_is_refused(model, street, tmp_path):
     cfg = small_config(street, tmp_path)
     assert len(calibration_images(model, cfg, 4, (32, 48))) == 4
+    dataset = cfg.train_dataloader.dataset
+    cfg.train_dataloader.dataset = dict(type='ConcatDataset', datasets=[dataset, dataset])
+    found = calibration_images(model, cfg, 3, (32, 48))
+    every = calibration_images(model, cfg, 8, (32, 48))
+    assert all(torch.equal(found[i], every[j]) for i, j in enumerate((0, 4, 7)))
+    cfg.train_dataloader.dataset = dataset
     with pytest.raises(
         ExportError, match=r'^5 images .* CityscapesDataset, .* has 4: use --int8 4'
     ):
@@ -224,6 +232,33 @@ def test_a_short_or_empty_calibration_split_is_refused(model, street, tmp_path):
     cfg.train_dataloader.dataset.data_prefix = dict(img_path='empty', seg_map_path='empty')
     with pytest.raises(ExportError, match=r'has 0: name a data set that has images'):
         calibration_images(model, cfg, 1, (32, 48))
+
+
+@pytest.mark.parametrize(('length', 'count'), [(10, 6), (100, 64), (3, 4), (1, 1)])
+def test_images_are_evenly_spaced(length, count):
+    found = evenly_spaced(length, count)
+    steps = {b - a for a, b in itertools.pairwise(found)}
+    assert len(found) == min(length, count) and max(steps, default=1) - min(steps, default=1) <= 1
+    assert found[0] == 0 and found[-1] == length - 1
+
+
+def test_images_of_another_size_are_refused(model, tmp_path):
+    with pytest.raises(ValueError, match=r'calibration images of shape \(3, 16, 16\) do not fit'):
+        export_onnx(model, images(1, 32, 48), tmp_path / 'a.onnx', int8=Int8([images(1, 16, 16)]))
+
+
+def test_an_activation_behind_a_layer_is_part_of_its_range(model, tmp_path):
+    """A layer's outputs below zero cost no step, as no other node reads them."""
+    _, graph = export(model, tmp_path)
+    producers = {name: node for node in graph.node for name in node.output}
+    inputs = [
+        producers[n.input[0]]
+        for n in graph.node
+        if n.op_type == 'QuantizeLinear' and n.input[0] in producers
+    ]
+    assert [node.op_type for node in inputs].count('Conv') > 4
+    left = [node for node in graph.node if node.op_type == 'Relu']
+    assert not any(producers[node.input[0]].op_type == 'DequantizeLinear' for node in left)
 
 
 def test_points_of_shares_and_of_per_cent():

@@ -1,5 +1,7 @@
 """Networks of mmdet's and mmseg's zoos as files, and refused networks."""
 
+import math
+
 import numpy as np
 import onnx
 import pytest
@@ -70,7 +72,7 @@ def test_an_image_without_detections(tmp_path):
     """Mmdet reshapes the boxes to (0, -1), which ONNX Runtime cannot."""
     model = stock('mmdet::retinanet/retinanet_r18_fpn_1x_coco.py', RETINANET)
     out = tmp_path / 'model.onnx'
-    assert export_onnx(model, images(1), out, tolerance=2e-3).agreement == 1
+    assert math.isnan(export_onnx(model, images(1), out, tolerance=2e-3).agreement)
     boxes, scores, labels = onnxruntime_run(out)(images(2).numpy())
     assert (labels == -1).all()
     assert not scores.any()

@@ -124,6 +124,15 @@ def test_a_resumed_run_goes_on_from_its_ranges(seg_cfg):
     saved = trained_ranges(f'{cfg.work_dir}/iter_4.pth')
     cfg.resume, cfg.load_from = True, f'{cfg.work_dir}/iter_4.pth'
     assert train(cfg)[1].ranges[-1]['mmexpand_int8'] == saved
+    ends = [load_checkpoint(f'{cfg.work_dir}/iter_{i}.pth')['state_dict'] for i in (4, 6)]
+    statistics = [key for key in ends[0] if 'running' in key]
+    assert statistics and all(torch.equal(ends[0][key], ends[1][key]) for key in statistics)
+
+
+def test_a_start_that_is_not_reached_is_warned_of(seg_cfg):
+    cfg = seg_cfg(custom_hooks=[dict(QUANT, start=1, freeze=1), WATCH])
+    train(cfg)
+    assert 'QuantHook has not started: start=1 of 4 iterations was not reached' in log_of(cfg)
 
 
 def test_the_best_weights_have_their_own_ranges(seg_cfg):
@@ -144,6 +153,8 @@ def test_tools_pass_the_ranges_on(seg_cfg, street, tmp_path, capsys):
     cfg = seg_cfg(
         custom_hooks=[dict(QUANT, target='arm'), WATCH, EXPAND, dict(type='ContractHook')]
     )
+    # After one batch statistics fit the images.
+    cfg.model.backbone.norm_cfg = cfg.model.decode_head.norm_cfg = dict(type='BN', momentum=1.0)
     train(cfg)
     work_dir = Path(cfg.work_dir)
     cfg.custom_hooks.pop(1)
@@ -155,9 +166,9 @@ def test_tools_pass_the_ranges_on(seg_cfg, street, tmp_path, capsys):
     assert trained_ranges(contracted) == trained_ranges(checkpoint)
     image = next(street.rglob('*leftImg8bit.png'))
     args = [work_dir / 'compact_config.py', contracted, '--out', tmp_path / 'net.onnx', '--image']
-    args = [*map(str, [*args, image]), '--int8', '2']
+    args = [*map(str, [*args, image]), '--int8', '4']
     capsys.readouterr()
-    assert run('export_onnx.py', *args)[0] == 0
+    assert run('export_onnx.py', *args) == (0, '')
     assert 'layers and ranges as trained by QuantHook' in capsys.readouterr().out
     assert (tmp_path / 'net_int8.onnx').exists()
     status, said = run('export_onnx.py', *args, '--int8-target', 'x86')

@@ -75,10 +75,12 @@ def parse_args() -> argparse.Namespace:
 def read_batches(cfg: Config, args: argparse.Namespace, model: nn.Module) -> list[dict]:
     """Return random batches of a split, preprocessed as in a test, with annotations."""
     loader = copy.deepcopy(cfg[f'{args.split}_dataloader'])
-    steps = innermost(cfg.test_dataloader.dataset).get('pipeline', [])
-    loader.dataset = innermost(loader.dataset)
-    # The loss requires annotations that are resized with the images, unlike those of a test.
-    loader.dataset.pipeline = sorted(steps, key=lambda s: not type_name(s).startswith('Load'))
+    steps = innermost(cfg.test_dataloader.dataset)[0].get('pipeline', [])
+    datasets = innermost(loader.dataset)
+    for dataset in datasets:
+        # The loss requires annotations that are resized with the images, unlike those of a test.
+        dataset.pipeline = sorted(steps, key=lambda s: not type_name(s).startswith('Load'))
+    loader.dataset = dict(type='ConcatDataset', datasets=datasets) if datasets[1:] else datasets[0]
     loader.sampler = dict(type='DefaultSampler', shuffle=True)
     loader.update(num_workers=0, persistent_workers=False)
     built = Runner.build_dataloader(loader, seed=args.seed)

@@ -5,7 +5,9 @@ need their checkpoints: work_dirs/STUDY is where tools/study.py leaves them.
 """
 
 import argparse
+import json
 import statistics
+from collections.abc import Mapping
 from pathlib import Path
 
 from mmengine.runner import find_latest_checkpoint
@@ -105,6 +107,7 @@ def evaluate(study: Study, run: Run, checkpoint: str, args: argparse.Namespace) 
         images=args.images,
         methods=args.methods,
         targets=args.targets,
+        drop=args.drop,
         kept={name: report.int8.kept for name, report in reports.items() if report.int8},
         metrics={name: numbers(metrics) for name, metrics in found.items()},
     )
@@ -131,6 +134,11 @@ def runs(study: Study, arms: list[str] | None) -> list[Run]:
     return found
 
 
+def _settings(found: Mapping | None) -> dict:
+    """Return the options that results depend on."""
+    return {key: (found or {}).get(key) for key in ('images', 'methods', 'targets', 'drop')}
+
+
 def _values(results: list[dict], kind: str, metric: str) -> list[float]:
     """Return a metric of each run, or [] if one lacks it; without detections int8 has 0."""
     if not all(kind in r['metrics'] for r in results):
@@ -143,15 +151,17 @@ def _values(results: list[dict], kind: str, metric: str) -> list[float]:
 
 def table(study: Study) -> str:
     """Return a Markdown table of all results: means over seeds, of what all seeds have."""
-    rows: dict[tuple[str, float], list[dict]] = {}
+    rows: dict[tuple, list[dict]] = {}
     for path in sorted((study.results_dir / 'int8').glob('*.json')):
         result = read_result(path)
-        rows.setdefault((result['arm'], result['lr']), []).append(result)
+        # Runs with other options are not averaged.
+        settings = json.dumps(_settings(result))
+        rows.setdefault((result['arm'], result['lr'], settings), []).append(result)
     # In the order PyTorch, float32, int8, and int8 of further methods.
     found = {kind: None for results in rows.values() for r in results for kind in r['metrics']}
     head = ['arm', 'learning rate', 'seeds', *found, 'int8 minus float32, by seed']
     lines = [head, ['---'] * len(head)]
-    for (arm, lr), results in sorted(rows.items()):
+    for (arm, lr, _), results in sorted(rows.items()):
         scores = {kind: _values(results, kind, study.metric) for kind in found}
         places = 4 if max(scores['PyTorch'], default=0) <= 1 else 2
         # Either is empty if a run lacks it.
@@ -168,7 +178,7 @@ def main(args: argparse.Namespace) -> None:
     for run in [] if args.report_only else runs(study, args.arms):
         path = study.results_dir / 'int8' / f'{run.arm.name}_{run.name}.json'
         checkpoint = find_latest_checkpoint(str(study.work_dir / run.arm.name / run.name))
-        if path.exists() or checkpoint is None:
+        if checkpoint is None or _settings(read_result(path)) == _settings(vars(args)):
             continue
         result = evaluate(study, run, checkpoint, args)
         write_json(result, path)

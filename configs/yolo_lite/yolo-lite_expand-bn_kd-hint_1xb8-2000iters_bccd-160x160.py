@@ -1,7 +1,7 @@
-_base_ = 'yolo-lite_1xb8-2000iters_bccd-160x160.py'
+_base_ = 'yolo-lite_expand-bn_1xb8-2000iters_bccd-160x160.py'
 custom_hooks = [
     dict(type='NumClassCheckHook'),
-    dict(type='ExpandHook', include='backbone', method='cl', rate=4, init='preserve'),
+    dict(type='ExpandHook', include='backbone', method='bn', forward='layerwise'),
     dict(
         type='DistillHook',
         teacher_config='{{ fileDirname }}/yolo-lite-w2_1xb8-2000iters_bccd-160x160.py',
