@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from ..core.names import check_choice
 from ..errors import ExportError, UserValueError
-from ..surgery.fake_quantisation import TARGETS
+from ..surgery.fake_quantisation import RECTIFIED, TARGETS
 from ..surgery.outliers import FAR, outlying_channel, outlying_weight
 from .layers import chosen_layers, head_layers, layer_nodes, node_of, weight_of
 from .model import evenly_spaced
-from .quantisation import METHODS, Quantiser
+from .quantisation import METHODS, Quantiser, activations_behind
 from .runtimes import onnxruntime_run
 
 if TYPE_CHECKING:
@@ -168,12 +168,17 @@ class Int8Search:
     ) -> dict[str, Sequence[float]]:
         """Return ranges by name in the graph; the first layer to run decides, as in training."""
         layers = {node: name for name, nodes in self._layers.items() for node in nodes}
+        activations = activations_behind(self._graph, set(layers))
         found: dict[str, Sequence[float]] = {}
         for node in self._graph.node:
             layer = layers.get(node.name)
             if layer in ranges and layer not in self._kept:
+                output, key = node.output[0], 'output'
+                if RECTIFIED in ranges[layer]:
+                    key = RECTIFIED
+                    output = activations[output].output[0] if output in activations else output
                 found.setdefault(node.input[0], ranges[layer]['input'])
-                found.setdefault(node.output[0], ranges[layer]['output'])
+                found.setdefault(output, ranges[layer][key])
         return found
 
     def _order(self, by_error: list[str]) -> list[str]:

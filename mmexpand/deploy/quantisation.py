@@ -19,7 +19,7 @@ ACTIVATIONS = ('Relu', 'Clip')
 """Operators that int8 replaces by the range of their output."""
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto
+    from onnx import GraphProto, ModelProto, NodeProto
 
 METHODS = {'minmax': 'MinMax', 'percentile': 'Percentile', 'entropy': 'Entropy'}
 """ONNX Runtime's calibration methods by name."""
@@ -43,7 +43,7 @@ class Quantiser:
         from onnxruntime.quantization import CalibrationMethod, create_calibrator
         from onnxruntime.quantization.shape_inference import quant_pre_process
 
-        self._trained = False
+        self._trained: set[str] = set()
         self._reduce_range = TARGETS[target] < TARGETS['arm']
         name = network.graph.input[0].name
         with TemporaryDirectory() as folder:
@@ -81,7 +81,7 @@ class Quantiser:
         """
         from onnxruntime.quantization.calibrate import TensorData
 
-        self._trained = True
+        self._trained = set(ranges)
         for name, bounds in ranges.items():
             low, high = np.array(bounds, np.float32)
             self._tensors[name] = TensorData(lowest=np.array(low), highest=np.array(high))
@@ -97,7 +97,8 @@ class Quantiser:
 
         if not nodes:  # The quantizer takes an empty list for all nodes.
             return copy.deepcopy(self.model)
-        activations = [] if self._trained else _activations(self.model.graph, set(nodes))
+        activations = activations_behind(self.model.graph, set(nodes)).values()
+        names = [n.name for n in activations if not self._trained or n.output[0] in self._trained]
         quantizer = QDQQuantizer(
             copy.deepcopy(self.model),
             per_channel=per_channel,
@@ -105,7 +106,7 @@ class Quantiser:
             weight_qType=QuantType.QInt8,
             activation_qType=QuantType.QUInt8,
             tensors_range=copy.deepcopy(self._tensors),
-            nodes_to_quantize=[*nodes, *activations],
+            nodes_to_quantize=[*nodes, *names],
             nodes_to_exclude=[],
             op_types_to_quantize=(*QUANTISED, *ACTIVATIONS),
             extra_options={},
@@ -117,16 +118,16 @@ class Quantiser:
         return quantizer.model.model
 
 
-def _activations(graph: 'GraphProto', nodes: set[str]) -> list[str]:
-    """Return the names of activations that alone read the output of one of these nodes."""
+def activations_behind(graph: 'GraphProto', nodes: set[str]) -> dict[str, 'NodeProto']:
+    """Return activations that alone read the output of one of these nodes, by this output."""
     outputs = {node.output[0] for node in graph.node if node.name in nodes}
     readers = Counter(name for node in graph.node for name in node.input)
     readers.update(output.name for output in graph.output)
-    return [
-        node.name
+    return {
+        node.input[0]: node
         for node in graph.node
         if node.op_type in ACTIVATIONS and node.input[0] in outputs and readers[node.input[0]] == 1
-    ]
+    }
 
 
 def _leave_float(graph: 'GraphProto', nodes: set[str]) -> None:

@@ -2,7 +2,7 @@
 
 Jacob et al., CVPR 2018. Kernels are symmetric with one scale for each output channel, activations
 are unsigned with one scale. A unit has its folded kernel; a batch norm behind a layer is merged
-into its kernel, as in the file.
+into its kernel, and a ReLU behind it is part of the range of its output, as in the file.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +25,8 @@ INT8_KEY = 'mmexpand_int8'
 TARGETS = {'x86': 64, 'x86-vnni': 127, 'arm': 127}
 """Processors, each with the largest weight: without VNNI, x86 adds products in 16 bits."""
 LEVELS = 255
+RECTIFIED = 'rectified'
+"""Key of the range of a layer's output behind a ReLU."""
 AVERAGED = 0.01
 """Smallest share of a step in the average of ranges, as in torch's observers."""
 
@@ -54,15 +56,15 @@ class FakeQuantisation:
             if _is_convolution(module):
                 names.setdefault(module, []).append(name)
         like = next(model.parameters())
-        # Below and above zero, of every layer's input and output.
-        self._mean = torch.zeros(2 * len(names), 2, device=like.device)
+        # Below and above zero, of every layer's input, output, and output behind a ReLU.
+        self._mean = torch.zeros(3 * len(names), 2, device=like.device)
         self._seen = torch.zeros_like(self._mean)
         self._steps = torch.zeros(len(self._mean), 1, device=like.device)
         self._reaches = [Reach(*rows) for rows in zip(self._mean, self._seen, strict=True)]
         self.layers: dict[str, QuantisedLayer] = {}
         for index, module in enumerate(names):
             layer = QuantisedLayer(
-                module, TARGETS[target], self._mean, *self._reaches[2 * index : 2 * index + 2]
+                module, TARGETS[target], self._mean, *self._reaches[3 * index : 3 * index + 3]
             )
             self.layers.update(dict.fromkeys(names[module], layer))
         self._hooks = [
@@ -70,6 +72,11 @@ class FakeQuantisation:
             for _, module in _outside_units(model)
             if isinstance(module, _BatchNorm) and module.running_var is not None
         ]
+        for _, module in _outside_units(model):
+            # In place: no other module reads the values before the ReLU.
+            if isinstance(module, (nn.ReLU, nn.ReLU6)) and module.inplace:
+                self._hooks.append(module.register_forward_pre_hook(_before_relu))
+                self._hooks.append(module.register_forward_hook(_after_relu))
 
     def start(self, ranges: Mapping[str, Mapping[str, list[float]]] | None = None) -> None:
         """Quantise from now on.
@@ -88,9 +95,7 @@ class FakeQuantisation:
                 layer.remove()
                 del self.layers[name]
                 continue
-            layer.quantises = True
-            for activation, (low, high) in (ranges or {}).get(name, {}).items():
-                getattr(layer, activation).mean.copy_(torch.tensor([-low, high]))
+            layer.start(None if ranges is None else ranges[name])
         self._find_known()
 
     def _find_known(self) -> None:
@@ -130,12 +135,16 @@ class FakeQuantisation:
                 norm.eval()
 
     def ranges(self) -> dict[str, dict[str, list[float]]]:
-        """Return the lowest and highest value of each layer's input and output, by layer name."""
+        """Return the lowest and highest value of each layer's input and output, by layer name.
+
+        The key of an output behind a ReLU is ``RECTIFIED``.
+        """
         found = {}
         for name, layer in self.layers.items():
             if not layer.output.known:
                 continue
-            reaches = {'input': layer.input.mean.tolist(), 'output': layer.output.mean.tolist()}
+            output = RECTIFIED if layer.is_rectified else 'output'
+            reaches = {'input': layer.input.mean.tolist(), output: layer.output.mean.tolist()}
             found[name] = {key: [-below, above] for key, (below, above) in reaches.items()}
         return found
 
@@ -215,25 +224,47 @@ class QuantisedLayer:
         ranges: ranges of all layers.
         input: range of the input.
         output: range of the output, behind the norm if there is one.
+        rectified: range of the output behind a ReLU.
 
     Attributes:
         norms: batch norms that have run behind the layer.
-        runs: whether the layer has run.
+        runs: number of calls.
+        is_rectified: whether ``output`` is the range behind a ReLU: one follows every call.
         observes: whether activations are observed.
         quantises: whether kernel and activations are rounded.
     """
 
-    def __init__(self, layer: nn.Module, limit: int, ranges: Tensor, input: Reach, output: Reach):
+    def __init__(
+        self,
+        layer: nn.Module,
+        limit: int,
+        ranges: Tensor,
+        input: Reach,
+        output: Reach,
+        rectified: Reach,
+    ):
         self.layer, self.limit, self.ranges = layer, limit, ranges
-        self.input, self.output = input, output
+        self.input, self.output, self._rectified = input, output, rectified
         self.norms: list[_BatchNorm] = []
-        self.runs, self.observes, self.quantises = False, True, False
+        self.runs = self._relus = 0
+        self.is_rectified, self.observes, self.quantises = False, True, False
         unit = isinstance(layer, ExpandedLayer)
         self._method = '_apply_kernel' if unit else '_conv_forward'
         self._apply = getattr(layer, self._method)
         setattr(layer, self._method, self)
         if unit:
             self._forward_order, layer.forward_order = layer.forward_order, 'folded'
+
+    def start(self, ranges: Mapping[str, list[float]] | None) -> None:
+        """Quantise from now on, by given or by the observed ranges."""
+        self.quantises = True
+        self.is_rectified = self._relus == self.runs if ranges is None else RECTIFIED in ranges
+        if self.is_rectified:
+            self.output = self._rectified
+        if ranges is not None:
+            output = ranges[RECTIFIED if self.is_rectified else 'output']
+            for reach, (low, high) in ((self.input, ranges['input']), (self.output, output)):
+                reach.mean.copy_(torch.tensor([-low, high]))
 
     def remove(self) -> None:
         """Restore the layer's own method."""
@@ -242,13 +273,13 @@ class QuantisedLayer:
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Apply the rounded kernel to the rounded input."""
-        self.runs = True
+        self.runs += 1
         x = self._rounded_input(x)
         input_step = _noted(x, 'step')
         if self.quantises and input_step is not None:
             weight, bias = self._rounded_parameters(weight, bias, input_step)
         y = self._apply(x, weight, bias)
-        if not self.norms:
+        if not self.norms and not self.is_rectified:
             y = self._rounded(y, self.output)
         _note(y, 'layer', self)
         return y
@@ -258,7 +289,19 @@ class QuantisedLayer:
         if norm not in self.norms:
             self.norms.append(norm)
             self.output.seen.zero_()  # It holds values of the layer's output before the norm.
-        return self._rounded(y, self.output)
+        if not self.is_rectified:
+            y = self._rounded(y, self.output)
+        _note(y, 'normed', self)
+        return y
+
+    def behind_relu(self, y: Tensor) -> Tensor:
+        """Round the output of a ReLU behind the layer."""
+        self._relus += 1
+        if self.is_rectified:
+            return self._rounded(y, self.output)
+        if self.observes:
+            self._rectified.observe(y)
+        return y
 
     def _rounded(self, x: Tensor, reach: Reach) -> Tensor:
         if self.observes:
@@ -312,6 +355,18 @@ class QuantisedLayer:
 def _after_norm(norm: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
     layer = _noted(args[0], 'layer')
     return output if layer is None else layer.behind(norm, output)
+
+
+def _before_relu(relu: nn.Module, args: tuple[Tensor]) -> None:
+    layer = _noted(args[0], 'layer')
+    behind_norm = _noted(args[0], 'normed')
+    # Its forward pass changes the image in place, and removes the note.
+    vars(relu)['mmexpand_layer'] = behind_norm if layer is None or layer.norms else layer
+
+
+def _after_relu(relu: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
+    layer = vars(relu).pop('mmexpand_layer', None)
+    return output if layer is None else layer.behind_relu(output)
 
 
 def _note(x: Tensor, key: str, value: Any) -> None:

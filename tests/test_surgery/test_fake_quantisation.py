@@ -14,7 +14,7 @@ from torch import nn
 import mmexpand
 from mmexpand.deploy import Int8, export_onnx, onnxruntime_run
 from mmexpand.surgery import named_units
-from mmexpand.surgery.fake_quantisation import FakeQuantisation, fake_quantised
+from mmexpand.surgery.fake_quantisation import RECTIFIED, FakeQuantisation, fake_quantised
 
 GIVEN = [torch.randn(1, 3, 16, 24, generator=torch.Generator().manual_seed(i)) for i in range(4)]
 
@@ -104,11 +104,30 @@ def test_onnxruntime_computes_what_pytorch_does_fake_quantised(net, tmp_path):
 def test_other_ranges_give_another_file(net, tmp_path):
     ranges = ranges_of(net)
     smaller = copy.deepcopy(ranges)
-    smaller['shared']['output'][1] /= 2
+    smaller['shared'][RECTIFIED][1] /= 2
     _, found = in_int8(net, smaller, tmp_path)
     compare(found, trained(net, smaller), ranges)
     assert (found - in_int8(net, ranges, tmp_path)[1]).abs().max() > 0.05
     compare(trained(net, ranges), in_int8(net, ranges, tmp_path)[1], ranges)
+
+
+def test_the_range_of_an_output_is_that_behind_a_relu_in_place(net):
+    ranges = ranges_of(net)
+    rectified = {name for name, found in ranges.items() if RECTIFIED in found}
+    assert rectified == {'stem', 'pointwise', 'shared'}
+    assert all(ranges[name][RECTIFIED][0] == 0 for name in rectified)
+    # Other modules may read the values before a ReLU that is not in place.
+    net.relu.inplace = False
+    ranges = ranges_of(net)
+    assert all(ranges[name]['output'][0] < 0 for name in rectified)
+
+
+def test_a_relu_behind_some_calls_only(net):
+    plain = net.shared
+    net.forward = lambda inputs, **_: net.head(
+        torch.cat([net.relu(plain(net.stem(inputs))), plain(net.stem(inputs))], 1)
+    )
+    assert RECTIFIED not in ranges_of(net)['shared']
 
 
 def test_layers_without_ranges_and_kept_ones_stay_float(net, tmp_path):
