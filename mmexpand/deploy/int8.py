@@ -206,12 +206,14 @@ class Int8Search:
         import onnxruntime
 
         plain = self._outputs(graph, optimise=False)
-        for a, b, c in zip(self._outputs(graph), plain, self._expected, strict=True):
-            if _rms(a - b) > _rms(b - c):
+        by_kernels = _by_head(self._outputs(graph), plain)
+        by_rounding = _by_head(plain, self._expected)
+        for kernels, rounding in zip(by_kernels, by_rounding, strict=True):
+            if kernels > rounding:
                 raise ExportError(
                     f'the int8 kernels of ONNX Runtime {onnxruntime.__version__} are wrong on this '
-                    f'processor: their outputs are off by {_rms(a - b):.3g}, those of int8 itself '
-                    f'by {_rms(b - c):.3g}: install another version (1.26 is right with AMX)'
+                    f'processor: their outputs are off by {kernels:.3g}, those of int8 itself by '
+                    f'{rounding:.3g}: install another version (1.26 is right with AMX)'
                 )
 
     def _outputs(self, graph: 'ModelProto', optimise: bool = True) -> list[np.ndarray]:
@@ -225,13 +227,16 @@ class Int8Search:
         return [np.stack(values).astype(np.float64) for values in zip(*by_image, strict=True)]
 
     def _error(self, graph: 'ModelProto') -> float:
-        errors = []
-        for found, expected in zip(self._outputs(graph), self._expected, strict=True):
-            centre = expected.mean(0) if len(expected) > 1 else 0
-            # Outputs that are equal for all images have no spread: any error would be infinite.
-            scale = max(_rms(expected - centre), 1e-3 * _rms(expected), 1e-12)
-            errors.append(_rms(found - expected) / scale)
-        return max(errors)
+        expected = self._expected
+        centres = [output.mean(0) if len(output) > 1 else 0 for output in expected]
+        errors = zip(
+            _by_head(self._outputs(graph), expected),
+            _by_head(expected, centres),
+            _by_head(expected, [0] * len(expected)),
+            strict=True,
+        )
+        # Outputs that are equal for all images have no spread: any error would be infinite.
+        return max(error / max(spread, 1e-3 * size, 1e-12) for error, spread, size in errors)
 
     def _reason(self, layer: str, node: str) -> str:
         weight = weight_of(self._graph, node)
@@ -274,5 +279,13 @@ def _norm_words(merged: Tensor, own: Tensor) -> list[str]:
     ]
 
 
-def _rms(values: np.ndarray) -> float:
-    return float(np.sqrt(np.square(values).mean()))
+def _by_head(outputs: Sequence[np.ndarray], others: Sequence[np.ndarray | int]) -> list[float]:
+    """Return the root mean square of differences, for outputs of as many channels together.
+
+    These are the levels of one head of a detector. A level without an object hardly depends on the
+    image.
+    """
+    squares: dict[tuple, list[np.ndarray]] = {}
+    for output, other in zip(outputs, others, strict=True):
+        squares.setdefault(output.shape[2:3], []).append(np.square(output - other).ravel())
+    return [float(np.sqrt(np.concatenate(values).mean())) for values in squares.values()]
