@@ -206,8 +206,8 @@ class Int8Search:
         import onnxruntime
 
         plain = self._outputs(graph, optimise=False)
-        by_kernels = _by_head(self._outputs(graph), plain)
-        by_rounding = _by_head(plain, self._expected)
+        by_kernels = by_head(self._outputs(graph), plain)
+        by_rounding = by_head(plain, self._expected)
         for kernels, rounding in zip(by_kernels, by_rounding, strict=True):
             if kernels > rounding:
                 raise ExportError(
@@ -230,9 +230,9 @@ class Int8Search:
         expected = self._expected
         centres = [output.mean(0) if len(output) > 1 else 0 for output in expected]
         errors = zip(
-            _by_head(self._outputs(graph), expected),
-            _by_head(expected, centres),
-            _by_head(expected, [0] * len(expected)),
+            by_head(self._outputs(graph), expected),
+            by_head(expected, centres),
+            by_head(expected, [0] * len(expected)),
             strict=True,
         )
         # Outputs that are equal for all images have no spread: any error would be infinite.
@@ -279,7 +279,7 @@ def _norm_words(merged: Tensor, own: Tensor) -> list[str]:
     ]
 
 
-def _by_head(outputs: Sequence[np.ndarray], others: Sequence[np.ndarray | int]) -> list[float]:
+def by_head(outputs: Sequence[np.ndarray], others: Sequence[np.ndarray | int]) -> list[float]:
     """Return the root mean square of differences, for outputs of as many channels together.
 
     These are the levels of one head of a detector. A level without an object hardly depends on the

@@ -22,7 +22,7 @@ from mmexpand.deploy import (
     export_onnx,
     onnxruntime_run,
 )
-from mmexpand.deploy.int8 import smallest
+from mmexpand.deploy.int8 import by_head, smallest
 from mmexpand.deploy.model import evenly_spaced
 from mmexpand.deploy.scoring import main_metric, points_lost
 from mmexpand.mm.models import build_compact_model
@@ -232,6 +232,16 @@ def test_a_short_or_empty_calibration_split_is_refused(model, street, tmp_path):
     cfg.train_dataloader.dataset.data_prefix = dict(img_path='empty', seg_map_path='empty')
     with pytest.raises(ExportError, match=r'has 0: name a data set that has images'):
         calibration_images(model, cfg, 1, (32, 48))
+
+
+def test_levels_of_a_head_are_taken_together():
+    """A level without objects hardly depends on the image."""
+    rng = np.random.default_rng(0)
+    large, small = rng.normal(size=(4, 1, 3, 20, 20)), 1e-3 * rng.normal(size=(4, 1, 3, 5, 5))
+    boxes = rng.normal(size=(4, 1, 4, 5, 5))
+    found = by_head([large, small, boxes], [0, 0, 0])
+    joined = np.concatenate([large.ravel(), small.ravel()])
+    assert found == pytest.approx([np.sqrt((joined**2).mean()), np.sqrt((boxes**2).mean())])
 
 
 @pytest.mark.parametrize(('length', 'count'), [(10, 6), (100, 64), (3, 4), (1, 1)])
