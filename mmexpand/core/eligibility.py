@@ -19,6 +19,18 @@ def refusal(layer: nn.Module, kind: type) -> str:
         layer: any module.
         kind: ``nn.Conv2d``, ``nn.ConvTranspose2d`` or ``nn.Linear``.
     """
+    if not {'forward', '_conv_forward'}.isdisjoint(vars(layer)):
+        return f'{type(layer).__name__} has a forward of its own'
+    return class_refusal(layer, kind)
+
+
+def class_refusal(layer: nn.Module, kind: type) -> str:
+    """Return the reason why a class of layers cannot become units, or ''.
+
+    Args:
+        layer: any module.
+        kind: ``nn.Conv2d``, ``nn.ConvTranspose2d`` or ``nn.Linear``.
+    """
     name = type(layer).__name__
     if isinstance(layer, ExpandedLayer):
         return EXPANDED_ALREADY
@@ -31,8 +43,7 @@ def refusal(layer: nn.Module, kind: type) -> str:
     plain = type(layer).forward is kind.forward and (
         kind is not nn.Conv2d or convolves_as_torch(layer)
     )
-    patched = not {'forward', '_conv_forward'}.isdisjoint(vars(layer))
-    if patched or (not plain and type(layer) not in PLAIN_LAYERS):
+    if not plain and type(layer) not in PLAIN_LAYERS:
         return f'{name} has a forward of its own'
     if 'weight' not in parameters_of(layer) or set(parameters_of(layer)) - {'weight', 'bias'}:
         return f'{name} has a reparametrised weight (weight_norm, spectral_norm, parametrize)'

@@ -19,6 +19,7 @@ from .expression import (
     Norm,
     Shape,
     factors_of,
+    has_statistics,
 )
 from .folded import FoldedKernel, fold_layer
 from .folded_parameter import FoldedParameter
@@ -125,6 +126,12 @@ class ExpandedLayer(nn.Module):
         """Return whether norms currently take statistics of the batch."""
         return any(norm.norm.training for norm in self._norms)
 
+    @property
+    def is_anchored(self) -> bool:
+        """Return whether all norms have statistics of data."""
+        return all(norm.is_anchored for norm in self._norms)
+
+    @torch.compiler.disable
     @torch.no_grad()
     def anchor_norms(self, input: Tensor, *call: object) -> None:
         """Anchor norms in branches at the statistics of a batch; the function stays the same.
@@ -138,8 +145,6 @@ class ExpandedLayer(nn.Module):
             input: the layer's input.
             call: further arguments of the layer's forward.
         """
-        if all(norm.is_anchored for norm in self._norms):
-            return
         x = input.to(self.like.dtype)
         for norm in self._norms:
             norm.anchoring = True
@@ -404,9 +409,11 @@ class ExpandedLayer(nn.Module):
                 )
             state_dict.clear()
             state_dict.update(self.state_dict(prefix=prefix))
+        elif fits:
+            for name, norm in self.named_modules(prefix=prefix.rstrip('.')):
+                if isinstance(norm, Norm):
+                    norm.is_anchored |= has_statistics(state_dict, f'{name}.norm.')
         super()._load_from_state_dict(state_dict, prefix, *others)
-        for norm in self._norms if fits else ():
-            norm.is_anchored |= norm.has_statistics
 
     def _set_loaded_weight(self, weight: Tensor, bias: Tensor | None, name: str) -> None:
         try:

@@ -53,7 +53,11 @@ def measured(
     """
     if not unit.takes_statistics:
         return linear(unit, x, *call)
-    unit.anchor_norms(x, *call)
+    if not unit.is_anchored:
+        unit.anchor_norms(x, *call)
+        if not unit.is_anchored:
+            # This batch has no statistics. The function stays that of the given layer.
+            return folded(unit, x, *call)
     if not x.numel():
         # An empty batch has no statistics, as when no proposal is left.
         return (folded if sampled else layerwise)(unit, x, *call)

@@ -121,8 +121,8 @@ class Int8Search:
         self._kept = chosen_layers(list(self._layers), int8.keep)
         self._trained = int8.ranges is not None
         if self._trained:
-            self._kept += [n for n in self._layers if n not in {*int8.ranges, *self._kept}]
-            self._quantiser.set_ranges(self._trained_ranges(int8.ranges))
+            self._keep_untrained(int8.ranges)
+            self._quantiser.set_ranges(*self._trained_ranges(int8.ranges))
         self._searches = int8.accepts is not None
         # The first images of a data set that is sorted by class may be alike.
         self._images = [images[i] for i in evenly_spaced(len(images), COMPARED)]
@@ -163,23 +163,42 @@ class Int8Search:
         errors = {way: self._error(self._without(self._kept, way)) for way in (True, False)}
         return errors[True] <= errors[False]
 
+    def _keep_untrained(self, ranges: Mapping[str, Mapping]) -> None:
+        """Keep layers in float32 that have no range, or that of a ReLU which is not behind them."""
+        nodes = {node for nodes in self._layers.values() for node in nodes}
+        behind = activations_behind(self._graph, nodes)
+        outputs = {node.name: node.output[0] for node in self._graph.node}
+        self._kept += [
+            name
+            for name, nodes in self._layers.items()
+            if name not in self._kept
+            and (
+                name not in ranges
+                or (RECTIFIED in ranges[name] and any(outputs[n] not in behind for n in nodes))
+            )
+        ]
+
     def _trained_ranges(
         self, ranges: Mapping[str, Mapping[str, Sequence[float]]]
-    ) -> dict[str, Sequence[float]]:
-        """Return ranges by name in the graph; the first layer to run decides, as in training."""
+    ) -> tuple[dict[str, Sequence[float]], set[str]]:
+        """Return ranges by name in the graph, and outputs with a range behind an activation.
+
+        The first layer to run decides, as in training.
+        """
         layers = {node: name for name, nodes in self._layers.items() for node in nodes}
         activations = activations_behind(self._graph, set(layers))
         found: dict[str, Sequence[float]] = {}
+        rectified = set()
         for node in self._graph.node:
             layer = layers.get(node.name)
             if layer in ranges and layer not in self._kept:
                 output, key = node.output[0], 'output'
                 if RECTIFIED in ranges[layer]:
-                    key = RECTIFIED
-                    output = activations[output].output[0] if output in activations else output
+                    rectified.add(output)
+                    output, key = activations[output].output[0], RECTIFIED
                 found.setdefault(node.input[0], ranges[layer]['input'])
                 found.setdefault(output, ranges[layer][key])
-        return found
+        return found, rectified
 
     def _order(self, by_error: list[str]) -> list[str]:
         """Return the layers in the order in which they are kept: heads, then by their errors."""

@@ -43,7 +43,7 @@ class Quantiser:
         from onnxruntime.quantization import CalibrationMethod, create_calibrator
         from onnxruntime.quantization.shape_inference import quant_pre_process
 
-        self._trained: set[str] = set()
+        self._rectified: set[str] | None = None
         self._reduce_range = TARGETS[target] < TARGETS['arm']
         name = network.graph.input[0].name
         with TemporaryDirectory() as folder:
@@ -73,15 +73,16 @@ class Quantiser:
             for key, value in self._tensors.items()
         }
 
-    def set_ranges(self, ranges: Mapping[str, Sequence[float]]) -> None:
+    def set_ranges(self, ranges: Mapping[str, Sequence[float]], rectified: set[str]) -> None:
         """Replace ranges that the images gave by trained ones.
 
         Args:
             ranges: lowest and highest value, by name.
+            rectified: outputs of layers whose range is that behind an activation.
         """
         from onnxruntime.quantization.calibrate import TensorData
 
-        self._trained = set(ranges)
+        self._rectified = rectified
         for name, bounds in ranges.items():
             low, high = np.array(bounds, np.float32)
             self._tensors[name] = TensorData(lowest=np.array(low), highest=np.array(high))
@@ -97,8 +98,9 @@ class Quantiser:
 
         if not nodes:  # The quantizer takes an empty list for all nodes.
             return copy.deepcopy(self.model)
-        activations = activations_behind(self.model.graph, set(nodes)).values()
-        names = [n.name for n in activations if not self._trained or n.output[0] in self._trained]
+        behind = activations_behind(self.model.graph, set(nodes))
+        chosen = behind.keys() if self._rectified is None else behind.keys() & self._rectified
+        names = [behind[output].name for output in chosen]
         quantizer = QDQQuantizer(
             copy.deepcopy(self.model),
             per_channel=per_channel,
@@ -112,7 +114,7 @@ class Quantiser:
             extra_options={},
         )
         quantizer.quantize_model()
-        if self._trained:
+        if self._rectified is not None:
             _leave_float(quantizer.model.model.graph, set(nodes))
         quantizer.model.topological_sort()
         return quantizer.model.model
@@ -126,8 +128,20 @@ def activations_behind(graph: 'GraphProto', nodes: set[str]) -> dict[str, 'NodeP
     return {
         node.input[0]: node
         for node in graph.node
-        if node.op_type in ACTIVATIONS and node.input[0] in outputs and readers[node.input[0]] == 1
+        if node.op_type in ACTIVATIONS
+        and node.input[0] in outputs
+        and readers[node.input[0]] == 1
+        and _holds_zero(graph, node)
     }
+
+
+def _holds_zero(graph: 'GraphProto', node: 'NodeProto') -> bool:
+    """Return whether a Clip leaves zero unchanged, which every int8 range contains."""
+    from onnx.numpy_helper import to_array
+
+    bounds = {tensor.name: to_array(tensor) for tensor in graph.initializer}
+    given = [(name, sign) for name, sign in zip(node.input[1:3], (1, -1), strict=False) if name]
+    return all(name in bounds and sign * bounds[name] <= 0 for name, sign in given)
 
 
 def _leave_float(graph: 'GraphProto', nodes: set[str]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..core.names import check_choice
@@ -24,10 +25,9 @@ class QuantHook(Hook):
     """A hook that trains with the rounding of the int8 file of ``tools/export_onnx.py``.
 
     Folded and plain kernels of convolutions and their activations are fake-quantised. The first
-    iteration runs the float network, with batch norms in eval mode, to find the norms that the file
-    merges and the initial ranges. From then on norms in branches and merged norms keep their
-    statistics. Checkpoints and the compact files of ContractHook hold the trained ranges in
-    ``meta``.
+    iteration runs the float network to find the norms that the file merges and the initial ranges.
+    Norms in branches and merged norms keep the statistics that they had before it. Checkpoints and
+    the compact files of ContractHook hold the trained ranges in ``meta``.
 
     Args:
         start: fraction of the iterations after which the hook starts. Default: 0.
@@ -50,7 +50,7 @@ class QuantHook(Hook):
         check_choice('target', target, TARGETS)
         self.start, self.freeze, self.target = start, freeze, target
         self._quantisation: FakeQuantisation | None = None
-        self._found: list[_BatchNorm] = []
+        self._statistics: list[tuple[Tensor, Tensor]] = []
         self._quantises = False
         self._resumed: Mapping | None = None
 
@@ -79,14 +79,10 @@ class QuantHook(Hook):
             for unit in named_units(model).values():
                 unit.freeze_norms()
             self._quantisation = FakeQuantisation(model, self.target)
-            # They are found in this iteration, not trained: a resumed run has them frozen already.
-            self._found = [
-                module
-                for module in model.modules()
-                if isinstance(module, _BatchNorm) and module.training
-            ]
-            for norm in self._found:
-                norm.eval()
+            # Norms are found in this iteration, not trained: a resumed run has them frozen already.
+            norms = (module for module in model.modules() if isinstance(module, _BatchNorm))
+            buffers = (buffer for norm in norms for buffer in norm.buffers())
+            self._statistics = [(buffer, buffer.clone()) for buffer in buffers]
         # A validation has put the norms back into training mode.
         self._quantisation.freeze_norms()
         self._quantisation.observe(self._observes(runner))
@@ -102,9 +98,10 @@ class QuantHook(Hook):
             fake.step(partial(all_reduce, op='max'))
         fake.observe(False)
         if not self._quantises:
+            for buffer, before in self._statistics:
+                buffer.copy_(before)
+            self._statistics.clear()
             start_alike(unwrap(runner.model))  # Each rank has statistics of its own batches.
-            for norm in self._found:
-                norm.train()
             self._warn_of_fresh_norms()
             fake.start(self._resumed and self._resumed['ranges'])
             self._quantises = True

@@ -1,5 +1,6 @@
 """A study of one config and some blocks, without a study file written by hand."""
 
+import copy
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -116,14 +117,21 @@ def _main_metric(cfg: Config, config: str) -> str:
 def _former_arms(path: Path, arms: Mapping[str, dict]) -> dict[str, dict]:
     """Return the arms of a study file; refuse other options under the same name."""
     before = Config.fromfile(path).to_dict()['arms']
-    plain = Config(dict(arms=arms)).to_dict()['arms']
-    changed = [name for name in plain if name in before and before[name] != plain[name]]
+    both = before.keys() & arms.keys()
+    changed = [name for name in arms if name in both and _plain(before[name]) != _plain(arms[name])]
     if changed:
         raise StudyError(
             f'{path} has other options for {", ".join(changed)}; choose another --name, or remove '
             'its folder'
         )
     return before
+
+
+def _plain(arm: Mapping) -> dict:
+    """Return an arm with nested options: keys with dots mean the same."""
+    options = Config()
+    options.merge_from_dict(copy.deepcopy(dict(arm.get('cfg_options') or {})))
+    return dict(config=arm['config'], cfg_options=options.to_dict())
 
 
 def best_checkpoint(study: Study) -> tuple[Run, Path] | None:

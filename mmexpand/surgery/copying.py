@@ -63,4 +63,16 @@ def _rebind(value: Any, memo: dict[int, Any]) -> Any:
         cell.cell_contents = _rebind(original.cell_contents, memo)
     bound.__defaults__ = tuple(_rebind(v, memo) for v in value.__defaults__ or ()) or None
     bound.__kwdefaults__ = {k: _rebind(v, memo) for k, v in (value.__kwdefaults__ or {}).items()}
+    if _held(bound) == _held(value):
+        memo[id(value)] = value  # Such as F.relu, which must stay itself to be pickled.
+        return value
+    bound.__dict__.update(value.__dict__)
+    bound.__qualname__ = value.__qualname__
     return bound
+
+
+def _held(function: FunctionType) -> list[int]:
+    """Return the objects that a function refers to, by id."""
+    cells = [cell.cell_contents for cell in function.__closure__ or ()]
+    defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    return [id(value) for value in (*cells, *defaults)]

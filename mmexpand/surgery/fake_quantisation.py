@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..core import ExpandedConv2d
 from ..core.compat import version
-from ..core.eligibility import refusal
+from ..core.eligibility import class_refusal
 from ..core.expanded_layer import ExpandedLayer
 from ..core.names import check_choice
 from .expand import names_of_units
@@ -199,7 +199,9 @@ class Reach:
         """Extend ``seen`` by the values of an activation."""
         if x.numel():
             low, high = x.detach().float().aminmax()
-            torch.maximum(self.seen, torch.stack([-low, high]), out=self.seen)
+            # A layer may give zeros only: they are a range too.
+            seen = torch.stack([-low, high]).clamp_(min=torch.finfo(torch.float).tiny)
+            torch.maximum(self.seen, seen, out=self.seen)
 
     def quantise(self, x: Tensor) -> Tensor:
         """Round an activation to 256 values, and note the step at the result."""
@@ -358,6 +360,8 @@ def _after_norm(norm: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
 
 
 def _before_relu(relu: nn.Module, args: tuple[Tensor]) -> None:
+    if not args:
+        return
     layer = _noted(args[0], 'layer')
     behind_norm = _noted(args[0], 'normed')
     # Its forward pass changes the image in place, and removes the note.
@@ -382,7 +386,8 @@ def _noted(x: Tensor, key: str) -> Any:
 def _is_convolution(module: nn.Module) -> bool:
     if isinstance(module, ExpandedConv2d):
         return module.has_kernel
-    return not refusal(module, nn.Conv2d)
+    # Activation checkpointing may have set another forward.
+    return '_conv_forward' not in vars(module) and not class_refusal(module, nn.Conv2d)
 
 
 def _outside_units(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -49,11 +49,16 @@ def _outside_the_tree(module: nn.Module) -> list[tuple[str, Any]]:
 def _replaced(value: Any, replaced: Mapping[nn.Module, nn.Module]) -> Any:
     if isinstance(value, nn.Module):
         return replaced.get(value, value)
-    if isinstance(value, list):
-        value[:] = [_replaced(item, replaced) for item in value]
-    elif isinstance(value, dict):
-        value.update({key: _replaced(item, replaced) for key, item in value.items()})
-    elif isinstance(value, tuple):
-        items = [_replaced(item, replaced) for item in value]
+    if not isinstance(value, (list, dict, tuple)):
+        return value
+    keys = list(value) if isinstance(value, dict) else range(len(value))
+    new = {key: _replaced(value[key], replaced) for key in keys}
+    new = {key: item for key, item in new.items() if item is not value[key]}
+    if not new:
+        return value  # Some classes cannot be changed or built again.
+    if isinstance(value, tuple):
+        items = [new.get(index, item) for index, item in enumerate(value)]
         return type(value)(*items) if hasattr(value, '_fields') else type(value)(items)
+    for key, item in new.items():
+        value[key] = item
     return value

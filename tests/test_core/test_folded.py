@@ -307,11 +307,38 @@ class TestStartOfNorms:
         loaded = copy.deepcopy(expanded)
         loaded.load_state_dict(expanded.state_dict())
         torch.testing.assert_close(loaded.train()(x), net(x), rtol=1e-10, atol=1e-12)
-        trained = copy.deepcopy(loaded)
-        trained.load_state_dict(loaded.state_dict())
-        assert all(norm.is_anchored for norm in trained[0]._norms)
 
-    def test_a_constant_batch_leaves_the_given_weights(self):
+    def test_a_trained_state_dict_keeps_its_statistics(self):
+        _, expanded, x = self.given()
+        fresh = copy.deepcopy(expanded)
+        optimizer = torch.optim.SGD(expanded.train().parameters(), 0.1)
+        for _ in range(3):
+            expanded(x).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        fresh.load_state_dict(expanded.state_dict())
+        assert torch.equal(fresh.train()(x + 1), expanded(x + 1))
+        assert all(norm.is_anchored for norm in fresh[0]._norms)
+
+    @pytest.mark.parametrize('value', [0.0, 0.3])
+    @pytest.mark.parametrize('forward', ['folded', 'layerwise'])
+    @pytest.mark.parametrize('method', ['repvgg', 'dbb', 'bn'])
+    def test_constant_batches_leave_the_given_weights(self, method, forward, value):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(4, 4, 3))
+        expanded = copy.deepcopy(net)
+        mmexpand.expand_(expanded, method=method, forward=forward)
+        x = torch.randn(4, 4, 16, 16)
+        for _ in range(20):
+            constant = torch.full_like(x, value)
+            output = expanded.train()(constant)
+            torch.testing.assert_close(output, net(constant), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(expanded.eval()(x), net(x), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(expanded.train()(x), net(x), rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize('forward', ['auto', 'layerwise'])
+    def test_a_compiled_network_starts_from_the_given_weights(self, forward):
         net, expanded, x = self.given()
-        expanded.train()(torch.zeros_like(x))
-        torch.testing.assert_close(expanded(x), net(x), rtol=1e-10, atol=1e-12)
+        expanded[0].forward_order = forward
+        compiled = torch.compile(expanded.train(), backend='eager')
+        torch.testing.assert_close(compiled(x), net(x), rtol=1e-10, atol=1e-12)

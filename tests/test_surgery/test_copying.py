@@ -1,6 +1,7 @@
 """Copies of models that are in use compute with their own weights."""
 
 import copy
+import pickle
 from dataclasses import dataclass
 from functools import wraps
 
@@ -71,6 +72,15 @@ def test_a_replaced_forward_calls_the_copy(times):
     assert torch.equal(net(x), before)
     copied[0] = nn.Conv2d(3, 1, 1)
     assert copied(x).shape[1] == 1, 'a replaced layer is not called'
+
+
+def test_functions_without_modules_stay_themselves():
+    net = nn.Conv2d(3, 4, 3)
+    net.act, net.scaled = torch.nn.functional.relu, lambda x, times=2: times * x
+    copied = copy_model(net)
+    assert copied.act is torch.nn.functional.relu and copied.scaled is net.scaled
+    del copied.scaled
+    assert pickle.loads(pickle.dumps(copied)).act is torch.nn.functional.relu
 
 
 def test_defaults_and_functions_that_refer_to_themselves():

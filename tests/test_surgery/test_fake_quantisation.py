@@ -115,11 +115,32 @@ def test_the_range_of_an_output_is_that_behind_a_relu_in_place(net):
     ranges = ranges_of(net)
     rectified = {name for name, found in ranges.items() if RECTIFIED in found}
     assert rectified == {'stem', 'pointwise', 'shared'}
-    assert all(ranges[name][RECTIFIED][0] == 0 for name in rectified)
+    assert all(abs(ranges[name][RECTIFIED][0]) < 1e-30 for name in rectified)
     # Other modules may read the values before a ReLU that is not in place.
     net.relu.inplace = False
     ranges = ranges_of(net)
     assert all(ranges[name]['output'][0] < 0 for name in rectified)
+
+
+def test_relus_that_are_not_in_place_or_read_before(net, tmp_path):
+    """The file is what was trained in both cases."""
+    net.relu.inplace = False
+    ranges = ranges_of(net)
+    compare(in_int8(net, ranges, tmp_path)[1], trained(net, ranges), ranges)
+    net.relu.inplace = True
+    net.forward = lambda inputs, **_: net.head(read_before(net, net.stem(inputs)))
+    ranges = ranges_of(net)
+    assert RECTIFIED in ranges['stem']
+    report, found = in_int8(net, ranges, tmp_path)
+    assert report.int8.kept == ('stem',)
+    without = {name: found for name, found in ranges.items() if name != 'stem'}
+    compare(found, trained(net, without), ranges)
+
+
+def read_before(net, x):
+    mean = x.mean((2, 3), keepdim=True)
+    x = net.relu(x)
+    return torch.cat([x, x + mean], 1)
 
 
 def test_a_relu_behind_some_calls_only(net):

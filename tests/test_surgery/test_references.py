@@ -130,12 +130,21 @@ def test_a_layer_whose_parameter_is_kept_elsewhere_is_left_out_with_the_reason()
 def test_containers_of_other_classes():
     Pair = namedtuple('Pair', 'first second')
 
+    class Fixed(dict):
+        __setitem__ = update = None
+
+    class Tagged(tuple):
+        def __new__(cls, tag, *items):
+            return super().__new__(cls, items)
+
     class Containers(nn.Module):
         def __init__(self):
             super().__init__()
             self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
             self.ordered = OrderedDict(a=self.a)
             self.pair = Pair(self.b, None)
+            # They hold no layer, and cannot be changed.
+            self.fixed, self.tagged = Fixed(a=[1]), Tagged('tag', 1, 2)
 
         def forward(self, x):
             return self.pair.first(self.ordered['a'](x))

@@ -4,6 +4,7 @@ Each family runs in a separate process and gives one JSON; existing ones are not
 """
 
 import argparse
+import math
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -126,7 +127,7 @@ def _row(result: dict) -> tuple:
         f'`{result.get("config", result["family"])}`',
         result.get('side', ''),
         '' if error is None else f'{error:.1e}',
-        '' if agreement is None else f'{agreement:.2%}',
+        '' if agreement is None or math.isnan(agreement) else f'{agreement:.2%}',
         f'{result.get("error", "")} {FINDINGS.get(result["family"], "")}'.strip(),
     )
 

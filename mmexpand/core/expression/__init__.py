@@ -11,7 +11,7 @@ from .node import (
     Node,
     Shape,
 )
-from .norm import Norm
+from .norm import Norm, has_statistics
 from .parts import Deviation, Filter, Identity, Scale, Separable, factors_of
 from .roles import ROLES, parameter_roles
 from .sum import Sum
@@ -29,5 +29,6 @@ __all__ = [
     'Shape',
     'Sum',
     'factors_of',
+    'has_statistics',
     'parameter_roles',
 ]

@@ -1,6 +1,6 @@
 """Batch norms in branches, which use running statistics or the statistics of a batch sample."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 
 import torch
@@ -12,6 +12,9 @@ from ..batch_sample import BatchSample
 from ..compat import add_to_all, lerp_all
 from ..statistics import Covariance, Normed, Outputs, excess, join, part
 from .node import PerChannel, centred, per_channel
+
+CONSTANT = 1e-6
+"""Variance of a constant image, as a fraction of its squared mean: rounding."""
 
 
 class Norm(PerChannel):
@@ -98,11 +101,6 @@ class Norm(PerChannel):
         """Shift the norm's bias."""
         self.norm.bias.add_(shift)
 
-    @property
-    def has_statistics(self) -> bool:
-        """Return whether the running statistics differ from those of a new norm."""
-        return bool(self.norm.running_mean.any() or (self.norm.running_var != 1).any())
-
     def become_identity(self) -> None:
         """Make the norm an identity in eval mode; anchoring makes it one in training mode too."""
         self.is_anchored = False
@@ -144,7 +142,8 @@ class Norm(PerChannel):
         """Set statistics, gamma and beta; return the shift that the norm had before."""
         shift = self.norm.bias - self.norm.running_mean
         samples, mean, variance = _pooled(mean, variance, samples)
-        if not samples or not variance.any():  # An image of zeros, say: wait for data.
+        # A constant image, apart from rounding: wait for data.
+        if not samples or not (variance > CONSTANT * mean.square()).any():
             return shift
         self.norm.running_mean.copy_(mean)
         self.norm.running_var.copy_(variance)
@@ -167,6 +166,12 @@ def _pooled(mean: Tensor, variance: Tensor, samples: int) -> tuple[int, Tensor, 
     mean = total / count.clamp_min(1)
     variance = (square / count.clamp_min(1) - mean.square()).clamp_min(0)
     return int(count[0]), mean, variance
+
+
+def has_statistics(state_dict: Mapping[str, Tensor], prefix: str) -> bool:
+    """Return whether the statistics of a norm in a state dict differ from those of a new norm."""
+    mean, variance = (state_dict[f'{prefix}running_{kind}'] for kind in ('mean', 'var'))
+    return mean.is_meta or bool(mean.any() or (variance != 1).any())
 
 
 def is_measured(node: nn.Module) -> bool:
