@@ -126,8 +126,8 @@ class QuantHook(Hook):
         seen = [norm.num_batches_tracked for norm in norms]
         if any(count is not None and count < 2 for count in seen):
             log(
-                'QuantHook keeps statistics of norms that have seen at most one batch; start it from a '
-                'trained network (load_from), or later (start)',
+                'QuantHook keeps statistics of norms that have seen at most one batch; start it '
+                'from a trained network (load_from), or later (start)',
                 logging.WARNING,
             )
 
