@@ -352,6 +352,7 @@ class ContractHook(Hook):
                 logging.WARNING,
             )
             return
+        check_mean_teacher(runner)  # A builder may have expanded the networks.
         on_main(lambda: check_writable(runner.work_dir))
         self._dry_run = DryRunHook()
         put_in_front(runner, self._dry_run)

@@ -11,7 +11,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 import mmexpand
-from mmexpand.mm import ExpandHook
+from mmexpand.mm import ContractHook, ExpandHook
 from mmexpand.mm.checkpoints import check_shapes
 from mmexpand.surgery import named_units
 from mmexpand.surgery.checkpoint import CheckpointError
@@ -90,6 +90,13 @@ def test_a_mean_teacher_that_would_be_wrong_is_refused(tmp_path, options, skip, 
     hooks = MeanTeacherHook(skip_buffer=skip), ExpandHook(rate=2, **options)
     with pytest.raises(ValueError, match=words):
         runner_of(Taught(), tmp_path, *hooks).train()
+
+
+def test_a_mean_teacher_of_networks_that_are_expanded_already(tmp_path):
+    model = Taught()
+    mmexpand.expand_(model, method='bn')
+    with pytest.raises(ValueError, match='set skip_buffer=False of MeanTeacherHook'):
+        runner_of(model, tmp_path, MeanTeacherHook(), ContractHook()).train()
 
 
 @pytest.mark.parametrize(('method', 'skip'), [('cl', True), ('bn', False)])
