@@ -1,5 +1,5 @@
 # Table 4's question on a network that trains: YOLO-LITE with batch norms on BCCD. A chain without a
-# norm behind it hardly trains from nothing (docs/does_it_help.md).
+# norm behind it does not train from the paper's start (docs/paper.md).
 _base_ = 'bccd_yolo-lite.py'
 lrs = [0.003, 0.01, 0.03]
 seeds = [0, 1, 2]
