@@ -218,7 +218,7 @@ def test_a_regressor_trains_and_is_not_deployed(seg_cfg, teacher):
     model.load_state_dict(weights(f'{cfg.work_dir}/compact_last.pth'), strict=True)
 
 
-@MODELS.register_module()
+@MODELS.register_module(force=True)
 class OwnLoss(nn.Module):
     """A user's loss with a convolution."""
 

@@ -56,7 +56,7 @@ CASES = [
     ('plan.py {BAD}/empty.py', r'empty\.py lacks model'),
     ('contract.py {NONE}.py {EXPANDED}', r'none\.py: no such config'),
     (
-        'export_onnx.py {NONE}.py {EXPANDED} --out {OUT}/x --image {IMAGE}',
+        'export_onnx.py {NONE}.py {EXPANDED} --out {OUT}/x.onnx --image {IMAGE}',
         r'none\.py: no such config',
     ),
     (f'{BENCHMARK} --config {{NONE}}.py', r'none\.py: no such config'),
