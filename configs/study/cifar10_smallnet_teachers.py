@@ -17,15 +17,14 @@ losses = dict(
 
 
 def taught(loss, arm):
-    options = dict(_base_.tuned)
     hook = dict(
         type='DistillHook',
         teacher_config=f'configs/smallnet/{teacher}.py',
         teacher_ckpt=f'work_dirs/{teacher}/epoch_15.pth',
         losses={f'loss_{loss}': losses[loss]},
     )
-    options['custom_hooks'] = [*arm.cfg_options.get('custom_hooks', []), hook]
-    return dict(arm, cfg_options=options)
+    hooks = [*arm.cfg_options.get('custom_hooks', []), hook]
+    return dict(arm, cfg_options=dict(arm.cfg_options, custom_hooks=hooks))
 
 
 plain = _base_.arms

@@ -1,12 +1,6 @@
-_base_ = 'unet-s4-d8_fcn_1xb8-1500iters_camvid-96x128.py'
-custom_imports = dict(imports=['mmexpand'], allow_failed_imports=False)
+_base_ = 'unet-s4-d8_expand-repvgg_fcn_1xb8-1500iters_camvid-96x128.py'
 custom_hooks = [
-    dict(
-        type='ExpandHook',
-        include=[r're:backbone\..*conv$', 'decode_head.convs'],
-        method='repvgg',
-        forward='folded',
-    ),
+    *_base_.custom_hooks,
     dict(
         type='DistillHook',
         teacher_config='{{ fileDirname }}/unet-s4-d8-c32_fcn_1xb8-1500iters_camvid-96x128.py',
@@ -20,5 +14,4 @@ custom_hooks = [
             ),
         ),
     ),
-    dict(type='ContractHook'),
 ]

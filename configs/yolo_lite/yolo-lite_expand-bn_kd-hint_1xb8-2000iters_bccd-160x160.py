@@ -1,7 +1,6 @@
 _base_ = 'yolo-lite_expand-bn_1xb8-2000iters_bccd-160x160.py'
 custom_hooks = [
-    dict(type='NumClassCheckHook'),
-    dict(type='ExpandHook', include='backbone', method='bn', forward='layerwise'),
+    *_base_.custom_hooks,
     dict(
         type='DistillHook',
         teacher_config='{{ fileDirname }}/yolo-lite-w2_1xb8-2000iters_bccd-160x160.py',
@@ -25,5 +24,4 @@ custom_hooks = [
             ),
         ),
     ),
-    dict(type='ContractHook'),
 ]

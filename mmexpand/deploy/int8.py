@@ -15,7 +15,7 @@ from ..surgery.fake_quantisation import RECTIFIED, TARGETS
 from ..surgery.outliers import FAR, outlying_channel, outlying_weight
 from .layers import chosen_layers, head_layers, layer_nodes, node_of, weight_of
 from .model import evenly_spaced
-from .quantisation import METHODS, Quantiser, activations_behind
+from .quantisation import METHODS, Quantiser
 from .runtimes import onnxruntime_run
 
 if TYPE_CHECKING:
@@ -165,28 +165,25 @@ class Int8Search:
 
     def _keep_untrained(self, ranges: Mapping[str, Mapping]) -> None:
         """Keep layers in float32 that have no range, or that of a ReLU which is not behind them."""
-        nodes = {node for nodes in self._layers.values() for node in nodes}
-        behind = activations_behind(self._graph, nodes)
-        outputs = {node.name: node.output[0] for node in self._graph.node}
+        behind = self._quantiser.activations
         self._kept += [
             name
             for name, nodes in self._layers.items()
             if name not in self._kept
             and (
                 name not in ranges
-                or (RECTIFIED in ranges[name] and any(outputs[n] not in behind for n in nodes))
+                or (RECTIFIED in ranges[name] and any(n not in behind for n in nodes))
             )
         ]
 
     def _trained_ranges(
         self, ranges: Mapping[str, Mapping[str, Sequence[float]]]
     ) -> tuple[dict[str, Sequence[float]], set[str]]:
-        """Return ranges by name in the graph, and outputs with a range behind an activation.
+        """Return ranges by name in the graph, and nodes with a range behind an activation.
 
         The first layer to run decides, as in training.
         """
         layers = {node: name for name, nodes in self._layers.items() for node in nodes}
-        activations = activations_behind(self._graph, set(layers))
         found: dict[str, Sequence[float]] = {}
         rectified = set()
         for node in self._graph.node:
@@ -194,8 +191,8 @@ class Int8Search:
             if layer in ranges and layer not in self._kept:
                 output, key = node.output[0], 'output'
                 if RECTIFIED in ranges[layer]:
-                    rectified.add(output)
-                    output, key = activations[output].output[0], RECTIFIED
+                    rectified.add(node.name)
+                    output, key = self._quantiser.activations[node.name].output[0], RECTIFIED
                 found.setdefault(node.input[0], ranges[layer]['input'])
                 found.setdefault(output, ranges[layer][key])
         return found, rectified

@@ -36,6 +36,7 @@ class Quantiser:
 
     Attributes:
         model: the graph to quantise: ``network`` with folded constants.
+        activations: activations that alone read the output of a layer's node, by the node's name.
     """
 
     def __init__(self, network: 'ModelProto', images: Sequence[Tensor], method: str, target: str):
@@ -52,6 +53,7 @@ class Quantiser:
             # From a file: ONNX Runtime moves a model's weights from memory to a file and loses it.
             quant_pre_process(str(given), str(prepared), skip_symbolic_shape=True)
             self.model = onnx.load(prepared)
+            self.activations = _activations(self.model.graph)
             calibrator = create_calibrator(
                 prepared,
                 (*QUANTISED, *ACTIVATIONS),
@@ -78,7 +80,7 @@ class Quantiser:
 
         Args:
             ranges: lowest and highest value, by name.
-            rectified: outputs of layers whose range is that behind an activation.
+            rectified: nodes of layers whose range is that behind an activation.
         """
         from onnxruntime.quantization.calibrate import TensorData
 
@@ -98,9 +100,8 @@ class Quantiser:
 
         if not nodes:  # The quantizer takes an empty list for all nodes.
             return copy.deepcopy(self.model)
-        behind = activations_behind(self.model.graph, set(nodes))
-        chosen = behind.keys() if self._rectified is None else behind.keys() & self._rectified
-        names = [behind[output].name for output in chosen]
+        rectified = self.activations if self._rectified is None else self._rectified
+        names = [self.activations[name].name for name in nodes if name in rectified]
         quantizer = QDQQuantizer(
             copy.deepcopy(self.model),
             per_channel=per_channel,
@@ -120,16 +121,15 @@ class Quantiser:
         return quantizer.model.model
 
 
-def activations_behind(graph: 'GraphProto', nodes: set[str]) -> dict[str, 'NodeProto']:
-    """Return activations that alone read the output of one of these nodes, by this output."""
-    outputs = {node.output[0] for node in graph.node if node.name in nodes}
+def _activations(graph: 'GraphProto') -> dict[str, 'NodeProto']:
+    layers = {node.output[0]: node.name for node in graph.node if node.op_type in QUANTISED}
     readers = Counter(name for node in graph.node for name in node.input)
     readers.update(output.name for output in graph.output)
     return {
-        node.input[0]: node
+        layers[node.input[0]]: node
         for node in graph.node
         if node.op_type in ACTIVATIONS
-        and node.input[0] in outputs
+        and node.input[0] in layers
         and readers[node.input[0]] == 1
         and _holds_zero(graph, node)
     }
@@ -139,8 +139,9 @@ def _holds_zero(graph: 'GraphProto', node: 'NodeProto') -> bool:
     """Return whether a Clip leaves zero unchanged, which every int8 range contains."""
     from onnx.numpy_helper import to_array
 
-    bounds = {tensor.name: to_array(tensor) for tensor in graph.initializer}
     given = [(name, sign) for name, sign in zip(node.input[1:3], (1, -1), strict=False) if name]
+    names = {name for name, _ in given}
+    bounds = {t.name: to_array(t) for t in graph.initializer if t.name in names}
     return all(name in bounds and sign * bounds[name] <= 0 for name, sign in given)
 
 

@@ -22,10 +22,12 @@ from torch.optim.optimizer import (
 )
 
 from ..core.expanded_layer import ExpandedLayer
+from ..core.expression import has_statistics
 from ..errors import UserRuntimeError, UserValueError
 from ..surgery import named_units
 from .checkpoints import put_in_front, unwrap
 from .logs import log
+from .optim import single_wrappers
 from .start import StartHook
 
 
@@ -151,8 +153,7 @@ def not_held(
         optim_wrapper: the wrapper whose groups hold the trainable parameters.
         stepped: the optimizers of the first step.
     """
-    wrappers = optim_wrapper.values() if isinstance(optim_wrapper, OptimWrapperDict) else ()
-    wrappers = list(wrappers) or [optim_wrapper]
+    wrappers = single_wrappers(optim_wrapper)
     seen = {id(optimizer) for optimizer in stepped.all}
     groups = [g for w in wrappers if id(w.optimizer) in seen for g in w.optimizer.param_groups]
     wanted = {id(p) for group in groups if group.get('lr', 1) for p in group['params']}
@@ -295,4 +296,4 @@ def _warn_of_idle_norms(model: nn.Module) -> None:
 def _is_idle(norm: _BatchNorm) -> bool:
     if norm.training or norm.running_mean is None:
         return False
-    return bool((norm.running_mean == 0).all() and (norm.running_var == 1).all())
+    return not has_statistics(dict(norm.named_buffers()), '')
