@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from ..core.names import check_choice
 from ..errors import ExportError, UserValueError
+from ..mm.datasets import evenly_spaced
 from ..surgery.fake_quantisation import RECTIFIED, TARGETS
 from ..surgery.outliers import FAR, outlying_channel, outlying_weight
 from .layers import chosen_layers, head_layers, layer_nodes, node_of, weight_of
-from .model import evenly_spaced
 from .quantisation import METHODS, Quantiser
 from .runtimes import onnxruntime_run
 

@@ -5,7 +5,6 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch.nn.functional as F
 from mmengine.config import Config, ConfigDict
 from mmengine.dataset import Compose, pseudo_collate
@@ -16,6 +15,7 @@ from torch.utils.data import ConcatDataset
 from ..errors import ExportError, UserFileNotFoundError, UserValueError
 from ..mm.checkpoints import match_checkpoint
 from ..mm.compact_config import type_name
+from ..mm.datasets import evenly_spaced
 from ..mm.models import build_compact_model
 from ..surgery.checkpoint import CheckpointError, get_state_dict, load_checkpoint
 from ..surgery.fake_quantisation import INT8_KEY
@@ -116,11 +116,6 @@ def _built(registry: Registry, dataset: ConfigDict) -> Sequence[dict]:
         if 'concatenate' in str(error):
             return ()
         raise
-
-
-def evenly_spaced(length: int, count: int) -> list[int]:
-    """Return at most ``count`` indices, from the first to the last."""
-    return np.linspace(0, length - 1, min(count, length)).round().astype(int).tolist()
 
 
 def innermost(dataset: ConfigDict) -> list[ConfigDict]:

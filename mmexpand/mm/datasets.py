@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sized
 from typing import Any
 
+import numpy as np
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.registry import DATASETS
@@ -228,3 +229,8 @@ def _check_mask(data: Mapping) -> None:
             f'its image {data.get("img_path")} has {size[0]}x{size[1]}: replace the mask, or '
             'remove both from the data set'
         )
+
+
+def evenly_spaced(length: int, count: int) -> list[int]:
+    """Return at most ``count`` indices, from the first to the last."""
+    return np.linspace(0, length - 1, min(count, length)).round().astype(int).tolist()

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import mmcv
-import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
@@ -39,7 +38,7 @@ from ..surgery.checkpoint import META_KEY, get_state_dict, load_checkpoint
 from ..surgery.verify import TOLERANCES
 from ..version import __version__
 from .contraction import has_model
-from .datasets import check_datasets, guard_pipelines
+from .datasets import check_datasets, evenly_spaced, guard_pipelines
 from .models import build_compact_model, configured_expansions, selects_by_score, tensor_outputs
 from .ranks import describe
 
@@ -195,13 +194,14 @@ def _gallery(cfg: Config, dataset: Any, work_dir: Path, chosen: WeightSet | None
     if not classes:
         raise UserValueError('the data set has no class names: set its metainfo')
     colors = class_colors(dataset.metainfo.get('palette'), len(classes))
-    count = min(PICTURES, len(dataset))
     pictures, kind = [], ''
-    for index in np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist():
+    for index in evenly_spaced(len(dataset), PICTURES):
         (sample,) = model.test_step(pseudo_collate([dataset[index]]))
         kind = _kind(sample)
         pictures.append(_picture(kind, sample.to('cpu'), classes, colors))
-    about = f'{chosen.file} on {count} of the {len(dataset)} images of the validation split.'
+    about = (
+        f'{chosen.file} on {len(pictures)} of the {len(dataset)} images of the validation split.'
+    )
     return Gallery(pictures, classes, colors, about, MEASURES[kind])
 
 

@@ -23,8 +23,8 @@ from mmexpand.deploy import (
     onnxruntime_run,
 )
 from mmexpand.deploy.int8 import by_head, smallest
-from mmexpand.deploy.model import evenly_spaced
 from mmexpand.deploy.scoring import main_metric, points_lost
+from mmexpand.mm.datasets import evenly_spaced
 from mmexpand.mm.models import build_compact_model
 from tests.conftest import SEGMENTOR, small_config
 from tests.test_deploy.networks import images, randomise
