@@ -25,7 +25,7 @@ from .statistics import (
 
 HEAD = (
     *('arm', 'learning rate', 'seeds', 'mean', 'sd', 'difference', '95 % interval', 'above'),
-    'training time',
+    *('training time', 'validation mean'),
 )
 
 
@@ -145,7 +145,7 @@ def _row(
         interval = '' if math.isnan(found.low) else f'{low} to {high}'
         count = f'{found.wins} of {len(found.values)}'
         numbers += [f'{found.mean:+.{places}f}', interval, count]
-    return (*numbers, _number(time_ratio(arm, baseline), 2))
+    return (*numbers, _number(time_ratio(arm, baseline), 2), _number(arm.validation, places))
 
 
 def _number(value: float, places: int) -> str:
@@ -161,6 +161,7 @@ def _arm_as_json(arm: ArmSummary, against: Difference | None) -> dict:
         test=arm.scores,
         mean=_finite(arm.mean),
         deviation=_finite(arm.deviation),
+        validation=_finite(arm.validation),
         seconds=_finite(arm.seconds),
         differences=against and against.values,
         interval=None if interval is None or None in interval else interval,

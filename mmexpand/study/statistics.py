@@ -55,6 +55,7 @@ class ArmSummary:
         edge: whether this rate is the smallest or the largest rate tried.
         tuning: the mean metric on the validation split by learning rate.
         scores: the metric on the test split by seed.
+        validation: its mean on the validation split over these seeds; NaN without a seed.
         seconds: mean time of a training's iterations, without loading their data (see
             ``run.clock``); NaN if no training has finished, or the load of the machine changed.
         period: start of its first training and end of its last one, in seconds; None if unknown.
@@ -67,6 +68,7 @@ class ArmSummary:
     edge: bool
     tuning: dict[float, float]
     scores: dict[int, float]
+    validation: float
     seconds: float
     period: tuple[float, float] | None = None
     results: dict[int, dict] = field(default_factory=dict)
@@ -90,6 +92,8 @@ def summarise(study: Study, arm: Arm) -> ArmSummary:
     finals = [(run, load_result(study, run)) for run in final_runs(study, arm)]
     results = {run.seed: r for run, r in finals if score(study, r, 'test') is not None}
     scores = {seed: score(study, result, 'test') for seed, result in results.items()}
+    validations = [score(study, result, 'val') for result in results.values()]
+    validation = fmean(validations) if validations and None not in validations else math.nan
     # None if runs shared a GPU step by step.
     times = [result['seconds'] for result in results.values() if result['seconds'] is not None]
     problems = [
@@ -118,7 +122,9 @@ def summarise(study: Study, arm: Arm) -> ArmSummary:
     seconds = fmean(times) if _comparable(times) else math.nan
     period = _period(results.values())
     means = {lr: mean for lr, mean in tuned(study, arm).items() if mean is not None}
-    return ArmSummary(arm, lr, edge, means, scores, seconds, period, results, problems)
+    return ArmSummary(
+        arm, lr, edge, means, scores, validation, seconds, period, results, problems
+    )
 
 
 def _period(results: Iterable[dict]) -> tuple[float, float] | None:

@@ -26,8 +26,8 @@ def full(write_study, put):
 
 def test_report(full, tmp_path):
     text = write_report(full, tmp_path / 'out')
-    assert '| compact | 0.1 | 2 | 71.50 | 2.12 |  |  |  | 1.00 |' in text
-    assert '| cl | 0.1 | 2 | 73.08 | 2.23 | +1.58 | +0.62 to +2.53 | 2 of 2 | 2.50 |' in text
+    assert '| compact | 0.1 | 2 | 71.50 | 2.12 |  |  |  | 1.00 | 60.00 |' in text
+    assert '| cl | 0.1 | 2 | 73.08 | 2.23 | +1.58 | +0.62 to +2.53 | 2 of 2 | 2.50 | 60.00 |' in text
     assert '- cl is above compact by 1.58 (95 % interval +0.62 to +2.53, 2 seeds).' in text
     out = tmp_path / 'out'
     names = ['curves.png', 'differences.png', 'study.html', 'study.json', 'study.md']
