@@ -23,8 +23,10 @@ def arm(**expand):
     )
     corrupt = dict(type='CorruptLabels', fraction=0.2, dataset=images)
     options = {
-        'train_dataloader.dataset': dict(_delete_=True, **corrupt),
-        'val_dataloader.dataset': dict(_delete_=True, **corrupt),
+        'train_dataloader.dataset': corrupt,
+        'val_dataloader.dataset': corrupt,
+        # As a name: the key in a dict is lost where another study takes over these arms.
+        'val_dataloader.dataset._delete_': True,
         'train_cfg.max_epochs': 60,
         'train_cfg.val_interval': 20,
         'default_hooks.checkpoint.interval': 20,
