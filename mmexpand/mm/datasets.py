@@ -34,12 +34,15 @@ def check_datasets(cfg: Config, splits: tuple[str, ...]) -> None:
 
     Raises:
         FileNotFoundError: naming the key, the missing path and how to set it.
-        DataError: if an annotation file is empty, or validation or test labels would be random.
+        DataError: if an annotation file is empty, or validation or test labels would be random
+            and are not those of the training set.
     """
+    trained = (cfg.get('train_dataloader') or {}).get('dataset')
     for split in splits:
         loader = cfg.get(f'{split}_dataloader')
         types = {type_name(node) for node in dicts(loader)}
-        if split != 'train' and 'CorruptLabels' in types:
+        # The training set itself gives the training error.
+        if 'CorruptLabels' in types and loader.get('dataset') != trained:
             raise DataError(
                 f'{split}_dataloader.dataset has CorruptLabels, and random labels cannot evaluate '
                 'a network: wrap the data set of train_dataloader only'

@@ -208,6 +208,9 @@ def test_data_to_evaluate_on_is_refused(images, voc, seg_cfg):
     check_datasets(cfg, ('train',))
     with pytest.raises(DataError, match=r'val_dataloader\.dataset has CorruptLabels'):
         check_datasets(cfg, ('train', 'val'))
+    # The training error is measured on the training set with its random labels.
+    cfg.train_dataloader.dataset = cfg.val_dataloader.dataset
+    check_datasets(cfg, ('train', 'val'))
 
 
 def test_bad_arguments(images):
