@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+from .errors import UserValueError
+
 
 def is_main(metric: str) -> bool:
     """Return whether networks are compared by a metric."""
@@ -9,8 +11,24 @@ def is_main(metric: str) -> bool:
 
 
 def best_metric(cfg: Mapping) -> str | None:
-    """Return the metric that the checkpoint hook's ``save_best`` names first; None: no name."""
+    """Return the metric that the checkpoint hook's ``save_best`` names first; None: no name.
+
+    Raises:
+        ValueError: if a smaller value of this metric is better.
+    """
     hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
-    best = hook.get('save_best')
-    names = [best] if isinstance(best, str) else best or []
-    return next((name for name in names if name != 'auto'), None)
+    names, rules = (
+        [value] if isinstance(value, str) else value or []
+        for value in (hook.get('save_best'), hook.get('rule'))
+    )
+    for index, name in enumerate(names):
+        if name == 'auto':
+            continue
+        if rules and rules[min(index, len(rules) - 1)] == 'less':
+            raise UserValueError(
+                f'networks are compared by a metric whose larger values are better, but '
+                f"default_hooks.checkpoint has rule='less' for {name}; name another metric in "
+                'save_best'
+            )
+        return name
+    return None

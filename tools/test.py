@@ -65,7 +65,7 @@ def set_pipeline(dataset: ConfigDict, pipeline: list) -> None:
 @tool(parse_args)
 def main(args: argparse.Namespace) -> None:
     cfg = load_config(args)
-    cfg.load_from = args.checkpoint
+    cfg.load_from, cfg.resume = args.checkpoint, False
     if args.show or args.show_dir:
         draw_predictions(cfg, args)
     if args.out:

@@ -1,6 +1,6 @@
-# Does a block's gain add to a teacher's? YOLO-LITE on BCCD, alone and with bn, each with and without
-# a teacher of twice the channels. The arms without one are bccd_yolo-lite.py's, and their results
-# its results. Train the teacher first:
+# Does a block's gain add to a teacher's? YOLO-LITE on BCCD, alone and with bn, each with and
+# without a teacher of twice the channels. The arms without one are bccd_yolo-lite.py's, and their
+# results its results. Train the teacher first:
 #   python tools/train.py configs/yolo_lite/yolo-lite-w2_expand-bn_1xb8-2000iters_bccd-160x160.py \
 #       --cfg-options randomness.seed=0
 _base_ = 'bccd_yolo-lite.py'

@@ -5,5 +5,6 @@ changed = {
     'model.kernel_size': 5,
 }
 arms = {
-    name: dict(arm, cfg_options=dict(arm.cfg_options, **changed)) for name, arm in _base_.arms.items()
+    name: dict(arm, cfg_options=dict(arm.cfg_options, **changed))
+    for name, arm in _base_.arms.items()
 }

@@ -6,5 +6,6 @@ changed = {
     'val_dataloader.dataset.fraction': 0.5,
 }
 arms = {
-    name: dict(arm, cfg_options=dict(arm.cfg_options, **changed)) for name, arm in _base_.arms.items()
+    name: dict(arm, cfg_options=dict(arm.cfg_options, **changed))
+    for name, arm in _base_.arms.items()
 }

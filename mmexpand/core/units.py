@@ -205,7 +205,7 @@ class ExpandedConv2d(ExpandedConv):
 class ExpandedConvTranspose2d(ExpandedConv):
     """A unit for a transposed convolution.
 
-    A transposed convolution equals a convolution, with its kernel turned round, of the image with
+    A transposed convolution equals a convolution, with its kernel flipped, of the image with
     zeros between and around the pixels. The block replaces this convolution, so that all blocks
     fit. Layerwise the block is applied to this image. Folded it is one transposed convolution.
 

@@ -86,7 +86,7 @@ def compare_file(
 
 
 def check_error(names: str, error: float, tolerance: float, out: Path) -> None:
-    """Check that the raw outputs of a file are PyTorch's.
+    """Check that the raw outputs of a file equal PyTorch's.
 
     Args:
         names: names of both sides of the comparison.

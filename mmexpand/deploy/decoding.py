@@ -91,8 +91,8 @@ class Classes(nn.Module):
         self.head = model.decode_head
         if model.test_cfg.get('mode') == 'slide':
             raise ExportError(
-                "test_cfg.mode is 'slide', but the file sees whole images: say --cfg-options "
-                'model.test_cfg.mode=whole, and evaluate that'
+                "test_cfg.mode is 'slide', but the file runs on whole images; set --cfg-options "
+                'model.test_cfg.mode=whole, and evaluate the network in this mode'
             )
         if isinstance(self.head, nn.ModuleList):
             raise ExportError(
@@ -152,8 +152,7 @@ def decoder_of(
     kinds = {kind.__name__ for kind in type(model).__mro__}
     if logits and 'EncoderDecoder' not in kinds:
         raise ExportError(
-            f'a {type(model).__name__} has no logits of pixels: leave --logits out, it is for '
-            'segmentors that are an EncoderDecoder'
+            f'--logits requires an EncoderDecoder, got {type(model).__name__}; remove --logits'
         )
     if 'SingleStageDetector' in kinds and hasattr(model, 'bbox_head'):
         return Boxes(model, inputs)

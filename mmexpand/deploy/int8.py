@@ -164,7 +164,10 @@ class Int8Search:
         return errors[True] <= errors[False]
 
     def _keep_untrained(self, ranges: Mapping[str, Mapping]) -> None:
-        """Keep layers in float32 that have no range, or that of a ReLU which is not behind them."""
+        """Keep layers in float32 whose ranges QuantHook did not train, or do not fit the graph.
+
+        A range behind a ReLU fits only if the graph has an activation behind the layer.
+        """
         behind = self._quantiser.activations
         self._kept += [
             name
@@ -179,9 +182,9 @@ class Int8Search:
     def _trained_ranges(
         self, ranges: Mapping[str, Mapping[str, Sequence[float]]]
     ) -> tuple[dict[str, Sequence[float]], set[str]]:
-        """Return ranges by name in the graph, and nodes with a range behind an activation.
+        """Return ranges by name in the graph, and the nodes whose range is that of an activation.
 
-        The first layer to run decides, as in training.
+        If several layers read a tensor, the first layer to run sets its range, as in training.
         """
         layers = {node: name for name, nodes in self._layers.items() for node in nodes}
         found: dict[str, Sequence[float]] = {}
@@ -228,8 +231,8 @@ class Int8Search:
             if kernels > rounding:
                 raise ExportError(
                     f'the int8 kernels of ONNX Runtime {onnxruntime.__version__} are wrong on this '
-                    f'processor: their outputs are off by {kernels:.3g}, those of int8 itself by '
-                    f'{rounding:.3g}: install another version (1.26 is right with AMX)'
+                    f'processor: their error is {kernels:.3g}, and the rounding to int8 causes '
+                    f'{rounding:.3g}; install another version (1.26 is correct with AMX)'
                 )
 
     def _outputs(self, graph: 'ModelProto', optimise: bool = True) -> list[np.ndarray]:

@@ -100,9 +100,9 @@ def calibration_images(
         images = ConcatDataset([_built(registry, dataset) for dataset in datasets])
     if len(images) < count:
         raise ExportError(
-            f'{count} images are to calibrate int8, and {type_name(datasets[0])}, of '
-            f'train_dataloader, has {len(images)}: '
-            + (f'use --int8 {len(images)}' if len(images) else 'name a data set that has images')
+            f'int8 requires {count} calibration images, but {type_name(datasets[0])} of '
+            f'train_dataloader has {len(images)}; '
+            + (f'use --int8 {len(images)}' if len(images) else 'use a data set with images')
         )
     found = [_network_input(model, images[i]) for i in evenly_spaced(len(images), count)]
     return [F.interpolate(image, tuple(size), mode='bilinear') for image in found]

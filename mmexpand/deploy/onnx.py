@@ -73,7 +73,7 @@ def export_onnx(
     dynamic_size: bool = False,
     int8: Int8 | None = None,
 ) -> OnnxReport:
-    """Write the compact network as ONNX, after ONNX Runtime gave PyTorch's outputs.
+    """Write the compact network as ONNX if ONNX Runtime's outputs equal PyTorch's.
 
     The file of a detector gives ``boxes``, ``scores`` and ``labels``, the file of a segmentor
     ``classes`` or ``logits``, decoded by their own heads. The file of a classifier gives raw
@@ -168,7 +168,7 @@ def export_onnx(
 def _as_trained(
     reference: Reference, images: Tensor, int8: Int8, report: Int8Report
 ) -> AbstractContextManager:
-    """Let PyTorch compute what was trained: with ranges of QuantHook, the int8 network."""
+    """Fake-quantise PyTorch's model in this context if the export uses ranges of QuantHook."""
     if int8.ranges is None:
         return nullcontext()
     ranges = {name: r for name, r in int8.ranges.items() if name not in report.kept}
@@ -205,9 +205,9 @@ def _check_chance(report: Int8Report, out: Path) -> None:
     worst = [layer for layer in report.layers if layer.name not in report.kept][:3]
     listed = '; '.join(f'{layer.name} ({layer.error:.2g} alone: {layer.reason})' for layer in worst)
     raise ExportError(
-        f'the int8 network is near chance: its error is {report.error:.2g} times what the mean of '
-        f"PyTorch's outputs over the calibration images has; {out} was not written. The worst "
-        f'layers are {listed}. Keep them in float32 with --int8-keep, or use --int8-keep auto'
+        f'the int8 network is near chance: its error is {report.error:.2g}, and 1 is chance; {out} '
+        f'was not written. The layers with the largest errors are {listed}. Keep them in float32 '
+        'with --int8-keep, or use --int8-keep auto'
     )
 
 
@@ -220,9 +220,9 @@ def _check_repeatable(reference: Reference, images: Tensor, outputs: Sequence[Te
     again = reference.network(images)
     if not all(torch.equal(a, b) for a, b in zip(outputs, again, strict=True)):
         raise ExportError(
-            f'{type(reference.model).__name__} gives other outputs each time that it runs: it '
-            'draws random numbers in eval mode too, as SegNeXt does with ham_kwargs.rand_init=True '
-            '(the default). Train and export it without them'
+            f'{type(reference.model).__name__} gives different outputs for the same images, '
+            'because it draws random numbers in eval mode, as SegNeXt does with '
+            'ham_kwargs.rand_init=True (the default). Train and export it without random numbers'
         )
 
 

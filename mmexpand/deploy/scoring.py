@@ -116,8 +116,8 @@ def main_metric(cfg: Config, metrics: Mapping[str, Any]) -> str:
     numbers = [name for name, value in metrics.items() if isinstance(value, (int, float))]
     if not numbers:
         raise ExportError(
-            'the float32 network has no metric to compare int8 by: it predicts nothing there, or '
-            'the evaluator gives none'
+            'the float32 network has no metric to compare int8 with: it predicts nothing, or the '
+            'evaluator returns no number; train it for longer, or check the evaluator'
         )
     best = best_metric(cfg)
     return best if best in numbers else [*filter(is_main, numbers), *numbers][0]

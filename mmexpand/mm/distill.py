@@ -248,17 +248,18 @@ def _outputs(model: nn.Module, names: list[str]) -> Iterator[dict[str, list]]:
 def _pairs(ours: list, theirs: list) -> list[tuple[Tensor, Tensor]]:
     if not ours or len(ours) != len(theirs):
         raise UserValueError(
-            f'in a training step they are called {len(ours)} and {len(theirs)} times; name modules '
-            'that are called equally often'
+            f'in a training step the modules are called {len(ours)} and {len(theirs)} times; name '
+            'modules that are called equally often'
         )
     for output, before in (*ours, *theirs):
         if not isinstance(output, Tensor):
             raise UserValueError(
-                f'one returns a {type(output).__name__}, not a tensor; name a module inside it'
+                f'a module returns a {type(output).__name__}, not a tensor; name a module inside it'
             )
         if version(output) != before:
             raise UserValueError(
-                'the module after one of them changes its output in place; name that module'
+                'the next module changes the output of a compared module in place; name the next '
+                'module'
             )
     if not all(output.requires_grad for output, _ in ours):
         raise UserValueError("the student's output has no gradient; name a module that is trained")

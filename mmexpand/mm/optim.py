@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import AdamW, Optimizer
 
 from ..core.expanded_layer import ExpandedLayer
 from ..core.expression import ROLES, parameter_roles
@@ -54,7 +54,8 @@ class ExpandOptimWrapperConstructor:
               gradients of the folded kernels, as in the compact network.
 
     Raises:
-        ValueError: for an unknown ``factor_decay``, or 'product' without folded kernels.
+        ValueError: for an unknown ``factor_decay``, and for 'product' without folded kernels or
+            with an optimizer whose decay is decoupled.
     """
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None):
@@ -105,6 +106,7 @@ class ExpandOptimWrapperConstructor:
         """Give the compact network's optimizer the parameters of the expanded network."""
         if self.factor_decay == 'product':
             _check_product_decay(model)
+            _check_coupled_decay(wrapper.optimizer)
         optimizer = wrapper.optimizer
         found = stand_ins(model)
         product_decays: dict[ExpandedLayer, float] = {}
@@ -194,6 +196,15 @@ def _check_product_decay(model: nn.Module) -> None:
                 f"factor_decay='product' requires a folded kernel, but {name} ({unit.method}) has "
                 "none while training; use 'each' or 'shared'"
             )
+
+
+def _check_coupled_decay(optimizer: Optimizer) -> None:
+    decoupled = [group.get('decoupled_weight_decay') for group in optimizer.param_groups]
+    if isinstance(optimizer, AdamW) or any(decoupled):
+        raise UserValueError(
+            "factor_decay='product' adds the decay to the gradients, but "
+            f"{type(optimizer).__name__} decays the weights themselves; use 'each' or 'shared'"
+        )
 
 
 def _decay_products(optimizer: Optimizer, decays: Mapping[ExpandedLayer, float]) -> None:

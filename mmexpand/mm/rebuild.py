@@ -92,10 +92,12 @@ def rebuild_optimizer(
             _hand_over(wrapper, unwrap(runner.model), names)
         return
     runner.optim_wrapper = runner.build_optim_wrapper(by_layer(runner.cfg.optim_wrapper))
-    runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
     schedulers = runner.cfg.get('param_scheduler')
     if schedulers is not None:
-        runner.param_schedulers = runner.build_param_scheduler(copy.deepcopy(schedulers))
+        runner.param_schedulers = copy.deepcopy(schedulers)  # scale_lr refuses built schedulers.
+    runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
+    if schedulers is not None:
+        runner.param_schedulers = runner.build_param_scheduler(runner.param_schedulers)
 
 
 def _hand_over(wrapper: OptimWrapper, model: nn.Module, names: dict[int, str]) -> None:

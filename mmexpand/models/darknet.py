@@ -37,8 +37,9 @@ def load_darknet_weights(path: str | Path, model: nn.Module) -> dict[str, Tensor
     keys = {f'{name}.{kind}' for name in convs for kind in ('weight', 'bias')}
     if other := keys.symmetric_difference(model.state_dict()):
         raise UserValueError(
-            f'Cannot read darknet weights into a {type(model).__name__}: it must consist of '
-            f'convolutions with bias alone, but {sorted(other)} are missing or too many.'
+            f'darknet weights do not fit {type(model).__name__}: it must consist of convolutions '
+            f'with bias only, but {sorted(other)} are missing or additional; use the config of a '
+            'network without norms'
         )
     num_floats = sum(conv.weight.numel() + conv.bias.numel() for conv in convs.values())
     floats = _read_floats(path, num_floats, f'{len(convs)} convolutions')

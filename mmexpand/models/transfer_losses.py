@@ -54,7 +54,7 @@ class KDLoss(nn.Module):
         if student.shape[1] != teacher.shape[1]:
             raise UserValueError(
                 f'the student gives {student.shape[1]} scores and the teacher {teacher.shape[1]}; '
-                'take a teacher of the same classes'
+                'use a teacher with the same classes'
             )
         teacher = _resized(teacher, student)
         student, teacher = (self._scores(logits) / self.tau for logits in (student, teacher))
@@ -66,7 +66,8 @@ class KDLoss(nn.Module):
         """Return scores by image and anchor: ``(N, num_anchors, num_classes, ...)``."""
         if logits.shape[1] % self.num_anchors:
             raise UserValueError(
-                f'{logits.shape[1]} channels are not of {self.num_anchors} anchors'
+                f'{logits.shape[1]} channels cannot be divided among {self.num_anchors} anchors; '
+                'set num_anchors of the head'
             )
         by_anchor = logits.unflatten(1, (self.num_anchors, -1))
         if self.num_classes is None:

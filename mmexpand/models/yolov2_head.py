@@ -30,8 +30,8 @@ class YOLOV2Head(BaseDenseHead):
     times class probability.
 
     **Loss.** The gradient is that of darknet's region layer with ``bias_match=1``, ``absolute=1``
-    and ``rescore=0``. Darknet writes down gradients; the function they belong to is, for one
-    image,
+    and ``rescore=0``. Darknet defines the gradient only. For one image it is the gradient of
+    the loss
 
     .. math::
         \frac{1}{2} \sum_{resp} \left[s_{coord} \left((\sigma(t_x) - \hat x)^2 +
@@ -57,7 +57,7 @@ class YOLOV2Head(BaseDenseHead):
     ``region_layer.c`` of darknet. Its versions differ in one factor: newer ones of the original
     repository multiply the coordinate terms by 2 - w h. The published YOLO-LITE weights carry the
     short file header (version 0.1) and expect a plain resize, both of the AlexeyAB branch, where
-    the factor is ``coord_scale`` alone; so it is here.
+    the factor is ``coord_scale`` alone. This head uses the same factor.
 
     Args:
         num_classes: Number of classes, without background.
@@ -66,7 +66,7 @@ class YOLOV2Head(BaseDenseHead):
         anchor_generator: Config of the anchors, one level; sizes and stride in pixels.
         bbox_coder: Config of the box coder.
         object_scale: Weight of the objectness of responsible predictions.
-        noobject_scale: Weight of the objectness of the others.
+        noobject_scale: Weight of the objectness of predictions that are not responsible.
         coord_scale: Weight of the box terms.
         class_scale: Weight of the classification term.
         noobj_iou_thr: IoU above which a prediction is not punished for its objectness

@@ -18,7 +18,7 @@ SYMBOLS = {'in the model': 'circle', 'on captured input': 'diamond', 'on random 
 
 
 def loss_chart(log: Log) -> go.Figure | None:
-    """Return the losses of a training; None if no loss was logged.
+    """Return a chart of the losses of a training; None if no loss was logged.
 
     Long curves show means of consecutive points.
     """
@@ -33,7 +33,7 @@ def loss_chart(log: Log) -> go.Figure | None:
 
 
 def metric_chart(log: Log, compact: Mapping[str, Mapping[str, float]]) -> go.Figure | None:
-    """Return the metrics of all evaluations, and of the compact networks after training.
+    """Return a chart of the metrics of all evaluations, and of the compact networks.
 
     Args:
         log: the log of the training.
@@ -64,7 +64,7 @@ def metric_chart(log: Log, compact: Mapping[str, Mapping[str, float]]) -> go.Fig
 def error_chart(
     errors: Mapping[str, Mapping[str, tuple[float, str]]], tolerance: float
 ) -> go.Figure | None:
-    """Return the errors of a verification by layer, for each weight set.
+    """Return a chart of the errors of a verification by layer, for each weight set.
 
     Args:
         errors: errors by weight set and layer; 'end to end' is among the layers.
@@ -101,7 +101,7 @@ def error_chart(
 def band_chart(
     curves: Mapping[str, Iterable[Sequence[tuple[int, float]]]], metric: str
 ) -> go.Figure:
-    """Return curves of several seeds: their mean, and one standard deviation to both sides.
+    """Return a chart of several seeds: their mean, and a standard deviation to both sides.
 
     Args:
         curves: steps and values of every seed, by name.
@@ -133,7 +133,7 @@ def band_chart(
 def interval_chart(
     differences: Mapping[str, tuple[Mapping[int, float], float, float]], label: str
 ) -> go.Figure:
-    """Return differences seed by seed, their mean and its interval.
+    """Return a chart of the differences by seed, their mean and its interval.
 
     Args:
         differences: values by seed and the ends of the interval, by name.
@@ -168,7 +168,7 @@ def interval_chart(
 
 
 def tuning_chart(tuning: Mapping[str, Mapping[float, float]], metric: str) -> go.Figure:
-    """Return the metric by learning rate, for every arm."""
+    """Return a chart of the metric by learning rate, for every arm."""
     figure = _figure('learning rate', f'{metric} (validation)', height=380)
     for index, (name, by_rate) in enumerate(tuning.items()):
         rates = sorted(by_rate)

@@ -65,6 +65,7 @@ def study_of(asked: OneConfig) -> Study:
 
     Raises:
         ConfigError: if the config cannot be read.
+        ValueError: for an unknown method, or an option that it does not support.
         StudyError: if the config expands already, if its metric is unknown, or if a study of that
             name has an arm with other options.
     """
@@ -78,6 +79,8 @@ def study_of(asked: OneConfig) -> Study:
     for method in asked.methods:
         options = expansion_options(cfg, dict(asked.expansion, method=method))
         arms[method] = dict(config=config, cfg_options={**asked.cfg_options, **options})
+        # Errors before the file is written.
+        configured_expansions(open_config(asked.config, arms[method]['cfg_options']))
     if path.is_file():
         arms = {**_former_arms(path, arms), **arms}
     content = dict(

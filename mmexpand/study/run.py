@@ -16,12 +16,15 @@ from mmengine.runner import Runner
 from mmengine.utils import import_modules_from_strings
 
 from ..files import write_text
+from ..mm.compact_config import type_name
 from ..mm.config_file import open_config
 from ..mm.datasets import check_datasets
 from ..mm.launch import build_runner
 from ..mm.lost_hooks import warn_of_lost_hooks
+from ..mm.models import build_expanded_model, configured_expansions
 from ..mm.resume import is_whole
 from ..version import __version__
+from .results import is_final, load_result
 from .spec import Arm, Run, Study, StudyError, load_study
 
 CONFIG_NAME = 'config.json'
@@ -29,6 +32,9 @@ CONFIG_NAME = 'config.json'
 
 VALIDATIONS_NAME = 'validations.json'
 """File in a run's folder with its validations so far."""
+
+LOCK_NAME = 'lock'
+"""File in a run's folder that its process locks."""
 
 LOSS_POINTS = 50
 """Number of points of a loss curve in a result file."""
@@ -109,7 +115,7 @@ def arm_config(arm: Arm) -> Config:
 
     Raises:
         ConfigError: if no such config exists, or the arm's ``cfg_options`` do not fit it.
-        StudyError: if the config has no learning rate.
+        StudyError: if the config has no learning rate, or a scheduler that replaces it.
     """
     cfg = open_config(arm.config, arm.cfg_options)
     # Reading the file has imported its modules, but not those of the arm's cfg_options.
@@ -117,7 +123,18 @@ def arm_config(arm: Arm) -> Config:
         import_modules_from_strings(**cfg.custom_imports)
     if 'lr' not in (cfg.get('optim_wrapper') or {}).get('optimizer', {}):
         raise StudyError(f'{arm.config} has no optim_wrapper.optimizer.lr; add it')
+    cycles = [s for s in _schedulers(cfg) if str(type_name(s)).startswith('OneCycle')]
+    if cycles:
+        raise StudyError(
+            f'{arm.config} has {type_name(cycles[0])}, whose eta_max replaces the learning rate '
+            'that a study tunes; use another param_scheduler'
+        )
     return cfg
+
+
+def _schedulers(cfg: Config) -> list[dict]:
+    schedulers = cfg.get('param_scheduler') or []
+    return schedulers if isinstance(schedulers, list) else [schedulers]
 
 
 def config_rate(arm: Arm) -> float:
@@ -129,7 +146,7 @@ def run_config(study: Study, run: Run) -> Config:
     """Return the config of a run: the arm's, with its learning rate, seed and work dir."""
     cfg = arm_config(run.arm)
     cfg.optim_wrapper.optimizer.lr = run.lr
-    cfg.randomness = dict(seed=run.seed)
+    cfg.randomness = dict(cfg.get('randomness') or {}, seed=run.seed)
     cfg.work_dir = str(study.work_dir / run.arm.name / run.name)
     cfg.experiment_name = f'{study.name}_{run.arm.name}_{run.name}'
     return cfg
@@ -178,6 +195,8 @@ def arm_problem(arm: Arm) -> str | None:
         cfg = arm_config(arm)
         check_datasets(cfg, ('train', 'val', 'test'))
         warn_of_lost_hooks(cfg)
+        if configured_expansions(cfg):
+            build_expanded_model(cfg)
     # A config is a program and can raise anything; the other arms continue.
     except Exception as error:
         return f'{arm.name} cannot run: {error}'
@@ -244,6 +263,8 @@ def write_json(content: object, path: Path) -> None:
 
 def main() -> None:
     """Run ``python -m mmexpand.study STUDY.py ARM LR SEED``."""
+    import fcntl  # Not on Windows.
+
     parser = argparse.ArgumentParser(description='One run of a study')
     parser.add_argument('study')
     parser.add_argument('arm')
@@ -252,10 +273,19 @@ def main() -> None:
     args = parser.parse_args()
     study = load_study(args.study)
     run = Run(study.arm(args.arm), args.lr, args.seed)
+    folder = study.work_dir / run.arm.name / run.name
+    folder.mkdir(parents=True, exist_ok=True)
+    # The process of a killed study may still train this run.
+    with open(folder / LOCK_NAME, 'w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not is_final(load_result(study, run)):
+            write_json(_tried(study, run), study.result_path(run))
+
+
+def _tried(study: Study, run: Run) -> dict:
     try:
-        result = train(study, run)
+        return train(study, run)
     except Exception as error:
         traceback.print_exc()
         reason = f'{type(error).__name__}: {error}'
-        result = dict(result_head(study, run), status='failed', reason=reason)
-    write_json(result, study.result_path(run))
+        return dict(result_head(study, run), status='failed', reason=reason)

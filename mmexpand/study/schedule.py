@@ -13,6 +13,7 @@ from queue import SimpleQueue
 
 import torch
 
+from ..mm.contraction import check_writable
 from ..mm.logs import log
 from .rates import final_runs, tuning_rounds, unfinished
 from .results import is_final, load_result, read_result, result_problem, score
@@ -39,12 +40,15 @@ def run_study(
 
     Raises:
         StudyError: for an unknown arm or seed.
+        PermissionError: if a folder cannot be written to.
     """
     chosen = [study.arm(name) for name in arms or study.arms]
     known = {seed for arm in chosen for seed in arm.seeds}
     if unknown := set(seeds or ()) - known:
         named = ', '.join(map(str, sorted(unknown)))
         raise StudyError(f'{study.path} has no seed {named}; it has {sorted(known)}')
+    check_writable(study.results_dir, 'results_dir')
+    check_writable(study.work_dir, 'the current folder')
     problems = {arm.name: arm_problem(arm) for arm in chosen}
     for problem in filter(None, problems.values()):
         log(problem, logging.WARNING)
@@ -67,8 +71,8 @@ def _warn_of_other_configs(study: Study, arm: Arm) -> None:
         # Older results have none.
         if (read_result(path) or {}).get('config', digest) != digest:
             log(
-                f'{path} is the result of another config than the present one of {arm.name}; '
-                'remove it to run it again',
+                f'{path} was made with another config of {arm.name}; remove the file to run it '
+                'again',
                 logging.WARNING,
             )
 

@@ -146,7 +146,9 @@ def load_study(path: str | os.PathLike) -> Study:
     lrs = _grid(path, options.pop('lrs'))
     for key in ('jobs', 'threads'):
         if not isinstance(options[key], int) or options[key] < 1:
-            raise StudyError(f'{path}: {key} must be a number from 1 on, got {options[key]!r}')
+            raise StudyError(
+                f'{path}: {key} must be a whole number of at least 1, got {options[key]!r}'
+            )
     arms = {name: _arm(path, name, arm, cfg.seeds) for name, arm in cfg.arms.items()}
     study = Study(
         path,
@@ -177,7 +179,7 @@ def _check_numbers(path: Path, key: str, values: Sequence, kind: type | tuple) -
         expected = 'whole numbers' if kind is int else 'numbers'
         raise StudyError(f'{path}: {key} must be {expected}, got {values!r}')
     if len(set(values)) < len(values):
-        raise StudyError(f'{path}: {key} must differ from each other, got {values!r}')
+        raise StudyError(f'{path}: {key} must not repeat a value, got {values!r}')
     if kind is not int and min(values) <= 0:
         raise StudyError(f'{path}: {key} must be above 0, got {values!r}')
 

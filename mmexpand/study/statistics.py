@@ -106,8 +106,8 @@ def summarise(study: Study, arm: Arm) -> ArmSummary:
         problems.append(f'{arm.name}: its best learning rate, {lr:g}, {said}')
     if times and not _comparable(times):
         problems.append(
-            f'{arm.name}: its trainings took {min(times):.0f} to {max(times):.0f} s, the machine '
-            'was not equally free: no time is given'
+            f'{arm.name}: its trainings took {min(times):.0f} to {max(times):.0f} s, since the '
+            'load of the machine changed: no training time is reported'
         )
     if tuning and any(result.get('test_is_val') for result in results.values()):
         problems.append(
@@ -122,9 +122,7 @@ def summarise(study: Study, arm: Arm) -> ArmSummary:
     seconds = fmean(times) if _comparable(times) else math.nan
     period = _period(results.values())
     means = {lr: mean for lr, mean in tuned(study, arm).items() if mean is not None}
-    return ArmSummary(
-        arm, lr, edge, means, scores, validation, seconds, period, results, problems
-    )
+    return ArmSummary(arm, lr, edge, means, scores, validation, seconds, period, results, problems)
 
 
 def _period(results: Iterable[dict]) -> tuple[float, float] | None:
@@ -196,7 +194,7 @@ def in_words(
         return f'{name}: no seed to compare with {other} yet.'
     mean = f'{found.mean:+.{places}f}'
     if math.isnan(found.low):
-        return f'{name}: {mean} against {other}, one seed: not told from noise.'
+        return f'{name}: {mean} against {other}, one seed, no interval.'
     low, high = f'{found.low:+.{places}f}', f'{found.high:+.{places}f}'
     interval = f'95 % interval {low} to {high}, {len(found.values)} seeds'
     if found.low > 0 and baseline.edge:

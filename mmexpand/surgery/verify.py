@@ -145,10 +145,10 @@ def _complaint(result: Verification, tolerance: float) -> str:
     changed = f'relative error {result.output:.3g} end to end, allowed {tolerance:.3g}'
     if not wrong:
         return (
-            f'the compact model computes something else, {changed}, although each of its '
-            f'{len(result.layers)} layers is right ({ranked[0]} is the worst, '
+            f'the outputs of the compact model differ, {changed}, although each of its '
+            f'{len(result.layers)} layers is equal ({ranked[0]} has the largest error, '
             f'{result.layers[ranked[0]]:.3g}): the network amplifies rounding, or draws random '
-            'numbers while it predicts'
+            'numbers while it predicts; disable the random numbers'
         )
     return (
         f'contraction changes the model: {changed}; {len(wrong)} of {len(result.layers)} layers '

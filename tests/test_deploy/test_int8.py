@@ -224,13 +224,13 @@ def test_a_short_or_empty_calibration_split_is_refused(model, street, tmp_path):
     assert all(torch.equal(found[i], every[j]) for i, j in enumerate((0, 4, 7)))
     cfg.train_dataloader.dataset = dataset
     with pytest.raises(
-        ExportError, match=r'^5 images .* CityscapesDataset, .* has 4: use --int8 4'
+        ExportError, match=r'^int8 requires 5 .* CityscapesDataset .* has 4; use --int8 4'
     ):
         calibration_images(model, cfg, 5, (32, 48))
     (tmp_path / 'empty').mkdir()
     cfg.train_dataloader.dataset.data_root = str(tmp_path)
     cfg.train_dataloader.dataset.data_prefix = dict(img_path='empty', seg_map_path='empty')
-    with pytest.raises(ExportError, match=r'has 0: name a data set that has images'):
+    with pytest.raises(ExportError, match=r'has 0; use a data set with images'):
         calibration_images(model, cfg, 1, (32, 48))
 
 

@@ -362,11 +362,11 @@ NEAR = 'decode_head.conv_segg'
         ),
         (
             dict(loss_pkt=dict(type='PKTLoss', student='backbone', teacher='backbone')),
-            'one returns a list, not a tensor; name a module inside',
+            'a module returns a list, not a tensor; name a module inside',
         ),
         (
             dict(loss_pkt=dict(type='PKTLoss', student=f'{ENCODER}.convs.0.bn', teacher=ENCODER)),
-            'changes its output in place',
+            'changes the output of a compared module in place',
         ),
         ({'decode.loss_ce': KD['loss_kd']}, "already has a loss 'decode.loss_ce'; choose"),
         (
@@ -397,7 +397,7 @@ def test_a_teacher_that_does_not_fit_is_refused(seg_cfg, teacher, street, tmp_pa
         torch.save(dict(state_dict=dict(weight=torch.zeros(1))), other)
         train(seg_cfg(custom_hooks=[dict(hook, teacher_ckpt=str(other))]))
     classes = make_teacher(street, tmp_path, **{'model.decode_head.num_classes': 5})
-    with pytest.raises(ValueError, match='student gives 19 scores and the teacher 5; take a'):
+    with pytest.raises(ValueError, match='student gives 19 scores and the teacher 5; use a'):
         train(seg_cfg(custom_hooks=[dict(classes, losses=KD)]))
     images = make_teacher(street, tmp_path, **{'model.data_preprocessor.std': [1.0] * 3})
     with pytest.raises(ValueError, match=r"teacher's data_preprocessor has std=\[1.0, 1.0, 1.0\]"):

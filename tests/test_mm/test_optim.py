@@ -290,3 +290,16 @@ def test_gradients_of_a_skipped_step_are_not_clipped_with_the_next():
         steps.append(model.conv2.weight.detach())
     assert steps[0].isfinite().all()
     torch.testing.assert_close(*steps)
+
+
+@pytest.mark.parametrize('kind', ['AdamW', 'Adam'])
+def test_product_decay_requires_a_coupled_decay(kind):
+    model = Net()
+    mmexpand.expand_(model, ExpandConfig('cl', include='conv1'))
+    cfg = sgd(factor_decay='product')
+    cfg['optimizer'] = dict(type=kind, lr=0.01, weight_decay=0.1)
+    if kind == 'Adam':
+        build_optim_wrapper(model, by_layer(cfg))
+        return
+    with pytest.raises(ValueError, match=r"AdamW decays the weights themselves; use 'each'"):
+        build_optim_wrapper(model, by_layer(cfg))

@@ -121,8 +121,8 @@ def test_a_teachers_map_is_brought_to_the_students_size():
 @pytest.mark.parametrize(
     ('loss', 'student', 'teacher', 'message'),
     [
-        (KDLoss(), (2, 10), (2, 100), r'student gives 10 scores and the teacher 100; take'),
-        (KDLoss(num_anchors=3), (2, 10, 1, 1), (2, 10, 1, 1), '10 channels are not of 3 anchors'),
+        (KDLoss(), (2, 10), (2, 100), r'student gives 10 scores and the teacher 100; use'),
+        (KDLoss(num_anchors=3), (2, 10, 1, 1), (2, 10, 1, 1), '10 channels cannot be divided'),
         (
             HintLoss(),
             (2, 3, 4, 4),

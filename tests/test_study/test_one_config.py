@@ -146,3 +146,19 @@ def test_bad_input(write_study, capsys, change, arguments, words):
     status, said = run('study.py', *arguments)
     assert status
     assert re.search(words, said + capsys.readouterr().err)
+
+
+def test_bad_options_of_a_block_are_refused_before_a_file_is_written(write_study):
+    for methods, expansion in ((['bn', 'repvg'], {}), (['cl'], dict(rate=-1))):
+        with pytest.raises(ValueError, match=r'repvg|rate'):
+            study_of(OneConfig('net.py', methods, [0], expansion=expansion))
+    assert not Path('work_dirs').exists()
+
+
+def test_a_metric_whose_smaller_values_are_better_is_refused(write_study):
+    options = {
+        'default_hooks.checkpoint.save_best': 'rmse',
+        'default_hooks.checkpoint.rule': 'less',
+    }
+    with pytest.raises(ValueError, match="rule='less' for rmse"):
+        study_of(OneConfig('net.py', ['bn'], [0], cfg_options=options))

@@ -169,3 +169,9 @@ def test_from_a_rate_that_is_too_low_for_any_metric(write_study, put, monkeypatc
     run_study(study)
     assert made[:3] == [1, 2, 4]
     assert best_lr(study, study.arm('compact')) == 4
+
+
+def test_a_metric_that_no_rate_gives_ends_the_search(write_study, runs):
+    made = runs(peak(1.0))
+    run_study(write_study(AUTO + "metric = 'acuracy'\n"))
+    assert made == [1]

@@ -145,3 +145,21 @@ def test_what_is_wrong_with_an_arm(study, tmp_path, with_arm):
     assert said.startswith('cl cannot run: val_dataloader.dataset: data_root not found')
     (tmp_path / 'net.py').write_text('model = \n')
     assert arm_problem(study.arm('cl')).startswith('cl cannot run: ')
+
+
+def test_a_config_keeps_its_other_options_of_randomness(study, with_arm):
+    changed = with_arm(study, 'compact', randomness=dict(deterministic=True, seed=7))
+    cfg = run_config(changed, Run(changed.arm('compact'), 0.1, 3))
+    assert cfg.randomness == dict(deterministic=True, seed=3)
+
+
+def test_problems_of_an_arm_are_found_before_its_first_run(study, with_arm):
+    cycle = dict(type='OneCycleLR', eta_max=0.1, total_steps=8, by_epoch=False)
+    hook = dict(type='ExpandHook', method='cl', include='backbone')
+    for options, said in (
+        (dict(param_scheduler=[cycle]), 'OneCycleLR, whose eta_max replaces'),
+        (dict(custom_hooks=[hook]), 'backbone'),
+    ):
+        changed = with_arm(study, 'compact', **options)
+        assert said in arm_problem(changed.arm('compact'))
+    assert arm_problem(study.arm('cl')) is None

@@ -1,11 +1,13 @@
 """Which runs are made, in what order, and going on after a kill."""
 
+import fcntl
 import json
 import runpy
 import signal
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -13,7 +15,8 @@ import pytest
 import torch
 
 from mmexpand.study import Run, StudyError, load_study, run_study, schedule
-from mmexpand.study.run import config_digest
+from mmexpand.study.results import load_result
+from mmexpand.study.run import config_digest, main
 from mmexpand.study.schedule import _Children
 
 TOOL = Path(__file__).parents[2] / 'tools/study.py'
@@ -202,7 +205,7 @@ def test_results_of_another_config_are_named(write_study, put, runs, monkeypatch
     net = Path('net.py')
     net.write_text(net.read_text().replace('max_iters=8', 'max_iters=16'))
     run_study(load_study('small.py'))
-    assert 'compact/lr0.1_seed0.json is the result of another config' in ' '.join(said)
+    assert 'compact/lr0.1_seed0.json was made with another config' in ' '.join(said)
 
 
 def test_a_result_outlives_a_process_that_aborts_at_its_exit(write_study, put, monkeypatch):
@@ -217,3 +220,25 @@ def test_a_result_outlives_a_process_that_aborts_at_its_exit(write_study, put, m
     devices = SimpleQueue()
     devices.put({})
     assert schedule._run(study, run, Children(), devices)['status'] == 'ok'
+
+
+def test_an_unwritable_results_folder_is_refused_before_the_first_run(study):
+    with pytest.raises(PermissionError, match='/proc/results'):
+        run_study(replace(study, results_dir=Path('/proc/results')))
+
+
+def test_a_run_waits_for_another_process_that_trains_it(study, put, monkeypatch):
+    one = Run(study.arm('compact'), 0.1, 0)
+    folder = study.work_dir / 'compact' / one.name
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(sys, 'argv', ['run', str(study.path), 'compact', '0.1', '0'])
+    process = threading.Thread(target=main)
+    with open(folder / 'lock', 'w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        process.start()
+        process.join(1)
+        assert process.is_alive()
+        put(study, 'compact', 0.1, 0, val=12.0)
+    process.join(60)
+    assert load_result(study, one)['val'] == dict(accuracy=12.0)
+    assert list(folder.iterdir()) == [folder / 'lock']

@@ -48,9 +48,7 @@ def test_only_common_seeds_are_compared(write_study, put):
     arm, found, compact = compare(study)
     assert found.values == {0: 1.0}
     assert math.isnan(found.low)
-    assert in_words(arm, found, compact) == (
-        'cl: +1.00 against compact, one seed: not told from noise.'
-    )
+    assert in_words(arm, found, compact) == ('cl: +1.00 against compact, one seed, no interval.')
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ continues with what is missing in `resources/zoo_export/`, and writes this page.
 SECTIONS = {
     'works': ('Works', 'The file gives predictions.'),
     'raw': ('Works with `--raw`', 'The file gives what the heads compute.'),
-    'refused': ('Refused', 'Nothing is written.'),
+    'refused': ('Unsupported', 'Nothing is written.'),
     'stock': ('Not run stock', "The stock network's own words."),
 }
 
