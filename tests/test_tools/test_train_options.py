@@ -8,6 +8,7 @@ from mmengine.config import Config
 from mmexpand.mm.models import set_expansion
 from mmexpand.surgery.checkpoint import META_KEY, load_checkpoint
 from tests.conftest import small_config
+from tests.runs import train
 from tests.tools_in_process import TOOLS, run, run_apart
 
 
@@ -40,23 +41,12 @@ def test_options_expand_a_config_and_metrics_reach_the_visualizer(plain, tmp_pat
     assert run('test.py', tmp_path / 'kept.py', tmp_path / 'work_dir/iter_4.pth')[0] == 0
 
 
-def test_auto_scale_lr_gives_the_rates_of_the_compact_network(plain, tmp_path):
-    options = ['auto_scale_lr.base_batch_size=16', 'default_hooks.logger.interval=1']
-    rates = []
-    for name, expand in (
-        ('compact', []),
-        ('expanded', ['--include', 'backbone.encoder', '--method', 'bn']),
-    ):
-        work_dir = tmp_path / name
-        arguments = (plain, '--work-dir', work_dir, *expand, '--auto-scale-lr', '--cfg-options')
-        assert run('train.py', *arguments, *options) == (0, '')
-        (log,) = work_dir.glob('*/vis_data/scalars.json')
-        steps = map(json.loads, log.read_text().splitlines())
-        rates.append([step['lr'] for step in steps if 'lr' in step])
-    assert rates[0] == rates[1]
-    assert len(rates[0]) == 4
-    cfg = Config.fromfile(plain)
-    assert rates[0][0] == cfg.optim_wrapper.optimizer.lr * cfg.train_dataloader.batch_size / 16
+def test_auto_scale_lr_gives_the_rate_of_the_compact_network(seg_cfg):
+    """mmengine scales the optimizer only before it builds the schedulers."""
+    cfg = seg_cfg(auto_scale_lr=dict(enable=True, base_batch_size=16))
+    assert cfg.param_scheduler
+    found = {group['initial_lr'] for group in train(cfg).optim_wrapper.param_groups}
+    assert found == {cfg.optim_wrapper.optimizer.lr * cfg.train_dataloader.batch_size / 16}
 
 
 def test_without_options_nothing_changes(plain):
