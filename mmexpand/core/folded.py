@@ -89,8 +89,8 @@ class _Folded:
     affine: Affine
     state: tuple
     has_graph: bool
-    # No other tensor gets the factors' memory while the state is compared.
-    held: tuple[torch.UntypedStorage, ...]
+    # No other tensor gets the factors' memory or id while the state is compared.
+    held: tuple[Tensor, ...]
 
 
 class FoldedKernel:
@@ -140,7 +140,7 @@ class FoldedKernel:
         if kept is None or kept.state != state or (wanted and not kept.has_graph):
             self.gradient.delivered = False
             affine = _Fold.apply(self, *parameters) if wanted else self.fold()[0]
-            held = tuple(t.untyped_storage() for t in (*parameters, *self._expression.buffers()))
+            held = (*parameters, *self._expression.buffers())
             self._kept = kept = _Folded(affine, state, wanted, held)
         return kept.affine
 
@@ -158,7 +158,7 @@ class FoldedKernel:
         return (
             _optimizer_steps,
             torch.is_inference_mode_enabled(),
-            *((t.data_ptr(), version(t), t.dtype, t.requires_grad) for t in tensors),
+            *((id(t), t.data_ptr(), version(t), t.dtype, t.requires_grad) for t in tensors),
         )
 
     @torch.no_grad()

@@ -30,6 +30,7 @@ class FoldedParameter:
     def __init__(self, kernel: FoldedKernel, take_offered: Callable[[], None]):
         self._kernel, self._take_offered = kernel, take_offered
         self._folded: Affine | None = None
+        self._awaits_backward = False
         with torch.no_grad():
             weight, bias = kernel.get()
         self.weight = nn.Parameter(weight.clone())
@@ -44,7 +45,8 @@ class FoldedParameter:
         """Return the parameters, with the fold of the present factors.
 
         They are written only if a factor has changed, because writing them between a forward and
-        its backward pass would spoil the gradient.
+        its backward pass would spoil the gradient. A change of mode or a step of another optimizer
+        in between folds the same factors again.
         """
         self._take_offered()
         with torch.enable_grad():
@@ -53,11 +55,14 @@ class FoldedParameter:
             self._folded = folded
             with torch.no_grad():
                 for parameter, value in zip(self.parameters, self._values(), strict=True):
-                    parameter.copy_(value)
+                    if not (self._awaits_backward and torch.equal(parameter, value)):
+                        parameter.copy_(value)
+        self._awaits_backward = True
         return self.weight, self.bias
 
     def deliver(self) -> None:
         """Compute the factors' gradients from the parameters', and add them to ``.grad``."""
+        self._awaits_backward = False
         if all(parameter.grad is None for parameter in self.parameters):
             return
         if self._folded is None:

@@ -106,12 +106,17 @@ class ExpandedConv(ExpandedLayer):
         return self.expression(self._pad(x, *call)).contiguous(memory_format=self.memory_format)
 
     def _sample(self, x: Tensor, *call: object) -> BatchSample | None:
-        if x.dim() != 4:
+        if x.dim() != 4 or self._synchronises:
             return None
         pixels = self._layer_pixels(x.shape)
         if pixels < FEW or (self.forward_order == 'auto' and not self._measures_cheaply(x)):
             return None
         return BatchSample(self._pad(x, *call), self.spec, self._least_samples)
+
+    @property
+    def _synchronises(self) -> bool:
+        """Return whether norms pool their statistics over processes, as only layerwise norms do."""
+        return any(isinstance(norm.norm, nn.SyncBatchNorm) for norm in self._norms)
 
     def _measures_cheaply(self, x: Tensor) -> bool:
         """Return whether running folded with a batch sample costs less than running layerwise.
@@ -329,6 +334,8 @@ def _carry_over(unit: ExpandedLayer, layer: nn.Module, init: str) -> None:
         unit._reformat_factors()
     if init == 'preserve':
         unit.set_weight(layer.weight, layer.bias)
+    if not layer.weight.requires_grad:
+        unit.freeze_norms()  # Statistics of the batch would change a frozen layer.
 
 
 def _memory_format(weight: Tensor) -> torch.memory_format:

@@ -221,7 +221,7 @@ def test_frozen_norms_train_the_layer_that_is_deployed():
 def test_a_kept_kernel_holds_the_memory_of_the_factors():
     unit = unit_of().eval()
     unit.kernel.get()
-    held = {storage.data_ptr() for storage in unit.kernel._kept.held}
+    held = {tensor.data_ptr() for tensor in unit.kernel._kept.held}
     assert held == {parameter.data_ptr() for parameter in unit.parameters()}
 
 
@@ -342,3 +342,83 @@ class TestStartOfNorms:
         expanded[0].forward_order = forward
         compiled = torch.compile(expanded.train(), backend='eager')
         torch.testing.assert_close(compiled(x), net(x), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize('forward', ['folded', 'layerwise'])
+@pytest.mark.parametrize('method', ['bn', 'repvgg', 'dbb', 'cl'])
+def test_a_frozen_layer_stays_as_it_was_given(method, forward):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1)).double()
+    model[0].weight.requires_grad_(False)  # The bias is trained.
+    given = copy.deepcopy(model)
+    mmexpand.expand_(model, method=method, forward=forward, rate=2)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        x, target = torch.randn(2, 4, 6, 8, 8).double()
+        (model(x) - target.exp()).square().mean().backward()
+        optimizer.step()
+    compact = mmexpand.contract(model)
+    torch.testing.assert_close(compact[0].weight, given[0].weight, rtol=1e-10, atol=1e-12)
+    assert not compact[0].weight.requires_grad
+    assert not torch.allclose(compact[0].bias, given[0].bias)
+    assert not torch.allclose(compact[1].weight, given[1].weight)
+
+
+def test_tensors_in_the_place_of_the_parameters_get_the_gradient():
+    """They share the parameters' memory."""
+    unit = unit_of()
+    x = torch.randn(2, 4, 8, 8, dtype=torch.float64)
+    for training in (True, False):
+        unit.train(training)
+        unit(x)
+        given = {k: v.detach().requires_grad_() for k, v in unit.named_parameters()}
+        torch.func.functional_call(unit, given, (x,)).sum().backward()
+        assert all(tensor.grad is not None for tensor in given.values())
+        assert all(parameter.grad is None for parameter in unit.parameters())
+
+
+@pytest.mark.parametrize('method', ['bn', 'repvgg'])
+@pytest.mark.parametrize('forward', ['folded', 'layerwise'])
+@pytest.mark.parametrize('bias', [True, False])
+def test_anchoring_after_training_keeps_the_function(method, forward, bias):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(6, 6, 3, bias=bias).double()
+    unit = ExpandedConv2d.from_conv(conv, 1, method, forward=forward, init='preserve')
+    optimizer = torch.optim.SGD(unit.parameters(), 0.05)
+    constant = torch.ones(4, 6, 12, 12, dtype=torch.float64)
+    for _ in range(5):
+        optimizer.zero_grad()
+        unit(constant).square().mean().backward()
+        optimizer.step()
+    assert not unit.is_anchored
+    compact = unit.to_conv()
+    assert not torch.allclose(compact.weight, conv.weight)
+    x = torch.randn(4, 6, 12, 12, dtype=torch.float64)
+    unit.anchor_norms(x)
+    assert unit.is_anchored
+    torch.testing.assert_close(unit.to_conv()(x), compact(x), rtol=1e-10, atol=1e-10)
+
+
+def test_synchronised_norms_run_layerwise():
+    """Only their own forward pass pools statistics over processes."""
+    unit = unit_of(method='repvgg', inputs=6)
+    x = torch.randn(4, 6, 16, 16, dtype=torch.float64)
+    assert unit._sample(x) is not None
+    assert nn.SyncBatchNorm.convert_sync_batchnorm(unit)._sample(x) is None
+
+
+def test_a_folded_parameter_is_not_written_between_forward_and_backward():
+    unit = unit_of()
+    unit.folded_parameter = FoldedParameter(unit.kernel, unit.take_offered)
+    x = torch.randn(2, 4, 8, 8, dtype=torch.float64, requires_grad=True)
+    first = unit(x)
+    with torch.no_grad():
+        unit.eval()(x)
+    other = nn.Parameter(torch.ones(1))
+    other.grad = torch.ones(1)
+    torch.optim.SGD([other], 0.1).step()
+    (first.sum() + unit.train()(x).sum()).backward()
+    expected = unit.to_conv()
+    expected(x.detach()).sum().backward()
+    torch.testing.assert_close(unit.folded_parameter.weight.grad, 2 * expected.weight.grad)

@@ -199,7 +199,7 @@ def test_a_wrong_score_shows_before_a_selection():
     compact = mmexpand.contract(model)
     compact[1].bias.data[2] += 1
     x = torch.randn(1, 3, 8, 8)
-    with pytest.raises(VerificationError, match='each of its 1 layers is right'):
+    with pytest.raises(VerificationError, match='each of its 1 layers is equal'):
         mmexpand.verify(model, compact, lambda m: m[1](m[0](x)).mean((2, 3)).argmax(1).float())
 
 
@@ -279,3 +279,35 @@ def test_complex_outputs_are_compared(models):
     nn.init.normal_(models[1][0].bias)
     with pytest.raises(VerificationError):
         mmexpand.verify(*models, spectrum)
+
+
+class Sorting(nn.Module):
+    """Sorts the scores above a threshold, or masked scores."""
+
+    def __init__(self, masked):
+        super().__init__()
+        self.conv, self.masked = nn.Conv2d(3, 4, 3), masked
+
+    def forward(self, x):
+        scores = self.conv(x).flatten()
+        kept = scores.new_full((5,), -torch.inf) if self.masked else scores[scores > 100]
+        return scores, kept.sort().indices
+
+
+@pytest.mark.parametrize('masked', [True, False])
+def test_a_selection_without_finite_scores_is_equal(masked):
+    expanded = Sorting(masked)
+    mmexpand.expand_(expanded, method='cl')
+    compact = mmexpand.contract(expanded)
+    images = torch.randn(1, 3, 8, 8)
+    assert mmexpand.verify(expanded, compact, lambda model: model(images)).max_error < 1e-5
+
+
+def test_a_layer_that_no_batch_reaches_may_pad_by_reflection():
+    expanded = nn.ModuleList(
+        [nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3, padding=20, padding_mode='reflect')]
+    )
+    mmexpand.expand_(expanded, method='cl')
+    images = torch.randn(1, 3, 8, 8)
+    result = mmexpand.verify(expanded, mmexpand.contract(expanded), lambda model: model[0](images))
+    assert set(result.layers) == {'0', '1'}

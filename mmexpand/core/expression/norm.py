@@ -106,25 +106,26 @@ class Norm(PerChannel):
         self.is_anchored = False
         self.norm.reset_running_stats()
         self.norm.bias.zero_()
-        self._undo_scale()
+        self._set_scale(1)
 
-    def _undo_scale(self) -> None:
+    def _set_scale(self, scale: Tensor | float) -> None:
         self.norm.weight.fill_(1)
-        self.norm.weight.copy_(1 / self._scale(self._gain(torch.float64)))
+        self.norm.weight.copy_(scale / self._scale(self._gain(torch.float64)))
 
     def _anchor(self, y: Tensor) -> Tensor:
-        """Anchor the norm, an identity, at the statistics of outputs ``(N, channels, H, W)``.
+        """Anchor the norm at the statistics of outputs ``(N, channels, H, W)``.
 
-        Gamma becomes the standard deviation and beta the mean (plus the layer's bias), so that
-        normalising these outputs by their own statistics returns them.
+        The norm of a given layer is an identity: gamma becomes the standard deviation and beta the
+        mean (plus the layer's bias), so that normalising these outputs by their own statistics
+        returns them.
         """
         samples = y.numel() // y.shape[1]
         if samples:
             variance, mean = torch.var_mean(y.double(), (0, 2, 3), correction=0)
         else:
             variance = mean = y.new_zeros(y.shape[1], dtype=torch.float64)
-        shift = self._anchor_at(mean, variance, samples)
-        return y + shift[:, None, None] if self.shifts else y
+        scale, shift = (t[:, None, None] for t in self._anchor_at(mean, variance, samples))
+        return torch.addcmul(shift, y, scale) if self.shifts else y * scale
 
     def _anchor_folded(self, weight: Tensor, bias: Tensor | None, sample: BatchSample) -> Affine:
         """Anchor as ``_anchor`` does, at the statistics of a sample; return kernel and bias."""
@@ -133,24 +134,28 @@ class Norm(PerChannel):
         measure = Outputs if taps.dim() == 2 else Covariance
         moments = measure(taps, kernel.double().flatten(1), [len(kernel)])
         mean = moments.mean if bias is None else moments.mean + bias
-        shift = self._anchor_at(mean, moments.variance, sample.samples).to(weight.dtype)
+        scale, shift = self._anchor_at(mean, moments.variance, sample.samples)
+        weight = weight * per_channel(scale, weight)
         if not self.shifts:
-            return weight, bias
-        return weight, shift if bias is None else bias + shift
+            return weight, None if bias is None else bias * scale
+        return weight, shift if bias is None else torch.addcmul(shift, bias, scale)
 
-    def _anchor_at(self, mean: Tensor, variance: Tensor, samples: int) -> Tensor:
-        """Set statistics, gamma and beta; return the shift that the norm had before."""
-        shift = self.norm.bias - self.norm.running_mean
+    def _anchor_at(self, mean: Tensor, variance: Tensor, samples: int) -> tuple[Tensor, Tensor]:
+        """Set statistics, gamma and beta; return the scale and shift that the norm has."""
+        dtype = self.norm.weight.dtype
+        scale = self._scale(self._gain(torch.float64))
+        shift = self.norm.bias - self.norm.running_mean * scale
+        kept = scale.to(dtype), shift.to(dtype)
         samples, mean, variance = _pooled(mean, variance, samples)
         # A constant image, apart from rounding: wait for data.
         if not samples or not (variance > CONSTANT * mean.square()).any():
-            return shift
+            return kept
         self.norm.running_mean.copy_(mean)
         self.norm.running_var.copy_(variance)
-        self._undo_scale()
-        self.norm.bias.copy_(mean + shift)
+        self._set_scale(scale)
+        self.norm.bias.copy_(mean * scale + shift)
         self.is_anchored = True
-        return shift
+        return kept
 
 
 def _pooled(mean: Tensor, variance: Tensor, samples: int) -> tuple[int, Tensor, Tensor]:
