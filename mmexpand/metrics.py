@@ -24,11 +24,13 @@ def best_metric(cfg: Mapping) -> str | None:
     for index, name in enumerate(names):
         if name == 'auto':
             continue
-        if rules and rules[min(index, len(rules) - 1)] == 'less':
+        # mmengine's rule for a loss, if none is given.
+        rule = rules[min(index, len(rules) - 1)] if rules else 'less' if 'loss' in name else None
+        if rule == 'less':
             raise UserValueError(
                 f'networks are compared by a metric whose larger values are better, but '
                 f"default_hooks.checkpoint has rule='less' for {name}; name another metric in "
-                'save_best'
+                'save_best, or with --metric in a study'
             )
         return name
     return None

@@ -23,7 +23,17 @@ from mmexpand.study.one_config import OneConfig, best_checkpoint, study_of
 from mmexpand.study.report import missing_for_page
 from mmexpand.study.results import load_result, score
 
-ONE_CONFIG = ('metric', 'lrs', 'include', 'exclude', 'rate', 'cfg_options', 'jobs', 'name')
+ONE_CONFIG = (
+    'metric',
+    'lrs',
+    'include',
+    'exclude',
+    'rate',
+    'forward',
+    'cfg_options',
+    'jobs',
+    'name',
+)
 """Options that go with ``--methods``."""
 
 
@@ -54,7 +64,7 @@ def parse_args() -> argparse.Namespace:
     )
     one.add_argument('--jobs', type=count, help='runs at a time (default: 1)')
     one.add_argument('--name', help='name of the study (default: CONFIG_study)')
-    add_expansion_arguments(parser, 'include', 'exclude', 'rate')
+    add_expansion_arguments(parser, 'include', 'exclude', 'rate', 'forward')
     add_config_arguments(parser)
     args = parser.parse_args()
     if args.methods is None and any(getattr(args, key) is not None for key in ONE_CONFIG):

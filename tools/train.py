@@ -2,6 +2,8 @@
 
 import argparse
 
+from mmengine.runner import find_latest_checkpoint
+
 from mmexpand.errors import UserValueError
 from mmexpand.mm.command_line import (
     add_common_arguments,
@@ -48,9 +50,11 @@ def main(args: argparse.Namespace) -> None:
                 '--auto-scale-lr'
             )
         cfg.auto_scale_lr.enable = True
-    if args.resume:
-        cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
+    # Without a checkpoint to resume, load_from of the config is loaded.
+    if args.resume == 'auto' and find_latest_checkpoint(cfg.work_dir):
+        cfg.resume, cfg.load_from = True, None
+    elif args.resume and args.resume != 'auto':
+        cfg.resume, cfg.load_from = True, args.resume
     build_runner(cfg, training_splits(cfg)).train()
 
 

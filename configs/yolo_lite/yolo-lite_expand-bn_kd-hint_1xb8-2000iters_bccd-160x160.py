@@ -4,7 +4,8 @@ custom_hooks = [
     dict(
         type='DistillHook',
         teacher_config='{{ fileDirname }}/yolo-lite-w2_1xb8-2000iters_bccd-160x160.py',
-        teacher_ckpt='work_dirs/yolo-lite-w2_expand-bn_1xb8-2000iters_bccd-160x160/compact_last.pth',
+        teacher_ckpt='work_dirs/yolo-lite-w2_expand-bn_1xb8-2000iters_bccd-160x160/'
+        'compact_last.pth',
         losses=dict(
             # Class scores at every cell and anchor.
             loss_kd=dict(

@@ -90,7 +90,7 @@ class _Folded:
     state: tuple
     has_graph: bool
     # No other tensor gets the factors' memory or id while the state is compared.
-    held: tuple[Tensor, ...]
+    held: tuple[tuple[Tensor, torch.UntypedStorage], ...]
 
 
 class FoldedKernel:
@@ -140,7 +140,8 @@ class FoldedKernel:
         if kept is None or kept.state != state or (wanted and not kept.has_graph):
             self.gradient.delivered = False
             affine = _Fold.apply(self, *parameters) if wanted else self.fold()[0]
-            held = (*parameters, *self._expression.buffers())
+            tensors = (*parameters, *self._expression.buffers())
+            held = tuple((tensor, tensor.untyped_storage()) for tensor in tensors)
             self._kept = kept = _Folded(affine, state, wanted, held)
         return kept.affine
 

@@ -116,7 +116,7 @@ class ExpandedConv(ExpandedLayer):
     @property
     def _synchronises(self) -> bool:
         """Return whether norms pool their statistics over processes, as only layerwise norms do."""
-        return any(isinstance(norm.norm, nn.SyncBatchNorm) for norm in self._norms)
+        return any(_is_synchronised(norm.norm) for norm in self._norms)
 
     def _measures_cheaply(self, x: Tensor) -> bool:
         """Return whether running folded with a batch sample costs less than running layerwise.
@@ -325,6 +325,11 @@ def _check(layer: nn.Module, kind: type, rate: float, init: str, forward: str) -
     check_choice('init', init, INITS)
 
 
+def _is_synchronised(norm: nn.Module) -> bool:
+    # mmcv's is no subclass of torch's.
+    return any(kind.__name__ == 'SyncBatchNorm' for kind in type(norm).__mro__)
+
+
 def _carry_over(unit: ExpandedLayer, layer: nn.Module, init: str) -> None:
     for name, parameter in unit.named_parameters():
         like = layer.bias if name.endswith('bias') else layer.weight
@@ -334,8 +339,6 @@ def _carry_over(unit: ExpandedLayer, layer: nn.Module, init: str) -> None:
         unit._reformat_factors()
     if init == 'preserve':
         unit.set_weight(layer.weight, layer.bias)
-    if not layer.weight.requires_grad:
-        unit.freeze_norms()  # Statistics of the batch would change a frozen layer.
 
 
 def _memory_format(weight: Tensor) -> torch.memory_format:

@@ -14,6 +14,7 @@ import torch
 from mmengine.config import Config, DictAction
 from mmengine.dist import is_distributed
 
+from ..core.strategies import FORWARDS
 from ..surgery.checkpoint import WEIGHTS_ONLY
 from .config_file import check_keys, open_config
 from .error_report import explain
@@ -75,6 +76,7 @@ EXPANSION = dict(
     rate=dict(type=float, help='expansion rate'),
     include=dict(nargs='+', help='layers to expand: prefixes, globs, re:..., kernel:3x3'),
     exclude=dict(nargs='+', help='layers not to expand'),
+    forward=dict(choices=FORWARDS, help='how units run (default: auto)'),
 )
 """Options of ``ExpandHook`` on a command line."""
 

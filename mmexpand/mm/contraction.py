@@ -270,12 +270,13 @@ def write_compact_config(cfg: Config, directory: Path) -> Path:
     return path
 
 
-def check_writable(directory: str | os.PathLike, option: str = '--work-dir') -> None:
+def check_writable(directory: str | os.PathLike, option: str = '--work-dir', fix: str = '') -> None:
     """Raise PermissionError if a folder cannot be written to, before work is lost.
 
     Args:
         directory: the folder, which is made if it is missing.
         option: the option that names another folder, for the message.
+        fix: instead of the option, the fix for the message.
     """
     try:
         os.makedirs(directory, exist_ok=True)
@@ -283,7 +284,8 @@ def check_writable(directory: str | os.PathLike, option: str = '--work-dir') -> 
             pass
     except OSError as error:
         raise UserPermissionError(
-            f'cannot write to {directory} ({error.strerror}); name another folder with {option}'
+            f'cannot write to {directory} ({error.strerror}); '
+            + (fix or f'name another folder with {option}')
         ) from error
 
 

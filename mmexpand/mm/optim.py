@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 
 from ..core.expanded_layer import ExpandedLayer
 from ..core.expression import ROLES, parameter_roles
@@ -20,6 +20,9 @@ from .wrapped_optimizers import built_again, keeps_own_groups
 
 FACTOR_DECAYS = ('each', 'shared', 'product')
 """Values of ``factor_decay``."""
+
+DECOUPLED = {'AdamW', 'Adafactor', 'Lion', 'Muon'}
+"""Optimizers that decay the weights, not through the gradients."""
 
 OPTIONS = {
     'factor_decay': 'each',
@@ -200,7 +203,8 @@ def _check_product_decay(model: nn.Module) -> None:
 
 def _check_coupled_decay(optimizer: Optimizer) -> None:
     decoupled = [group.get('decoupled_weight_decay') for group in optimizer.param_groups]
-    if isinstance(optimizer, AdamW) or any(decoupled):
+    kinds = {kind.__name__ for kind in type(optimizer).__mro__}
+    if kinds & DECOUPLED or any(decoupled):
         raise UserValueError(
             "factor_decay='product' adds the decay to the gradients, but "
             f"{type(optimizer).__name__} decays the weights themselves; use 'each' or 'shared'"

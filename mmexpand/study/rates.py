@@ -99,7 +99,8 @@ def rates_to_try(study: Study, arm: Arm, start: float) -> list[float]:
         lowest = [load_result(study, Run(arm, min(means), seed)) for seed in study.tune_seeds]
         # All diverged, or the lowest rate was too low for any metric, as without a detection.
         trained = all(result['status'] == 'ok' for result in lowest)
-        if any(result.get('val') for result in lowest):  # Other metrics: no rate gives this one.
+        # Other metrics, but not this one: no rate gives it.
+        if any(result.get('val') and study.metric not in result['val'] for result in lowest):
             return []
         wanted = [max(means) * FACTOR if trained else min(means) / FACTOR]
     else:

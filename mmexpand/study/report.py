@@ -95,7 +95,7 @@ def _findings(
     problems = [problem + '.' for arm in arms for problem in arm.problems]
     problems += _not_timed(arms, baseline)
     untried = [arm.arm.name for arm in arms if not arm.scores]
-    cannot = (arm_problem(arm.arm) for arm in arms if not (arm.scores or arm.tuning))
+    cannot = (arm_problem(arm.arm, build=False) for arm in arms if not (arm.scores or arm.tuning))
     problems += [problem + '.' for problem in cannot if problem]
     if untried:
         problems.append(f'No seed has been run to its end: {", ".join(untried)}.')

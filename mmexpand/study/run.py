@@ -20,6 +20,7 @@ from ..mm.compact_config import type_name
 from ..mm.config_file import open_config
 from ..mm.datasets import check_datasets
 from ..mm.launch import build_runner
+from ..mm.logs import log
 from ..mm.lost_hooks import warn_of_lost_hooks
 from ..mm.models import build_expanded_model, configured_expansions
 from ..mm.resume import is_whole
@@ -189,13 +190,18 @@ def versions() -> dict[str, str]:
     return dict(torch=torch.__version__, mmengine=mmengine.__version__, mmexpand=__version__)
 
 
-def arm_problem(arm: Arm) -> str | None:
-    """Return the reason why no run of an arm can start; None if runs can start."""
+def arm_problem(arm: Arm, build: bool = True) -> str | None:
+    """Return the reason why no run of an arm can start; None if runs can start.
+
+    Args:
+        arm: the arm.
+        build: whether to build and expand its network too.
+    """
     try:
         cfg = arm_config(arm)
         check_datasets(cfg, ('train', 'val', 'test'))
         warn_of_lost_hooks(cfg)
-        if configured_expansions(cfg):
+        if build and configured_expansions(cfg):
             build_expanded_model(cfg)
     # A config is a program and can raise anything; the other arms continue.
     except Exception as error:
@@ -277,9 +283,15 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     # The process of a killed study may still train this run.
     with open(folder / LOCK_NAME, 'w') as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not is_final(load_result(study, run)):
-            write_json(_tried(study, run), study.result_path(run))
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log(f'{run}: another process trains this run; waiting for its end')
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if is_final(load_result(study, run)):
+            log(f'{run} has a result; remove {study.result_path(run)} to run it again')
+            return
+        write_json(_tried(study, run), study.result_path(run))
 
 
 def _tried(study: Study, run: Run) -> dict:

@@ -47,8 +47,6 @@ def run_study(
     if unknown := set(seeds or ()) - known:
         named = ', '.join(map(str, sorted(unknown)))
         raise StudyError(f'{study.path} has no seed {named}; it has {sorted(known)}')
-    check_writable(study.results_dir, 'results_dir')
-    check_writable(study.work_dir, 'the current folder')
     problems = {arm.name: arm_problem(arm) for arm in chosen}
     for problem in filter(None, problems.values()):
         log(problem, logging.WARNING)
@@ -92,6 +90,8 @@ def _run_all(
     wanted = unfinished(study, runs)
     if not wanted:
         return
+    check_writable(study.results_dir, fix=f'set results_dir of {study.path}')
+    check_writable(study.work_dir, fix='run the command in another folder')
     log(f'{study.name}, {what}: {len(wanted)} runs to do, {study.jobs} at a time')
     started = time.monotonic()
     children = _Children()
@@ -175,7 +175,7 @@ def _run(
     device = devices.get()
     env = {**os.environ, 'OMP_NUM_THREADS': threads, 'MKL_NUM_THREADS': threads, **device}
     try:
-        with open(folder / 'output.txt', 'w') as output:
+        with open(folder / 'output.txt', 'a') as output:
             status = children.run(command, stdout=output, stderr=subprocess.STDOUT, env=env)
     finally:
         devices.put(device)  # Else the next job of this thread would wait for a device for ever.

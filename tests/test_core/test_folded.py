@@ -221,8 +221,11 @@ def test_frozen_norms_train_the_layer_that_is_deployed():
 def test_a_kept_kernel_holds_the_memory_of_the_factors():
     unit = unit_of().eval()
     unit.kernel.get()
-    held = {tensor.data_ptr() for tensor in unit.kernel._kept.held}
-    assert held == {parameter.data_ptr() for parameter in unit.parameters()}
+    before = {parameter.data_ptr() for parameter in unit.parameters()}
+    for parameter in unit.parameters():
+        parameter.data = parameter.data + 1
+    assert {storage.data_ptr() for _, storage in unit.kernel._kept.held} == before
+    assert before.isdisjoint(parameter.data_ptr() for parameter in unit.parameters())
 
 
 def test_a_parametrised_factor_has_its_own_gradient():
@@ -363,6 +366,10 @@ def test_a_frozen_layer_stays_as_it_was_given(method, forward):
     assert not compact[0].weight.requires_grad
     assert not torch.allclose(compact[0].bias, given[0].bias)
     assert not torch.allclose(compact[1].weight, given[1].weight)
+    if method != 'cl':
+        assert not model[0].takes_statistics and model[1].takes_statistics
+        model[0].requires_grad_(True)
+        assert model.train()[0].takes_statistics
 
 
 def test_tensors_in_the_place_of_the_parameters_get_the_gradient():

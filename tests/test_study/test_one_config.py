@@ -155,10 +155,11 @@ def test_bad_options_of_a_block_are_refused_before_a_file_is_written(write_study
     assert not Path('work_dirs').exists()
 
 
-def test_a_metric_whose_smaller_values_are_better_is_refused(write_study):
-    options = {
-        'default_hooks.checkpoint.save_best': 'rmse',
-        'default_hooks.checkpoint.rule': 'less',
-    }
-    with pytest.raises(ValueError, match="rule='less' for rmse"):
+@pytest.mark.parametrize(
+    ('metric', 'rule'), [('rmse', {'default_hooks.checkpoint.rule': 'less'}), ('val_loss', {})]
+)
+def test_a_metric_whose_smaller_values_are_better_is_refused(write_study, metric, rule):
+    """mmengine infers the rule of a loss."""
+    options = {'default_hooks.checkpoint.save_best': metric, **rule}
+    with pytest.raises(ValueError, match=f"rule='less' for {metric}"):
         study_of(OneConfig('net.py', ['bn'], [0], cfg_options=options))

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from mmexpand.study import load_study, run_study, schedule
-from mmexpand.study.rates import REACH, best_lr, tried_rates
+from mmexpand.study.rates import REACH, best_lr, rates_to_try, tried_rates
 from mmexpand.study.results import load_result
 from mmexpand.study.run import write_json
 from mmexpand.study.statistics import summarise
@@ -175,3 +175,10 @@ def test_a_metric_that_no_rate_gives_ends_the_search(write_study, runs):
     made = runs(peak(1.0))
     run_study(write_study(AUTO + "metric = 'acuracy'\n"))
     assert made == [1]
+
+
+def test_one_diverged_seed_does_not_end_the_search(write_study, put):
+    study = write_study(AUTO + 'seeds = tune_seeds = [0, 1]\n')
+    put(study, 'compact', 1.0, 0)
+    put(study, 'compact', 1.0, 1, status='diverged', reason='x')
+    assert rates_to_try(study, study.arm('compact'), 1.0) == [0.5]

@@ -63,3 +63,14 @@ def test_options_replace_those_of_the_config(street, tmp_path):
         dict(type='ContractHook'),
     ]
     assert 'expand' not in cfg.default_hooks
+
+
+def test_resume_without_a_checkpoint_starts_from_load_from(plain, tmp_path):
+    """As a job does that may be interrupted and always passes --resume."""
+    cfg = Config.fromfile(plain)
+    train(Config(dict(cfg, work_dir=str(tmp_path / 'given'))))
+    given = tmp_path / 'given/iter_4.pth'
+    arguments = (TOOLS / 'train.py', plain, '--work-dir', tmp_path / 'fresh', '--resume')
+    arguments += ('--cfg-options', f'load_from={given}')
+    assert f'Load checkpoint from {given}' in run_apart(*arguments).stdout
+    assert 'resumed epoch: 0, iter: 4' in run_apart(*arguments).stdout

@@ -30,7 +30,7 @@ def parse_args() -> argparse.Namespace:
     what.add_argument(
         '--case', nargs='+', choices=BUILT_IN, default=list(BUILT_IN), help='built-in cases'
     )
-    what.add_argument('--config', help='instead, a config file that expands something')
+    what.add_argument('--config', help='instead, a config with ExpandHook or a builder')
     add_config_arguments(parser)
     parser.add_argument(
         '--batch-size', type=count, default=2, help='with --config: images per step'
@@ -46,12 +46,14 @@ def parse_args() -> argparse.Namespace:
         '--rates',
         type=float,
         nargs='+',
-        help='expansion rates (default: 2 4 8; with --config: the rate that it says)',
+        help="expansion rates (default: 2 4 8; with --config: the config's rate)",
     )
     parser.add_argument(
         '--steps', type=count, default=defaults.steps, help='timed steps of each variant'
     )
-    parser.add_argument('--warmup', type=int, default=defaults.warmup, help='steps before those')
+    parser.add_argument(
+        '--warmup', type=int, default=defaults.warmup, help='untimed steps before the timed steps'
+    )
     parser.add_argument(
         '--budget',
         type=float,

@@ -36,7 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser, out_dir: Path, page: Path) ->
     parser.add_argument('--families', nargs='+', help='such as mmdet/atss; all without it')
     parser.add_argument('--out-dir', type=Path, default=out_dir, help='where the JSON files are')
     parser.add_argument('--page', type=Path, default=page, help='the page')
-    parser.add_argument('--page-only', action='store_true', help='write the page of what is there')
+    parser.add_argument(
+        '--page-only', action='store_true', help='write the page from the existing results'
+    )
     parser.add_argument('--limit', type=count, default=600, help='seconds that each may take')
     add_debug_argument(parser)
 

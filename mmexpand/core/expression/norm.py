@@ -57,9 +57,12 @@ class Norm(PerChannel):
         return functional_call(self.norm, {'weight': gain, 'bias': bias}, (y,))
 
     def train(self, mode: bool = True) -> nn.Module:
-        """Set the mode; a frozen norm stays in eval mode."""
+        """Set the mode; a frozen norm stays in eval mode.
+
+        So does the norm of a frozen layer, which statistics of the batch would change.
+        """
         super().train(mode)
-        if self.is_frozen:
+        if self.is_frozen or not self.norm.weight.requires_grad:
             self.norm.eval()
         return self
 
