@@ -20,8 +20,10 @@ class LayerCost:
         input_shape: shape of the layer's input in this model.
         macs_compact: multiply-accumulate operations of the compact layer.
         macs_layerwise: operations of the paper's chain.
-        macs_auto: operations of the cheaper forward, folding included.
-        runs: the cheaper forward: 'layerwise' or 'folded'.
+        macs_auto: operations of the cheaper forward, folding included; those of 'layerwise' for a
+            block with norms, whose statistics are not counted.
+        runs: the forward in training: 'layerwise' or 'folded'; 'auto' for a block with norms that
+            chooses by batch and device.
     """
 
     input_shape: tuple[int, ...]
@@ -102,9 +104,11 @@ def _cost(unit: nn.Module, input_shapes: list[tuple[int, ...]]) -> LayerCost:
     for input_shape in input_shapes:
         layerwise = unit.count_macs(input_shape, folded=False)
         folded = unit.count_macs(input_shape, folded=True) if unit.has_kernel else layerwise
-        # A training forward never folds a block with norms here.
         cheaper = unit.is_linear and folded <= layerwise
         totals[0] += unit.count_macs(input_shape, folded=True, with_folding=False)
         totals[1] += layerwise
         totals[2] += folded if cheaper else layerwise
-    return LayerCost(input_shapes[-1], *totals, 'folded' if cheaper else 'layerwise')
+    runs = unit.forward_order
+    if runs == 'auto' and (unit.is_linear or not unit.has_kernel):
+        runs = 'folded' if cheaper else 'layerwise'
+    return LayerCost(input_shapes[-1], *totals, runs)

@@ -14,6 +14,7 @@ import mmexpand
 from mmexpand.analysis import benchmark
 from mmexpand.analysis.bounds import MachineRates, counted_step, folding_bound, folding_macs
 from mmexpand.analysis.cases import PEERS, Case, run_model
+from mmexpand.analysis.complexity import layer_costs
 from mmexpand.analysis.footprint import (
     OutOfMemoryError,
     peak_memory,
@@ -370,3 +371,20 @@ def test_case_of_a_config(tool):
     compact = 'yolo-lite_1xb64-600k_voc0712-224x224.py'
     with pytest.raises(ValueError, match='expands nothing'):
         config_case(compact, Config.fromfile(folder / compact), 2, (64, 96))
+
+
+@pytest.mark.parametrize(
+    ('method', 'forward', 'runs'),
+    [
+        ('cl', 'auto', 'folded'),
+        ('cl', 'layerwise', 'layerwise'),
+        ('repvgg', 'auto', 'auto'),
+        ('repvgg', 'folded', 'folded'),
+        ('bn', 'layerwise', 'layerwise'),
+    ],
+)
+def test_a_plan_names_the_forward_in_training(method, forward, runs):
+    model = nn.Sequential(nn.Conv2d(4, 4, 3))
+    mmexpand.expand_(model, method=method, forward=forward)
+    (cost,) = layer_costs(model, lambda m: m(torch.zeros(1, 4, 32, 32))).values()
+    assert cost.runs == runs
