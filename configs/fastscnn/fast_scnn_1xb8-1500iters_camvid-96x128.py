@@ -24,3 +24,4 @@ model = dict(
         norm_cfg=norm_cfg,
     ),
 )
+optim_wrapper = dict(optimizer=dict(lr=0.3))  # The best of three.

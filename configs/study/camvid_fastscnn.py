@@ -1,7 +1,7 @@
 # Which blocks help mmsegmentation's Fast-SCNN? CamVid, quarter images. All 3x3 kernels are
 # expanded, most of which are depthwise.
 _base_ = 'camvid_unet.py'
-lrs = [0.03, 0.1, 0.3, 1.0]
+lrs = [0.1, 0.3, 1.0]
 seeds = [0, 1, 2]
 tune_seeds = [0]
 results_dir = '../../resources/studies/camvid_fastscnn'

@@ -126,7 +126,8 @@ class ExpandedConv(ExpandedLayer):
         """
         pixels, out = self._layer_pixels(x.shape), self.spec.out_channels
         sampled = pixels // math.prod(steps(pixels, self.spec, self._least_samples))
-        if x.device.type != 'cpu' or sampled == pixels:
+        # From all pixels, the statistics of an ungrouped layer cost as much as its branches.
+        if x.device.type != 'cpu' or (sampled == pixels and self.groups == 1):
             return False
         norms = len(self._norms)
         applied = self.count_macs(x.shape, folded=True, with_folding=False)

@@ -429,3 +429,10 @@ def test_a_folded_parameter_is_not_written_between_forward_and_backward():
     expected = unit.to_conv()
     expected(x.detach()).sum().backward()
     torch.testing.assert_close(unit.folded_parameter.weight.grad, 2 * expected.weight.grad)
+
+
+@pytest.mark.parametrize(('groups', 'folds'), [(1, False), (32, True)])
+def test_auto_folds_a_depthwise_layer_with_few_pixels(groups, folds):
+    conv = nn.Conv2d(32, 32, 3, padding=1, groups=groups)
+    unit = ExpandedConv2d.from_conv(conv, 1, 'repvgg', forward='auto')
+    assert (unit._sample(torch.randn(8, 32, 3, 4)) is not None) == folds
