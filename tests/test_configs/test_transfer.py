@@ -15,7 +15,8 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 
-from mmexpand.mm.models import build_compact_model
+from mmexpand.mm.compact_config import make_compact_config
+from mmexpand.mm.models import build_compact_model, configured_expansions
 from mmexpand.mm.runtime import prepare_cpu
 from mmexpand.models import ResNet18
 from mmexpand.surgery.checkpoint import META_KEY, load_checkpoint
@@ -123,7 +124,11 @@ def test_teachers_are_wider_and_named_as_they_are_trained():
         assert sizes[1] > 3 * sizes[0], path
         length = teacher.train_cfg
         last = f'iter_{length.max_iters}' if 'max_iters' in length else f'epoch_{length.max_epochs}'
-        assert hook.teacher_ckpt == f'work_dirs/{Path(hook.teacher_config).stem}/{last}.pth'
+        _, folder, file = hook.teacher_ckpt.split('/')
+        trained = Config.fromfile(Path(hook.teacher_config).with_name(f'{folder}.py'))
+        assert make_compact_config(trained).model == make_compact_config(teacher).model
+        expanded = bool(configured_expansions(trained))
+        assert file == ('compact_last.pth' if expanded else f'{last}.pth')
         assert teacher.train_dataloader == cfg.train_dataloader
         DefaultScope._instance_dict.clear()
 
