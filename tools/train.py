@@ -50,11 +50,10 @@ def main(args: argparse.Namespace) -> None:
                 '--auto-scale-lr'
             )
         cfg.auto_scale_lr.enable = True
+    checkpoint = None if args.resume == 'auto' else args.resume
     # Without a checkpoint to resume, load_from of the config is loaded.
-    if args.resume == 'auto' and find_latest_checkpoint(cfg.work_dir):
-        cfg.resume, cfg.load_from = True, None
-    elif args.resume and args.resume != 'auto':
-        cfg.resume, cfg.load_from = True, args.resume
+    if checkpoint or (args.resume and find_latest_checkpoint(cfg.work_dir)):
+        cfg.resume, cfg.load_from = True, checkpoint
     build_runner(cfg, training_splits(cfg)).train()
 
 

@@ -3,31 +3,14 @@
 # results its results. Train the teacher first:
 #   python tools/train.py configs/yolo_lite/yolo-lite-w2_expand-bn_1xb8-2000iters_bccd-160x160.py \
 #       --cfg-options randomness.seed=0
-_base_ = 'bccd_yolo-lite.py'
+_base_ = [
+    'bccd_yolo-lite.py',
+    '../yolo_lite/yolo-lite_expand-bn_kd-hint_1xb8-2000iters_bccd-160x160.py',
+]
 seeds = [0, 1, 2]
+# The config's path of the teacher depends on the machine.
 teacher = 'configs/yolo_lite/yolo-lite-w2_1xb8-2000iters_bccd-160x160.py'
-distill = dict(
-    type='DistillHook',
-    teacher_config=teacher,
-    teacher_ckpt='work_dirs/yolo-lite-w2_expand-bn_1xb8-2000iters_bccd-160x160/compact_last.pth',
-    losses=dict(
-        loss_kd=dict(
-            type='KDLoss',
-            tau=2.0,
-            num_anchors=5,
-            num_classes=3,
-            student='bbox_head.convs.1',
-            teacher='bbox_head.convs.1',
-        ),
-        loss_hint=dict(
-            type='HintLoss',
-            in_channels=128,
-            out_channels=256,
-            student='backbone.convs.4',
-            teacher='backbone.convs.4',
-        ),
-    ),
-)
+distill = dict(_base_.custom_hooks[-1], teacher_config=teacher)
 
 
 def taught(arm):

@@ -1,11 +1,9 @@
 # Table 7 with 50 % of the training labels random and 9x9 kernels.
 _base_ = 'cifar10_smallnet_corrupt20.py'
 results_dir = '../../resources/studies/cifar10_smallnet_corrupt50'
+fraction = 0.5
 changed = {
-    'train_dataloader.dataset.fraction': 0.5,
-    'val_dataloader.dataset.fraction': 0.5,
+    'train_dataloader.dataset.fraction': fraction,
+    'val_dataloader.dataset.fraction': fraction,
 }
-arms = {
-    name: dict(arm, cfg_options=dict(arm.cfg_options, **changed))
-    for name, arm in _base_.arms.items()
-}
+arms = {name: dict(cfg_options=changed) for name in _base_.arms}

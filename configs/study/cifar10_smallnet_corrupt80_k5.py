@@ -1,12 +1,5 @@
-# Table 7 with 80 % of the training labels random and 5x5 kernels.
-_base_ = 'cifar10_smallnet_corrupt20.py'
+# cifar10_smallnet_corrupt80.py with 5x5 kernels.
+_base_ = 'cifar10_smallnet_corrupt80.py'
 results_dir = '../../resources/studies/cifar10_smallnet_corrupt80_k5'
-changed = {
-    'train_dataloader.dataset.fraction': 0.8,
-    'val_dataloader.dataset.fraction': 0.8,
-    'model.kernel_size': 5,
-}
-arms = {
-    name: dict(arm, cfg_options=dict(arm.cfg_options, **changed))
-    for name, arm in _base_.arms.items()
-}
+changed = {'model.kernel_size': 5}
+arms = {name: dict(cfg_options=changed) for name in _base_.arms}

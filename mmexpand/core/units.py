@@ -327,7 +327,7 @@ def _check(layer: nn.Module, kind: type, rate: float, init: str, forward: str) -
 
 
 def _is_synchronised(norm: nn.Module) -> bool:
-    # mmcv's is no subclass of torch's.
+    # mmcv's class does not derive from torch's.
     return any(kind.__name__ == 'SyncBatchNorm' for kind in type(norm).__mro__)
 
 

@@ -97,11 +97,11 @@ def rates_to_try(study: Study, arm: Arm, start: float) -> list[float]:
         wanted = [lr for lr in wanted if not any(_between(lr, best, other) for other in means)]
     elif means:
         lowest = [load_result(study, Run(arm, min(means), seed)) for seed in study.tune_seeds]
-        # All diverged, or the lowest rate was too low for any metric, as without a detection.
-        trained = all(result['status'] == 'ok' for result in lowest)
         # Other metrics, but not this one: no rate gives it.
         if any(result.get('val') and study.metric not in result['val'] for result in lowest):
             return []
+        # All diverged, or the lowest rate was too low for any metric, as without a detection.
+        trained = all(result['status'] == 'ok' for result in lowest)
         wanted = [max(means) * FACTOR if trained else min(means) / FACTOR]
     else:
         wanted = [start]

@@ -16,7 +16,7 @@ from mmengine.runner import Runner
 from mmengine.utils import import_modules_from_strings
 
 from ..files import write_text
-from ..mm.compact_config import type_name
+from ..mm.compact_config import dicts, type_name
 from ..mm.config_file import open_config
 from ..mm.datasets import check_datasets
 from ..mm.launch import build_runner
@@ -124,18 +124,13 @@ def arm_config(arm: Arm) -> Config:
         import_modules_from_strings(**cfg.custom_imports)
     if 'lr' not in (cfg.get('optim_wrapper') or {}).get('optimizer', {}):
         raise StudyError(f'{arm.config} has no optim_wrapper.optimizer.lr; add it')
-    cycles = [s for s in _schedulers(cfg) if str(type_name(s)).startswith('OneCycle')]
-    if cycles:
+    kinds = [str(type_name(node)) for node in dicts(cfg.get('param_scheduler'))]
+    if cycles := [kind for kind in kinds if kind.startswith('OneCycle')]:
         raise StudyError(
-            f'{arm.config} has {type_name(cycles[0])}, whose eta_max replaces the learning rate '
+            f'{arm.config} has {cycles[0]}, whose eta_max replaces the learning rate '
             'that a study tunes; use another param_scheduler'
         )
     return cfg
-
-
-def _schedulers(cfg: Config) -> list[dict]:
-    schedulers = cfg.get('param_scheduler') or []
-    return schedulers if isinstance(schedulers, list) else [schedulers]
 
 
 def config_rate(arm: Arm) -> float:
