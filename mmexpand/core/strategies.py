@@ -28,7 +28,9 @@ def layerwise(unit: ExpandedLayer, x: Tensor, *call: object) -> Tensor:
 
 def folded(unit: ExpandedLayer, x: Tensor, *call: object) -> Tensor:
     """Apply the folded kernel."""
-    return unit._apply_kernel(x, *unit.folded(), *call)
+    # Not in one expression, which the compiler of torch 2.5 cannot resume.
+    weight, bias = unit.folded()
+    return unit._apply_kernel(x, weight, bias, *call)
 
 
 def cheaper(unit: ExpandedLayer, x: Tensor, *call: object) -> Tensor:
