@@ -1,4 +1,4 @@
-"""Train a detector or a segmentor, expanded as the config or the options say."""
+"""Train a detector, segmentor or classifier, expanded by the hooks of its config or by the options below."""
 
 import argparse
 

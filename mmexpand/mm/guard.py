@@ -60,7 +60,7 @@ class LoadGuardHook(Hook):
         self._compact_optimizer: CompactOptimizer | None = None
 
     def before_run(self, runner: Runner) -> None:
-        """Load again in a training after a validation, whose weights init_weights overwrites."""
+        """Load the checkpoint again if training follows a validation, since init_weights has overwritten its weights."""
         if is_training(runner) and not getattr(unwrap(runner.model), 'is_init', True):
             load_again(runner)
 

@@ -29,7 +29,7 @@ input to their output."""
 
 @dataclass(frozen=True)
 class Plan:
-    """The layers that ``expand_`` expands, over which a plan iterates, and the skipped layers.
+    """The layers to expand, over which a plan iterates, and the skipped layers.
 
     ``print(plan)`` prints a table.
     """
