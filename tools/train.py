@@ -1,4 +1,4 @@
-"""Train a detector, segmentor or classifier, expanded by the hooks of its config or by the options below."""
+"""Train a network, expanded by the hooks of its config or by the options below."""
 
 import argparse
 

@@ -60,7 +60,7 @@ class LoadGuardHook(Hook):
         self._compact_optimizer: CompactOptimizer | None = None
 
     def before_run(self, runner: Runner) -> None:
-        """Load the checkpoint again if training follows a validation, since init_weights has overwritten its weights."""
+        """Load the checkpoint again if init_weights overwrote it after a validation."""
         if is_training(runner) and not getattr(unwrap(runner.model), 'is_init', True):
             load_again(runner)
 

@@ -140,7 +140,9 @@ def _build_dataset(cfg: Config) -> Any:
 def _cost(cfg: Config, dataset: Any) -> Cost:
     expansions = configured_expansions(cfg)
     if not expansions:
-        raise UserValueError('the config expands nothing: name the work dir of a training with ExpandHook and ContractHook')
+        raise UserValueError(
+            'the config expands nothing: name the work dir of a training with ExpandHook'
+        )
     compact = build_compact_model(cfg)
     compact.eval()
     expanded = build_compact_model(cfg)

@@ -3,7 +3,6 @@
 import argparse
 import json
 import math
-import time
 import traceback
 from hashlib import sha256
 from pathlib import Path
@@ -45,19 +44,14 @@ class Diverged(RuntimeError):
     """A loss that is not finite."""
 
 
-def clock() -> float:
-    """Return processor seconds of all threads, without other processes; wall seconds with a GPU."""
-    return time.perf_counter() if torch.cuda.is_available() else time.process_time()
-
-
 class RecordHook(Hook):
-    """Hook that records loss, time and validations, and restores the record on resuming."""
+    """Hook that records loss and validations, and restores the record on resuming."""
 
     # Before CheckpointHook, so that a checkpoint holds the record of its step.
     priority = 'LOW'
 
     def __init__(self):
-        self.record = dict(loss=[], val=[], seconds=0.0, sum=0.0)
+        self.record = dict(loss=[], val=[], sum=0.0)
 
     def before_train(self, runner: Runner) -> None:
         """Restore the record of a resumed checkpoint."""
@@ -70,21 +64,16 @@ class RecordHook(Hook):
             self.record['val'] = [point for point in points if point[0] <= runner.iter]
         self._every = max(1, runner.max_iters // LOSS_POINTS)
 
-    def before_train_iter(self, *_: object, **__: object) -> None:
-        """Read the clock."""
-        self._start = clock()
-
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: object = None, outputs: object = None
     ) -> None:
-        """Add up time and loss.
+        """Add up the loss.
 
         Raises:
             Diverged: if the loss is not finite.
         """
         record, step = self.record, runner.iter + 1
-        loss = outputs['loss'].item()  # Waits for the GPU.
-        record['seconds'] += clock() - self._start
+        loss = outputs['loss'].item()
         if not math.isfinite(loss):
             raise Diverged(f'the loss is {loss} at iteration {step}')
         record['sum'] += loss
@@ -185,18 +174,13 @@ def versions() -> dict[str, str]:
     return dict(torch=torch.__version__, mmengine=mmengine.__version__, mmexpand=__version__)
 
 
-def arm_problem(arm: Arm, build: bool = True) -> str | None:
-    """Return the reason why no run of an arm can start; None if runs can start.
-
-    Args:
-        arm: the arm.
-        build: whether to build and expand its network too.
-    """
+def arm_problem(arm: Arm) -> str | None:
+    """Return the reason why no run of an arm can start; None if runs can start."""
     try:
         cfg = arm_config(arm)
         check_datasets(cfg, ('train', 'val', 'test'))
         warn_of_lost_hooks(cfg)
-        if build and configured_expansions(cfg):
+        if configured_expansions(cfg):
             build_expanded_model(cfg)
     # A config is a program and can raise anything; the other arms continue.
     except Exception as error:
@@ -226,7 +210,6 @@ def train(study: Study, run: Run) -> dict:
     hook = RecordHook()
     runner.register_hook(hook)
     result = dict(result_head(study, run), config=config_digest(study, run.arm))
-    started = round(time.time())
     try:
         runner.train()
     except Diverged as error:
@@ -242,8 +225,6 @@ def train(study: Study, run: Run) -> dict:
         test=numbers(runner.test_loop.run()),
         curve=[[step, metrics.get(study.metric)] for step, metrics in curve],
         loss=hook.record['loss'],
-        seconds=round(hook.record['seconds'], 2),
-        period=[started, round(time.time())],
         steps=runner.iter,
         parameters=sum(p.numel() for p in runner.model.parameters()),
         test_is_val=shares_images(runner.cfg),
