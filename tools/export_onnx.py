@@ -37,6 +37,7 @@ from mmexpand.deploy.layers import chosen_layers, weighted_layers
 from mmexpand.deploy.onnx import TOLERANCE, OnnxReport
 from mmexpand.deploy.quantisation import METHODS
 from mmexpand.deploy.scoring import main_metric, metric_kept, points_lost
+from mmexpand.metrics import best_metric
 from mmexpand.mm.command_line import add_config_arguments, count, read_config, tool
 from mmexpand.mm.config_file import ConfigError
 from mmexpand.mm.contraction import check_writable
@@ -258,6 +259,8 @@ def main(args: argparse.Namespace) -> None:
     needed += NEEDED['val'] if auto else []
     needed += NEEDED['test'] if args.evaluate else ['test_dataloader']
     cfg = read_config(args, 'model', *needed)
+    if auto or (args.evaluate and args.int8):
+        best_metric(cfg)  # An error before the export.
     model = load_compact_model(cfg, args.checkpoint)
     inputs = preprocess(model, cfg, args.image)
     check_exportable(model)

@@ -79,13 +79,17 @@ def read_study(args: argparse.Namespace) -> Study:
         raise UserValueError(f'{args.study}: no such file; name a study file or a config')
     if args.methods is None:
         return load_study(args.study)
-    seeds = args.seeds or [3]
-    if seeds == [0]:
-        raise UserValueError('--seeds 0 trains nothing; give the number of seeds, 3 for instance')
+    seeds = args.seeds
+    if seeds and len(seeds) == 1:
+        if seeds[0] < 1:
+            raise UserValueError(
+                f'--seeds {seeds[0]} trains nothing; give the number of seeds, 3 for instance'
+            )
+        seeds = list(range(seeds[0]))
     asked = OneConfig(
         args.study,
         args.methods,
-        list(range(seeds[0])) if len(seeds) == 1 else seeds,
+        seeds,
         args.metric,
         args.lrs,
         expansion_of(args),

@@ -47,6 +47,7 @@ class FileModel(nn.Module):
         self.data_preprocessor = model.data_preprocessor
         self.postprocess = getattr(model, 'postprocess_result', None)
         self.predictions = getattr(model, 'predictions', None)
+        self.clips = _clips(getattr(model, 'bbox_head', None))
         self.run, self.names, self.size, self.pixels = run, names, size, pixels
 
     def val_step(self, data: dict) -> list[Any]:
@@ -60,7 +61,7 @@ class FileModel(nn.Module):
         size = tuple(images.shape[-2:])
         if self.size not in (None, size):
             raise UserValueError(
-                f'the file takes images of {_shown(self.size)}, but the test split has one of '
+                f'the file takes images of {_shown(self.size)}, but the split has one of '
                 f'{_shown(size)}: export with --dynamic-size'
             )
         images = images if self.pixels is None else self.pixels.invert(images)
@@ -69,15 +70,17 @@ class FileModel(nn.Module):
             return self.predictions(torch.from_numpy(outputs[0]), data['labels'])
         if self.names == ('logits',):
             return self.postprocess(torch.from_numpy(outputs[0]), data['data_samples'])
-        put = _put_classes if self.names == ('classes',) else _put_boxes
         for index, sample in enumerate(data['data_samples']):
             predicted = {n: o[index] for n, o in zip(self.names, outputs, strict=True)}
-            put(sample, predicted)
+            if self.names == ('classes',):
+                _put_classes(sample, predicted)
+            else:
+                _put_boxes(sample, predicted, self.clips)
         return data['data_samples']
 
 
 def score(cfg: Config, models: Mapping[str, nn.Module]) -> dict[str, dict[str, Any]]:
-    """Return the metrics of models, by name, on the test split of a config, compact or not."""
+    """Return the metrics of each model, by its name, on the test split of a config."""
     with scorer(cfg, 'test') as metrics:
         return {name: metrics(model) for name, model in models.items()}
 
@@ -173,14 +176,21 @@ def table(rows: dict[str, dict[str, Any]], sizes: dict[str, int]) -> str:
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 
-def _put_boxes(sample: Any, predicted: dict[str, np.ndarray]) -> None:
+def _clips(head: nn.Module | None) -> bool:
+    """Return whether a detection head clips boxes to the image. YOLOX and YOLOv3 do not."""
+    coder = getattr(head, 'bbox_coder', None)
+    return getattr(head, 'clip_border', getattr(coder, 'clip_border', False))
+
+
+def _put_boxes(sample: Any, predicted: dict[str, np.ndarray], clips: bool) -> None:
     found = {name: torch.from_numpy(v) for name, v in detections(predicted).items()}
-    height, width = sample.metainfo['img_shape'][:2]
-    limit = torch.tensor([width, height, width, height])
+    boxes = found['boxes']
+    if clips:  # The file clips to the padded image.
+        height, width = sample.metainfo['img_shape'][:2]
+        boxes = torch.minimum(boxes.clamp(min=0), torch.tensor([width, height, width, height]))
     scale = torch.tensor(sample.metainfo.get('scale_factor', (1.0, 1.0))[:2]).repeat(2)
-    boxes = torch.minimum(found['boxes'].clamp(min=0), limit) / scale
     sample.pred_instances = InstanceData(
-        bboxes=boxes.float(), scores=found['scores'], labels=found['labels']
+        bboxes=(boxes / scale).float(), scores=found['scores'], labels=found['labels']
     )
 
 

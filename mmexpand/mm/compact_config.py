@@ -41,7 +41,7 @@ def make_compact_config(cfg: Config) -> Config:
     Raises:
         TypeError: if a value cannot be written to a file, naming its key.
     """
-    compact = _unwrap(ConfigDict(_written(cfg.to_dict(), '')))
+    compact = _unwrap(ConfigDict(plain(cfg.to_dict(), '')))
     _drop_hooks(compact)
     _drop_constructor(compact.get('optim_wrapper') or {})
     if not any(type_name(node) in TYPES for node in dicts(compact)):
@@ -100,12 +100,12 @@ class _NotFinite(float):
         return f"float('{float(self)}')"
 
 
-def _written(node: Any, key: str) -> Any:
+def plain(node: Any, key: str) -> Any:
     """Return a config node in values that a config file can hold."""
     if isinstance(node, Mapping):
-        return {name: _written(value, f'{key}.{name}') for name, value in node.items()}
+        return {name: plain(value, f'{key}.{name}') for name, value in node.items()}
     if isinstance(node, (list, tuple)):
-        return type(node)(_written(value, f'{key}.{i}') for i, value in enumerate(node))
+        return type(node)(plain(value, f'{key}.{i}') for i, value in enumerate(node))
     if isinstance(node, (np.ndarray, np.generic, torch.Tensor)):
         return node.tolist()
     if isinstance(node, Path):

@@ -40,7 +40,7 @@ def open_config(
         cfg.merge_from_dict(cfg_options or {})
     except Exception as error:  # mmengine asserts, and looks up keys and indexes.
         raise ConfigError(f'{option} does not fit {config}: {with_type(error)}') from error
-    hooks = (cfg_options or {}).get('custom_hooks', ())
+    hooks = (cfg_options or {}).get('custom_hooks') or ()
     if any(isinstance(hook, str) for hook in hooks):
         raise ConfigError(
             f'{option} cannot set custom_hooks, which is a list of dicts, got a list of text; set '

@@ -218,6 +218,11 @@ def _unreadable(data: Mapping, step: Any, error: Exception) -> str:
     path = data.get(what) or data.get('img_path')
     reason = f'{type(error).__name__}: {error}' if os.path.exists(str(path)) else 'no such file'
     reason = ' '.join(reason.split())
+    if what not in data and isinstance(error, (KeyError, IndexError, TypeError, AttributeError)):
+        return (
+            f'the annotations of {path} do not fit {type(step).__name__} ({reason}): change the '
+            'options of this step, or the annotation file'
+        )
     return (
         f'{path} cannot be read by {type(step).__name__} ({reason}): replace it, or remove it '
         'from the data set'

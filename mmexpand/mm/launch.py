@@ -35,6 +35,7 @@ def temporary_work_dir(cfg: Config) -> Iterator[None]:
         cfg.experiment_name = Path(cfg.work_dir).name
         if isinstance(cfg.get('visualizer'), dict):
             cfg.visualizer.name = cfg.work_dir
+            cfg.visualizer.vis_backends = None  # No run in an online tracker.
         yield
 
 

@@ -101,6 +101,11 @@ def _weight_sets(work_dir: Path, experiment_name: str | None, notes: list[str]) 
     """Return the compact networks of one run; the work dir may hold earlier runs' too."""
     paths = sorted(work_dir.glob('compact_*.pth'))
     found = {path: load_checkpoint(path) for path in paths}
+    foreign = [path for path, one in found.items() if META_KEY not in (one.get('meta') or {})]
+    for path in foreign:
+        notes.append(f'{path.name}: ContractHook has not written it.')
+        paths.remove(path)
+        del found[path]
     names = {path: one['meta'].get('experiment_name') for path, one in found.items()}
     if experiment_name is None:
         named = [path for path in paths if names[path]]

@@ -169,17 +169,19 @@ class PKTLoss(nn.Module):
     def __init__(self, loss_weight: float = 1.0):
         super().__init__()
         self.loss_weight = loss_weight
+        self._compared = False
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Return the loss of features ``(N, ...)`` of at least two images.
+        """Return the loss of features ``(N, ...)``; 0 for one image, as an epoch's last batch.
 
         Raises:
-            ValueError: for a single image, which has no neighbours.
+            ValueError: if the first batch is a single image, which has no neighbours.
         """
-        if len(student) < 2:
+        if len(student) < 2 and not self._compared:
             raise UserValueError(
                 'PKT compares the images of a batch, and this batch has one; use at least 2'
             )
+        self._compared = True
         p, q = _neighbours(teacher), _neighbours(student)
         divergence = (p * ((p + EPS) / (q + EPS)).log()).sum(1)
         return self.loss_weight * divergence.mean()

@@ -78,6 +78,9 @@ class YOLOV2Head(BaseDenseHead):
         init_cfg: Initialisation, by default the one of :class:`YOLOLite`.
     """
 
+    clip_border = True
+    """Predicted boxes are clipped to the image, as by box coders with this attribute."""
+
     def __init__(
         self,
         num_classes: int,

@@ -1,6 +1,7 @@
 """The scalars that mmengine logged while it trained."""
 
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -55,7 +56,7 @@ def mean_and_deviation(
 def read_log(run: str | os.PathLike) -> Log:
     """Read the scalars that mmengine logged in a run.
 
-    Evaluations that were logged by epoch are placed at the iteration of that epoch.
+    Evaluations that were logged by epoch are placed at the last training step before them.
 
     Args:
         run: a work dir, whose runs are joined, each from its first step on; or a scalars.json
@@ -74,13 +75,18 @@ def read_log(run: str | os.PathLike) -> Log:
     lines: list[dict] = []
     for log in logs:
         new = list(_read_lines(log))
-        if new:
-            lines = [line for line in lines if line['step'] < new[0]['step']] + new
+        # A resumed run repeats the steps behind its checkpoint.
+        first = next((line['step'] for line in new if _is_training(line)), math.inf)
+        lines = [line for line in lines if line['step'] < first]
+        reached = lines[-1]['step'] if lines else 0
+        for line in new:
+            # LoggerHook logs evaluations by epoch by default, and as step 0 in a loop of
+            # iterations.
+            reached = max(reached, line['step'])
+            lines.append({**line, 'step': reached})
     result = Log()
     for line in lines:
-        # A validation may log a loss too.
-        trained = any(key.rpartition('.')[2] in ('lr', 'base_lr') for key in line)
-        curves = result.training if trained else result.evaluations
+        curves = result.training if _is_training(line) else result.evaluations
         for key, value in line.items():
             if key.startswith('compact/'):  # ContractHook's: single values, in the table already.
                 continue
@@ -90,18 +96,20 @@ def read_log(run: str | os.PathLike) -> Log:
     return result
 
 
+def _is_training(line: dict) -> bool:
+    # A validation may log a loss too.
+    return any(key.rpartition('.')[2] in ('lr', 'base_lr') for key in line)
+
+
 def _read_lines(path: Path) -> Iterator[dict]:
-    reached = 0
     # Undecodable bytes must still give an error that names the line.
     for number, line in enumerate(path.read_text(errors='replace').splitlines(), 1):
         try:
             scalars = json.loads(line)
-            # LoggerHook logs evaluations by epoch by default, and as step 0 in a loop of
-            # iterations.
-            reached = max(reached, scalars['step'])
+            int(scalars['step'])
         except (ValueError, KeyError, TypeError):
             raise UserValueError(
                 f'{path}, line {number}, holds no scalars with a step; name a work dir, or '
                 'a scalars.json of its vis_data'
             ) from None
-        yield {**scalars, 'step': reached}
+        yield scalars

@@ -208,7 +208,7 @@ def mask_picture(
     ours, theirs = truth[known].astype(int), prediction[known].astype(int)
     size = len(colors)
     hits = np.bincount(ours[ours == theirs], minlength=size)
-    false = np.bincount(theirs, minlength=size) - hits
+    false = np.bincount(theirs, minlength=size)[:size] - hits  # A head may have more classes.
     missed = np.bincount(ours, minlength=size) - hits
     counts = {
         label: (int(hits[label]), int(false[label]), int(missed[label]))

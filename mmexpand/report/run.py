@@ -118,8 +118,10 @@ class RunReport:
     @property
     def chosen(self) -> WeightSet | None:
         """Return the best weights if they were kept, else the last ones."""
-        best = [one for one in self.sets if one.name == 'best']
-        return next(iter(best + self.sets), None)
+        names = [one.name for one in self.sets]
+        best = [name for name in names if name.startswith('best')]
+        chosen = next(iter([*sorted(best), *({'last'} & {*names}), *names]), None)
+        return next((one for one in self.sets if one.name == chosen), None)
 
 
 def render_run(report: RunReport) -> str:

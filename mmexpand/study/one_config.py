@@ -12,23 +12,23 @@ from mmengine.config import Config
 
 from ..files import write_text
 from ..metrics import best_metric
-from ..mm.compact_config import type_name
+from ..mm.compact_config import plain, type_name
 from ..mm.config_file import is_packaged, open_config
 from ..mm.models import configured_expansions, expansion_options
 from .rates import final_runs
 from .results import load_result, score
-from .spec import Run, Study, StudyError, load_study
+from .spec import Run, Study, StudyError, check_study, load_study
 
 BASELINE = 'compact'
 
 METRICS = {
-    'CocoMetric': 'coco/bbox_mAP',
-    'VOCMetric': 'pascal_voc/mAP',
-    'IoUMetric': 'mIoU',
-    'Accuracy': 'accuracy/top1',
-    'TopAccuracy': 'accuracy',
+    'CocoMetric': ('coco', 'bbox_mAP', ('metric', 'bbox')),
+    'VOCMetric': ('pascal_voc', 'mAP', ('metric', 'mAP')),
+    'IoUMetric': ('', 'mIoU', ('iou_metrics', 'mIoU')),
+    'Accuracy': ('accuracy', 'top1', ('topk', 1)),
+    'TopAccuracy': ('', 'accuracy', None),
 }
-"""The main metric of an evaluator, by its type."""
+"""The main metric of an evaluator, by its type: prefix, name, and the option that it requires."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,11 @@ class OneConfig:
     Attributes:
         config: path of a config that expands nothing, or a name like ``mmdet::...``.
         methods: the blocks; each is an arm beside the baseline ``compact``.
-        seeds: seeds of the reported runs; the first also tunes the learning rates.
+        seeds: seeds of the reported runs; the first also tunes the learning rates. None: those of
+            the study so far, or 0, 1 and 2.
         metric: the metric to compare by; None: see ``METRICS``.
-        lrs: learning rates to try with every arm; None: see ``rates``.
+        lrs: learning rates to try with every arm; None: those of the study so far, or a search
+            (see ``rates``).
         expansion: other options of ``ExpandHook``, the same for all blocks.
         cfg_options: overrides of the config, the same for all arms.
         jobs: runs at a time.
@@ -49,7 +51,7 @@ class OneConfig:
 
     config: str
     methods: Sequence[str]
-    seeds: Sequence[int] = (0, 1, 2)
+    seeds: Sequence[int] | None = None
     metric: str | None = None
     lrs: Sequence[float] | None = None
     expansion: Mapping[str, Any] = field(default_factory=dict)
@@ -81,22 +83,26 @@ def study_of(asked: OneConfig) -> Study:
         arms[method] = dict(config=config, cfg_options={**asked.cfg_options, **options})
         # Errors before the file is written.
         configured_expansions(open_config(asked.config, arms[method]['cfg_options']))
+    former = {}
     if path.is_file():
-        arms = {**_former_arms(path, arms), **arms}
+        former = Config.fromfile(path).to_dict()
+        arms = {**_former_arms(path, former['arms'], arms), **arms}
+    seeds = list(asked.seeds or former.get('seeds', (0, 1, 2)))
     content = dict(
         arms=arms,
         baseline=BASELINE,
         metric=asked.metric or _main_metric(cfg, asked.config),
-        lrs='auto' if asked.lrs is None else list(asked.lrs),
-        seeds=list(asked.seeds),
-        tune_seeds=list(asked.seeds[:1]),
+        lrs=list(asked.lrs) if asked.lrs else former.get('lrs', 'auto'),
+        seeds=seeds,
+        tune_seeds=seeds[:1],
         results_dir='results',
         jobs=asked.jobs,
         threads=max(1, (os.cpu_count() or 1) // asked.jobs),
     )
+    check_study(path, Config(copy.deepcopy(content)))  # It may replace a former one.
     path.parent.mkdir(parents=True, exist_ok=True)
     # Config.dump would sort the arms.
-    lines = [f'{key} = {pformat(value, sort_dicts=False)}\n' for key, value in content.items()]
+    lines = [f'{k} = {pformat(plain(v, k), sort_dicts=False)}\n' for k, v in content.items()]
     write_text(''.join(lines), path)
     return load_study(path)
 
@@ -107,7 +113,7 @@ def _main_metric(cfg: Config, config: str) -> str:
         return best
     evaluators = cfg.get('val_evaluator') or []
     evaluators = evaluators if isinstance(evaluators, list | tuple) else [evaluators]
-    known = [METRICS[kind] for kind in map(type_name, evaluators) if kind in METRICS]
+    known = [name for name in map(_metric_of, evaluators) if name]
     if not known:
         kinds = ', '.join(str(type_name(evaluator)) for evaluator in evaluators) or 'no evaluator'
         raise StudyError(
@@ -117,9 +123,20 @@ def _main_metric(cfg: Config, config: str) -> str:
     return known[0]
 
 
-def _former_arms(path: Path, arms: Mapping[str, dict]) -> dict[str, dict]:
+def _metric_of(evaluator: Mapping) -> str | None:
+    """Return the main metric as an evaluator logs it; None if it is unknown."""
+    prefix, name, required = METRICS.get(type_name(evaluator), ('', None, None))
+    if required:
+        option, value = required
+        given = evaluator.get(option, value)
+        if value not in (given if isinstance(given, list | tuple) else [given]):
+            return None
+    prefix = evaluator.get('prefix') or prefix
+    return f'{prefix}/{name}' if prefix and name else name
+
+
+def _former_arms(path: Path, before: dict[str, dict], arms: Mapping[str, dict]) -> dict[str, dict]:
     """Return the arms of a study file; refuse other options under the same name."""
-    before = Config.fromfile(path).to_dict()['arms']
     both = before.keys() & arms.keys()
     changed = [name for name in arms if name in both and _plain(before[name]) != _plain(arms[name])]
     if changed:

@@ -130,7 +130,13 @@ def config_rate(arm: Arm) -> float:
 def run_config(study: Study, run: Run) -> Config:
     """Return the config of a run: the arm's, with its learning rate, seed and work dir."""
     cfg = arm_config(run.arm)
-    cfg.optim_wrapper.optimizer.lr = run.lr
+    optimizer = cfg.optim_wrapper.optimizer
+    if run.lr != optimizer.lr:
+        # The lowest rate of a schedule would be above small rates.
+        for node in dicts(cfg.get('param_scheduler')):
+            for key in {'eta_min', 'min_value'} & node.keys():
+                node[key] = (node[key] or 0) * run.lr / optimizer.lr
+    optimizer.lr = run.lr
     cfg.randomness = dict(cfg.get('randomness') or {}, seed=run.seed)
     cfg.work_dir = str(study.work_dir / run.arm.name / run.name)
     cfg.experiment_name = f'{study.name}_{run.arm.name}_{run.name}'

@@ -135,7 +135,15 @@ def load_study(path: str | os.PathLike) -> Study:
         StudyError: if a key or an arm is wrong; the message names it.
     """
     path = Path(path)
-    cfg = Config.fromfile(path)
+    return check_study(path, Config.fromfile(path))
+
+
+def check_study(path: Path, cfg: Config) -> Study:
+    """Return the study of a file with this content.
+
+    Raises:
+        StudyError: see ``load_study``.
+    """
     for key, kind in KEYS.items():
         if not isinstance(cfg.get(key), kind) or not cfg.get(key):
             expected = kind.__name__ if isinstance(kind, type) else 'list'

@@ -90,6 +90,7 @@ def summarise(study: Study, arm: Arm) -> ArmSummary:
         *_tuning_problems(study, arm, tuning),
         *_run_problems(study, tuning, 'val'),
         *_run_problems(study, finals, 'test'),
+        *_config_problems(arm, [*tuning, *finals]),
     ]
     if edge:
         said = 'is at the edge of those tried'
@@ -112,6 +113,20 @@ def _run_problems(study: Study, runs: Results, split: str) -> Iterator[str]:
     for run, result in runs:
         if result is not None and (problem := result_problem(study, result, split)):
             yield f'{run}: {problem}'
+
+
+def _config_problems(arm: Arm, runs: Results) -> Iterator[str]:
+    by_config: dict[str, list[str]] = {}
+    # A run that both tunes and is reported counts once.
+    for name, result in {run.name: result for run, result in runs}.items():
+        if result is not None and 'config' in result:  # Older results have none.
+            by_config.setdefault(result['config'], []).append(name)
+    if len(by_config) > 1:
+        groups = ' and '.join(', '.join(names) for names in by_config.values())
+        yield (
+            f'{arm.name}: its config was changed between {groups}: remove the results of the '
+            'former config to run them again'
+        )
 
 
 def _tuning_problems(study: Study, arm: Arm, tuning: Results) -> Iterator[str]:

@@ -12,9 +12,12 @@ pytest.importorskip('mmseg')
 pytest.importorskip('onnxruntime')
 import onnx
 from mmdet.apis import inference_detector
+from mmdet.registry import MODELS as DETECTORS
+from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmseg.apis import inference_model
+from torch import nn
 
 from mmexpand.deploy import (
     ExportError,
@@ -394,3 +397,25 @@ def test_options_that_do_not_fit_together(capsys):
     ):
         assert run('export_onnx.py', *base, *options)[0] == 2
         assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('head', 'clips'),
+    [
+        (dict(type='YOLOXHead', num_classes=1, in_channels=4, feat_channels=4), False),
+        (dict(type='RetinaHead', num_classes=1, in_channels=4), True),
+        (dict(type='YOLOV2Head', num_classes=1, in_channels=4), True),
+    ],
+    ids=lambda value: value['type'] if isinstance(value, dict) else '',
+)
+def test_boxes_of_a_file_are_clipped_if_the_head_clips(head, clips):
+    model = nn.Module()
+    model.data_preprocessor = lambda data, training: data
+    model.bbox_head = DETECTORS.build(head)
+    boxes = np.array([[[-8, 2, 20, 70]]], np.float32)
+    outputs = boxes, np.ones((1, 1), np.float32), np.zeros((1, 1), np.int64)
+    file = FileModel(model, lambda images: outputs, ('boxes', 'scores', 'labels'))
+    sample = DetDataSample(metainfo=dict(img_shape=(60, 16), scale_factor=(2, 2)))
+    (found,) = file.val_step(dict(inputs=torch.zeros(1, 3, 64, 64), data_samples=[sample]))
+    expected = [[0, 1, 8, 30]] if clips else [[-4, 1, 10, 35]]
+    assert found.pred_instances.bboxes.tolist() == expected

@@ -39,7 +39,10 @@ class Averaging(EncoderDecoder):
 
 def main(street: str, directory: Path, hooks: str) -> None:
     cfg = small_config(street, directory / 'work_dir', **{'model.type': 'Averaging'})
-    if hooks in ('one', 'norms'):
+    if hooks == 'quant':
+        # Each rank has statistics of its own batches until the hook starts.
+        cfg.custom_hooks = [dict(type='QuantHook', start=0.5)]
+    elif hooks in ('one', 'norms'):
         cfg.custom_hooks[0].include = ['backbone.encoder', 'auxiliary']
         if hooks == 'norms':
             # From the half on the norms of all ranks have the same statistics.
@@ -64,6 +67,9 @@ def main(street: str, directory: Path, hooks: str) -> None:
     factors = dict(model.named_parameters())
     factors |= {name: v for name, v in model.state_dict().items() if '.repvgg.' in name}
     torch.save(factors, directory / f'factors_{dist.get_rank()}.pth')
+    if hooks == 'quant':
+        torch.save(model.state_dict(), directory / f'factors_{dist.get_rank()}.pth')
+        return
     start = next(hook.words for hook in runner.hooks if isinstance(hook, StartHook))
     (directory / f'start_{dist.get_rank()}.txt').write_text(start)
 

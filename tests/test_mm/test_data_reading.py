@@ -4,6 +4,8 @@ import threading
 import zipfile
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 from mmengine.config import Config
 from mmengine.runner import Runner
@@ -152,3 +154,17 @@ def test_a_data_set_without_a_length_is_guarded(seg_cfg):
     datasets.guard_data(runner)
     cfg = dict(batch_size=2, num_workers=0, dataset=Stream(), sampler=None)
     assert len(next(iter(runner.build_dataloader(cfg)))) == 2
+
+
+def test_annotations_that_lack_an_option_are_not_blamed_on_the_image(tmp_path):
+    path = tmp_path / 'image.png'
+    cv2.imwrite(str(path), np.zeros((4, 4, 3), np.uint8))
+
+    class LoadAnnotations:
+        def __call__(self, data):
+            return data['instances'][0]['mask']
+
+    pipeline = datasets.GuardedCompose([LoadAnnotations()])
+    words = r"image.png do not fit LoadAnnotations \(KeyError: 'mask'\)"
+    with pytest.raises(datasets.DataError, match=words):
+        pipeline(dict(img_path=str(path), instances=[{}]))

@@ -12,6 +12,14 @@ from tests.processes import run_workers
 WORKER = Path(__file__).with_name('ranks_worker.py')
 
 
+def test_two_ranks_quantise_a_compact_network_with_the_same_statistics(street, tmp_path):
+    run_workers(WORKER, street, tmp_path, 'quant')
+    ours, theirs = (torch.load(tmp_path / f'factors_{rank}.pth') for rank in (0, 1))
+    assert any(name.endswith('running_var') for name in ours)
+    for name, value in ours.items():
+        assert torch.equal(value, theirs[name]), name
+
+
 @pytest.mark.parametrize('hooks', ['one', 'norms', 'layerwise', 'factors'])
 def test_two_ranks_that_draw_differently_train_one_network(street, tmp_path, hooks):
     """From a compact checkpoint, with a loss that waits for the other rank's."""

@@ -75,6 +75,14 @@ def test_what_is_missing_is_said_and_the_rest_written(trained, street, tmp_path)
     assert '<code>backbone.encoder.0.0.convs.0.conv</code>' in html
 
 
+def test_a_foreign_checkpoint_is_named_and_skipped(trained):
+    work_dir = Path(trained.work_dir)
+    torch.save(dict(state_dict=dict(weight=torch.ones(2))), work_dir / 'compact_teacher.pth')
+    path, notes = run_report.write_run_report(trained.work_dir, trained)
+    assert notes == ['compact_teacher.pth: ContractHook has not written it.']
+    assert path.read_text().count('<figure ') == 4
+
+
 def test_networks_of_an_earlier_run_are_left_out(trained, capsys):
     work_dir = Path(trained.work_dir)
     best = load_checkpoint(work_dir / 'compact_best.pth')

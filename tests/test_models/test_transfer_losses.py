@@ -111,6 +111,15 @@ def test_pkt_of_features_of_any_sizes():
     assert PKTLoss()(teacher * 7, teacher).item() == pytest.approx(0, abs=1e-12)
 
 
+def test_pkt_of_the_last_image_of_an_epoch_is_zero():
+    loss, student = PKTLoss(), draw(1, 4).requires_grad_()
+    loss(draw(2, 4), draw(2, 4, seed=1))
+    value = loss(student, draw(1, 4, seed=1))
+    value.backward()
+    assert value.item() == pytest.approx(0, abs=1e-12)
+    assert student.grad.abs().max() < 1e-12
+
+
 def test_a_teachers_map_is_brought_to_the_students_size():
     student, teacher = draw(2, 4, 6, 6), draw(2, 4, 3, 3, seed=1)
     larger = F.interpolate(teacher, (6, 6), mode='bilinear', align_corners=False)

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from mmexpand.report.curves import Log, read_log
+from mmexpand.report.run import RunReport, WeightSet
 
 
 def write_log(work_dir, start, lines):
@@ -53,6 +54,22 @@ def test_a_resumed_run_goes_on_where_it_set_in(tmp_path):
     assert read_log(tmp_path).training['loss'] == ([10, 20, 30, 40], [10.0, 10.0, 5.0, 5.0])
 
 
+def test_a_resumed_run_that_starts_with_a_validation_keeps_the_curves(tmp_path):
+    write_log(tmp_path, '2024_1', [train(step, 10.0) for step in (10, 20, 30)])
+    write_log(tmp_path, '2024_2', [evaluated(0, 40.0), train(30, 5.0)])
+    log = read_log(tmp_path)
+    assert log.training['loss'] == ([10, 20, 30], [10.0, 10.0, 5.0])
+    assert log.metrics['mIoU'] == ([20], [40.0])
+
+
+def test_a_run_resumed_after_its_end_keeps_the_curves(tmp_path):
+    write_log(tmp_path, '2024_1', [train(10, 9.0), evaluated(0, 40.0)])
+    write_log(tmp_path, '2024_2', [{'compact/last/mIoU': 41.0, 'step': 10}])
+    log = read_log(tmp_path)
+    assert log.training['loss'] == ([10], [9.0])
+    assert log.metrics['mIoU'] == ([10], [40.0])
+
+
 def test_a_run_anew_replaces_the_one_before(tmp_path):
     write_log(tmp_path, '2024_1', [train(10, 9.0), train(20, 8.0), evaluated(0, 40.0)])
     write_log(tmp_path, '2024_2', [train(10, 5.0)])
@@ -80,3 +97,20 @@ def test_a_validation_with_a_loss_is_an_evaluation(tmp_path):
     log = read_log(write_log(tmp_path, '2024', lines))
     assert log.metrics['mIoU'] == ([10], [40.0])
     assert 'val_loss' not in log.training
+
+
+@pytest.mark.parametrize(
+    ('names', 'chosen'),
+    [
+        (['best', 'ema', 'last'], 'best'),
+        (['best_b', 'best_a', 'last'], 'best_a'),
+        (['ema', 'last'], 'last'),
+        (['epoch_3', 'last'], 'last'),
+        (['epoch_3'], 'epoch_3'),
+        ([], None),
+    ],
+)
+def test_the_best_weights_are_shown_or_else_the_last(names, chosen):
+    sets = [WeightSet(name, f'compact_{name}.pth', 1.0, 1e-3, {}) for name in names]
+    found = RunReport('run', [], [], sets=sets).chosen
+    assert (found.name if found else None) == chosen

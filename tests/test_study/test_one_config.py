@@ -10,7 +10,7 @@ from mmengine.config import Config
 
 from mmexpand.mm.models import build_compact_model
 from mmexpand.study import StudyError, schedule
-from mmexpand.study.one_config import OneConfig, best_checkpoint, study_of
+from mmexpand.study.one_config import OneConfig, _metric_of, best_checkpoint, study_of
 from mmexpand.study.run import arm_config, train, write_json
 from mmexpand.surgery.checkpoint import load_checkpoint
 from tests.tools_in_process import run
@@ -163,3 +163,41 @@ def test_a_metric_whose_smaller_values_are_better_is_refused(write_study, metric
     options = {'default_hooks.checkpoint.save_best': metric, **rule}
     with pytest.raises(ValueError, match=f"rule='less' for {metric}"):
         study_of(OneConfig('net.py', ['bn'], [0], cfg_options=options))
+
+
+def test_options_that_are_not_given_again_stay(write_study):
+    first = study_of(OneConfig('net.py', ['bn'], range(5), lrs=[0.1, 0.2]))
+    again = study_of(OneConfig('net.py', ['bn']))
+    assert (again.seeds, again.lrs) == (first.seeds, first.lrs) == ((0, 1, 2, 3, 4), (0.1, 0.2))
+    assert study_of(OneConfig('net.py', ['bn'], [0])).seeds == (0,)
+
+
+def test_an_invalid_study_does_not_replace_the_former_one(write_study):
+    study = study_of(OneConfig('net.py', ['bn'], lrs=[0.1]))
+    before = study.path.read_text()
+    with pytest.raises(StudyError, match='lrs must not repeat a value'):
+        study_of(OneConfig('net.py', ['bn'], lrs=[0.1, 0.1]))
+    assert study.path.read_text() == before
+
+
+def test_values_that_are_not_finite_are_written(write_study):
+    options = {'optim_wrapper.clip_grad.max_norm': float('inf')}
+    study = study_of(OneConfig('net.py', ['bn'], cfg_options=options))
+    assert arm_config(study.arm('bn')).optim_wrapper.clip_grad.max_norm == float('inf')
+    study_of(OneConfig('net.py', ['bn'], cfg_options=options))
+
+
+@pytest.mark.parametrize(
+    ('evaluator', 'metric'),
+    [
+        (dict(type='CocoMetric', metric=['bbox', 'segm']), 'coco/bbox_mAP'),
+        (dict(type='CocoMetric', prefix='mine'), 'mine/bbox_mAP'),
+        (dict(type='CocoMetric', metric='segm'), None),
+        (dict(type='IoUMetric', iou_metrics=['mDice']), None),
+        (dict(type='IoUMetric', prefix='street'), 'street/mIoU'),
+        (dict(type='Accuracy', topk=(1, 5)), 'accuracy/top1'),
+        (dict(type='TopAccuracy'), 'accuracy'),
+    ],
+)
+def test_the_metric_is_named_as_the_evaluator_logs_it(evaluator, metric):
+    assert _metric_of(evaluator) == metric

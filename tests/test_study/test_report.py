@@ -132,3 +132,12 @@ def test_an_arm_without_a_config(full, write_study, tmp_path):
     text = write_report(load_study('small.py'), tmp_path / 'out')
     assert '- No seed has been run to its end: other.' in text
     assert '- cl is above compact' in text
+
+
+def test_results_of_a_changed_config_are_named(full, tmp_path):
+    for seed, config in ((0, 'a1'), (1, 'b2')):
+        path = full.results_dir / 'cl' / f'lr0.1_seed{seed}.json'
+        path.write_text(json.dumps(json.loads(path.read_text()) | dict(config=config)))
+    text = write_report(full, tmp_path)
+    assert '- cl: its config was changed between lr0.1_seed0 and lr0.1_seed1: remove' in text
+    assert 'compact: its config' not in text

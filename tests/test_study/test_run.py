@@ -159,3 +159,11 @@ def test_problems_of_an_arm_are_found_before_its_first_run(study, with_arm):
         changed = with_arm(study, 'compact', **options)
         assert said in arm_problem(changed.arm('compact'))
     assert arm_problem(study.arm('cl')) is None
+
+
+def test_the_lowest_rate_of_a_schedule_follows_the_rate(study, with_arm):
+    schedulers = [dict(type='PolyLR', eta_min=0.1, end=8, by_epoch=False)]
+    changed = with_arm(study, 'compact', param_scheduler=schedulers)
+    for lr in (0.1, 0.005):  # The config's is 1.
+        cfg = run_config(changed, run_of(changed, lr=lr))
+        assert cfg.param_scheduler[0].eta_min == pytest.approx(lr / 10)

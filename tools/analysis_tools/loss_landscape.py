@@ -82,7 +82,7 @@ def read_batches(cfg: Config, args: argparse.Namespace, model: nn.Module) -> lis
         dataset.pipeline = sorted(steps, key=lambda s: not type_name(s).startswith('Load'))
     loader.dataset = dict(type='ConcatDataset', datasets=datasets) if datasets[1:] else datasets[0]
     loader.sampler = dict(type='DefaultSampler', shuffle=True)
-    loader.update(num_workers=0, persistent_workers=False)
+    loader.update(num_workers=0, persistent_workers=False, prefetch_factor=None)
     built = Runner.build_dataloader(loader, seed=args.seed)
     guard_pipelines(built.dataset)
     with torch.no_grad():
