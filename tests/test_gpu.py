@@ -21,7 +21,7 @@ from tests.processes import launch
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='there is no GPU')
 TRAIN = Path(__file__).parents[1] / 'tools' / 'train.py'
 METHODS = ['cl', 'ck', 'orepa', 'do', 'ac', 'rep']
-METHODS += ['bn', 'repvgg', 'qarepvgg', 'repvgg_cl', 'repvgg_ck', 'mobileone', 'acnet', 'dbb']
+METHODS += ['bn', 'repvgg', 'qarepvgg', 'mobileone', 'acnet', 'dbb']
 
 
 def error(value, reference):

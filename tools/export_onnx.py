@@ -8,6 +8,7 @@ import argparse
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -145,7 +146,9 @@ def parse_args() -> argparse.Namespace:
             parser.error(f'--int8-{name} requires calibration images; add --int8 N')
     if args.int8_drop is not None and args.int8_drop < 0:
         parser.error(f'--int8-drop is {args.int8_drop}; it must be at least 0')
-    if args.raw and AUTO in (args.int8_keep or []):
+    args.int8_auto = AUTO in (args.int8_keep or [])
+    args.int8_keep = [name for name in args.int8_keep or [] if name != AUTO]
+    if args.raw and args.int8_auto:
         parser.error('--int8-keep auto evaluates predictions; leave out --raw')
     if args.raw and args.evaluate:
         parser.error('--evaluate requires predictions; leave out --raw')
@@ -187,6 +190,17 @@ def check_openvino(out: Path, model: nn.Module, inputs: Tensor, raw: bool, pixel
         print(f'in OpenVINO: {f"largest error {found:.2e}" if raw else share}')
 
 
+def file_model(
+    args: argparse.Namespace,
+    model: nn.Module,
+    pixels: Pixels | None,
+    report: OnnxReport,
+    path: Path,
+) -> FileModel:
+    size = None if args.dynamic_size else report.input_shape[-2:]
+    return FileModel(model, onnxruntime_run(path), tuple(report.output_shapes), size, pixels)
+
+
 def print_scores(
     args: argparse.Namespace,
     cfg: Config,
@@ -198,9 +212,8 @@ def print_scores(
     weights = model.state_dict().values()
     models, sizes = {'PyTorch': model}, {'PyTorch': sum(t.nbytes for t in weights)}
     for kind, report in reports.items():
-        size = None if args.dynamic_size else report.input_shape[-2:]
-        name, run = f'ONNX Runtime, {kind}', onnxruntime_run(report.path)
-        models[name] = FileModel(model, run, tuple(report.output_shapes), size, pixels)
+        name = f'ONNX Runtime, {kind}'
+        models[name] = file_model(args, model, pixels, report, report.path)
         sizes[name] = report.path.stat().st_size
     found = score(cfg, models)
     print(table(found, sizes))
@@ -228,24 +241,19 @@ def int8_options(
     images: list[Tensor],
     pixels: Pixels | None,
     report: OnnxReport,
+    trained: dict,
 ) -> Iterator[Int8]:
-    """Return the options of the int8 file, given the float32 file."""
-    options = dict(images=images, keep=[name for name in args.int8_keep or [] if name != AUTO])
+    """Yield the options of the int8 file, given the float32 file and trained ranges."""
+    options = dict(images=images, keep=args.int8_keep, **trained)
     for name in ('target', 'method'):
         if getattr(args, f'int8_{name}'):
             options[name] = getattr(args, f'int8_{name}')
-    if trained := trained_ranges(args.checkpoint):
+    if trained:
         print(f'int8: layers and ranges as trained by QuantHook: {args.checkpoint}')
-        options.update(trained)
-    if AUTO not in (args.int8_keep or []):
+    if not args.int8_auto:
         yield Int8(**options)
         return
-    names = tuple(report.output_shapes)
-    size = None if args.dynamic_size else report.input_shape[-2:]
-
-    def load(path: Path) -> FileModel:
-        return FileModel(model, onnxruntime_run(path), names, size, pixels)
-
+    load = partial(file_model, args, model, pixels, report)
     with metric_kept(cfg, args.int8_drop, report.path, load) as accepts:
         yield Int8(**options, accepts=accepts)
 
@@ -255,11 +263,10 @@ def main(args: argparse.Namespace) -> None:
     out = Path(args.out)
     check_writable(out.parent, '--out')
     needed = ['train_dataloader'] if args.int8 else []
-    auto = AUTO in (args.int8_keep or [])
-    needed += NEEDED['val'] if auto else []
+    needed += NEEDED['val'] if args.int8_auto else []
     needed += NEEDED['test'] if args.evaluate else ['test_dataloader']
     cfg = read_config(args, 'model', *needed)
-    if auto or (args.evaluate and args.int8):
+    if args.int8_auto or (args.evaluate and args.int8):
         best_metric(cfg)  # An error before the export.
     model = load_compact_model(cfg, args.checkpoint)
     inputs = preprocess(model, cfg, args.image)
@@ -268,21 +275,21 @@ def main(args: argparse.Namespace) -> None:
         check_installed('ncnn', 'pnnx', 'ncnn')
     if args.int8:
         args.int8_drop = DROP if args.int8_drop is None else args.int8_drop
-        trained = (trained_ranges(args.checkpoint) or {}).get('target')
+        trained = trained_ranges(args.checkpoint) or {}
+        target = trained.get('target')
         if trained and args.int8_method:
             raise ConfigError(
                 f'--int8-method {args.int8_method}: QuantHook has trained the ranges of '
                 f'{args.checkpoint}; leave the option out'
             )
-        if trained and args.int8_target not in (None, trained):
+        if trained and args.int8_target not in (None, target):
             raise ConfigError(
                 f'--int8-target {args.int8_target}: QuantHook has trained {args.checkpoint} for '
-                f'{trained}; leave the option out, or train with target={args.int8_target!r}'
+                f'{target}; leave the option out, or train with target={args.int8_target!r}'
             )
-        patterns = [name for name in args.int8_keep or [] if name != AUTO]
-        chosen_layers(weighted_layers(model), patterns)
+        chosen_layers(weighted_layers(model), args.int8_keep)
         calibration = calibration_images(model, cfg, args.int8, inputs.shape[-2:])
-    if (args.evaluate or auto) and decoder_of(model, inputs) is None:
+    if (args.evaluate or args.int8_auto) and decoder_of(model, inputs) is None:
         option = '--evaluate' if args.evaluate else '--int8-keep auto'
         raise ConfigError(
             f'{option} is for detectors and segmentors: the file of a {type(model).__name__} '
@@ -298,7 +305,8 @@ def main(args: argparse.Namespace) -> None:
         check_openvino(out, model, inputs, reports['float32'].agreement is None, pixels)
     if args.int8:
         path = out.with_name(f'{out.stem}_int8{out.suffix}')
-        with int8_options(args, cfg, model, calibration, pixels, reports['float32']) as int8:
+        found = args, cfg, model, calibration, pixels, reports['float32'], trained
+        with int8_options(*found) as int8:
             reports['int8'] = export_onnx(model, inputs, path, args.tolerance, **options, int8=int8)
         print_report(reports['int8'])
     if args.pt2:

@@ -4,13 +4,13 @@ import argparse
 import os
 from pathlib import Path
 
-from mmengine.config import ConfigDict
 from mmengine.evaluator import DumpResults
 
 from mmexpand.mm.command_line import add_common_arguments, load_config, tool
 from mmexpand.mm.compact_config import type_name
 from mmexpand.mm.config_file import ConfigError, check_keys
 from mmexpand.mm.contraction import check_writable
+from mmexpand.mm.datasets import innermost
 from mmexpand.mm.launch import build_runner
 
 
@@ -52,16 +52,6 @@ def draw_predictions(cfg, args: argparse.Namespace) -> None:  # noqa: ANN001
             hook.test_out_dir = args.show_dir
 
 
-def set_pipeline(dataset: ConfigDict, pipeline: list) -> None:
-    """Set the pipeline of a data set, or of all data sets inside a wrapper."""
-    inside = dataset.get('datasets') or [dataset.get('dataset')]
-    if inside == [None]:
-        dataset.pipeline = pipeline
-        return
-    for one in inside:
-        set_pipeline(one, pipeline)
-
-
 @tool(parse_args)
 def main(args: argparse.Namespace) -> None:
     cfg = load_config(args)
@@ -72,7 +62,8 @@ def main(args: argparse.Namespace) -> None:
         check_writable(Path(args.out).parent, '--out')
     if args.tta:
         check_keys(cfg, 'tta_model', 'tta_pipeline')
-        set_pipeline(cfg.test_dataloader.dataset, cfg.tta_pipeline)
+        for dataset in innermost(cfg.test_dataloader.dataset):
+            dataset.pipeline = cfg.tta_pipeline
         cfg.tta_model.module = cfg.model
         cfg.model = cfg.tta_model
     runner = build_runner(cfg, ('test',))

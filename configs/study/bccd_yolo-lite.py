@@ -35,7 +35,7 @@ arms = dict(
     bn_folded=arm(method='bn', forward='folded'),
     repvgg=arm(method='repvgg', forward='layerwise'),
     repvgg_folded=arm(method='repvgg', forward='folded'),
-    repvgg_cl_folded=arm(method='repvgg_cl', rate=4, forward='folded'),
+    repvgg_cl_folded=arm(method='repvgg', main='cl', rate=4, forward='folded'),
     mobileone_folded=arm(method='mobileone', rate=4, forward='folded', exclude='kernel:1x1'),
     orepa=arm(method='orepa', init='preserve'),
     rep=arm(method='rep', init='preserve'),

@@ -5,7 +5,7 @@
 #   python tools/train.py configs/yolox/yolox-nano_1xb8-2000iters_drawn-voc-160x160.py \
 #       --cfg-options randomness.seed=0
 _base_ = 'bccd_yolo-lite.py'
-lrs = [0.02, 0.04, 0.08, 0.16]
+lrs = [0.02, 0.04, 0.08, 0.16, 0.32]
 seeds = [0, 1, 2]
 results_dir = '../../resources/studies/bccd_yolox-nano_finetune'
 config = '../yolox/yolox-nano_1xb8-2000iters_bccd-160x160.py'

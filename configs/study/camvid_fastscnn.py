@@ -2,7 +2,7 @@
 # expanded, most of which are depthwise.
 _base_ = 'camvid_unet.py'
 lrs = [0.1, 0.3, 1.0]
-seeds = [0, 1, 2]
+seeds = [0, 1, 2, 3, 4]
 tune_seeds = [0]
 results_dir = '../../resources/studies/camvid_fastscnn'
 config = '../fastscnn/fast_scnn_1xb8-1500iters_camvid-96x128.py'

@@ -23,7 +23,7 @@ arms = dict(
     bn=arm(method='bn', forward='layerwise'),
     repvgg=arm(method='repvgg', forward='layerwise'),
     repvgg_folded=arm(method='repvgg', forward='folded'),
-    repvgg_cl_folded=arm(method='repvgg_cl', rate=4, forward='folded'),
+    repvgg_cl_folded=arm(method='repvgg', main='cl', rate=4, forward='folded'),
     mobileone_folded=arm(method='mobileone', rate=4, forward='folded', exclude='kernel:1x1'),
     orepa=arm(method='orepa'),
     rep=arm(method='rep'),

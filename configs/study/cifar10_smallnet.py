@@ -47,6 +47,7 @@ arms = dict(
     cl_authors=dict(config=config, cfg_options=expand(authors, **cl), lr=0.01),
     repvgg_folded=dict(config=config, cfg_options=expand(tuned, method='repvgg', forward='folded')),
     repvgg_ck_folded=dict(
-        config=config, cfg_options=expand(tuned, method='repvgg_ck', rate=4, forward='folded')
+        config=config,
+        cfg_options=expand(tuned, method='repvgg', main='ck', rate=4, forward='folded'),
     ),
 )

@@ -7,7 +7,6 @@ from torch import nn
 
 from ..core.blocks import BLOCKS, build_expression, choose_block
 from ..core.blocks.nonlinear import NonlinearChain
-from ..core.blocks.upgrade import RENAMED
 from ..core.expression import (
     Chain,
     Deviation,
@@ -43,7 +42,12 @@ STYLE = (
 )
 
 
-VARIANTS = {**RENAMED, 'cl_norm': ('cl', BlockOptions(norm=True))}
+VARIANTS = {
+    'cl_norm': ('cl', BlockOptions(norm=True)),
+    **{f'{chain}_shortcut': (chain, BlockOptions(shortcut=True)) for chain in ('cl', 'ck')},
+    **{f'{chain}_relu': (chain, BlockOptions(nonlinear='relu')) for chain in ('cl', 'ck', 'fc')},
+    **{f'repvgg_{main}': ('repvgg', BlockOptions(main=main)) for main in ('cl', 'ck')},
+}
 """Drawings of blocks with options: the block and its options by the drawing's name."""
 
 

@@ -12,7 +12,6 @@ from .algebra import Affine, as_kernel
 from .batch_sample import BatchSample
 from .blocks import build_expression
 from .blocks.nonlinear import NonlinearChain
-from .blocks.upgrade import upgraded
 from .compat import parameters_of
 from .expression import (
     Chain,
@@ -383,37 +382,43 @@ class ExpandedLayer(nn.Module):
         """
         self.take_offered()
         weight, bias = (state_dict.pop(prefix + kind, None) for kind in ('weight', 'bias'))
-        present = upgraded(state_dict)
-        if present is not state_dict:
-            state_dict.clear()
-            state_dict.update(present)
-        mine = self.state_dict(prefix=prefix)
-        held = {key: tuple(value.shape) for key, value in state_dict.items()}
-        shapes = {key: tuple(value.shape) for key, value in mine.items()}
-        fits = held == shapes
-        shape = None if weight is None else tuple(weight.shape)
-        own = self.spec.weight_shape
-        if fits and shape == own and self.given is not None:
-            self.given[:] = [(weight, bias)]
+        held, own = (_shapes(values) for values in (state_dict, self.state_dict(prefix=prefix)))
+        if held == own:
+            self._note_loaded(state_dict, prefix, weight, bias)
         # A part of the unit's values, as the statistics that mmdet's SyncNormHook loads, is loaded.
-        if not fits and (weight is not None or not held.items() <= shapes.items()):
-            if shape == own and (bias is not None) == self.spec.bias:
-                self._set_loaded_weight(weight, bias, prefix.rstrip('.'))
-            else:
-                found = 'factors of other shapes' if shape is None else f'a weight of shape {shape}'
-                found += '' if shape is None else f' with{"out" * (bias is None)} bias'
-                *_, error_msgs = others
-                error_msgs.append(
-                    f'size mismatch for {prefix}weight: the checkpoint holds {found}, the layer '
-                    f'has {own} with{"out" * (not self.spec.bias)} bias'
-                )
+        elif weight is not None or not held.items() <= own.items():
+            *_, errors = others
+            self._load_compact(weight, bias, prefix, errors)
             state_dict.clear()
             state_dict.update(self.state_dict(prefix=prefix))
-        elif fits:
-            for name, norm in self.named_modules(prefix=prefix.rstrip('.')):
-                if isinstance(norm, Norm):
-                    norm.is_anchored |= has_statistics(state_dict, f'{name}.norm.')
         super()._load_from_state_dict(state_dict, prefix, *others)
+
+    def _note_loaded(
+        self, state_dict: dict, prefix: str, weight: Tensor | None, bias: Tensor | None
+    ) -> None:
+        """Note the given weight and the anchored norms of a state dict of this unit."""
+        if self.given is not None and weight is not None and weight.shape == self.spec.weight_shape:
+            self.given[:] = [(weight, bias)]
+        for name, norm in self.named_modules(prefix=prefix.rstrip('.')):
+            if isinstance(norm, Norm):
+                norm.is_anchored |= has_statistics(state_dict, f'{name}.norm.')
+
+    def _load_compact(
+        self, weight: Tensor | None, bias: Tensor | None, prefix: str, errors: list[str]
+    ) -> None:
+        """Factorise a compact weight, or add an error if it is missing or does not fit."""
+        own = self.spec.weight_shape
+        shape = None if weight is None else tuple(weight.shape)
+        if shape == own and (bias is not None) == self.spec.bias:
+            self._set_loaded_weight(weight, bias, prefix.rstrip('.'))
+            return
+        found = 'factors of other shapes'
+        if shape is not None:
+            found = f'a weight of shape {shape} with{"out" * (bias is None)} bias'
+        errors.append(
+            f'size mismatch for {prefix}weight: the checkpoint holds {found}, the layer has {own} '
+            f'with{"out" * (not self.spec.bias)} bias'
+        )
 
     def _set_loaded_weight(self, weight: Tensor, bias: Tensor | None, name: str) -> None:
         try:
@@ -436,3 +441,7 @@ def _without_parameters(layer: nn.Module) -> nn.Module:
     bare.__dict__.update((k, v.copy()) for k, v in layer.__dict__.items() if isinstance(v, dict))
     parameters_of(bare).update(dict.fromkeys(parameters_of(layer)))
     return bare
+
+
+def _shapes(state_dict: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(value.shape) for key, value in state_dict.items()}

@@ -8,6 +8,7 @@ kernel, and the node computes the factors' gradients from the sum.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -294,12 +295,12 @@ def _graph_pull_back(affine: Affine, parameters: list[Tensor]) -> PullBack:
 _optimizer_steps = 0
 
 
+def _count(*_: object) -> None:
+    global _optimizer_steps
+    _optimizer_steps += 1
+
+
+@cache
 def _count_optimizer_steps() -> None:
-    global _count_optimizer_steps
-
-    def count(*_: object) -> None:
-        global _optimizer_steps
-        _optimizer_steps += 1
-
-    register_optimizer_step_post_hook(count)
-    _count_optimizer_steps = lambda: None  # noqa: E731  (once a process)
+    """Count optimizer steps from the first call on."""
+    register_optimizer_step_post_hook(_count)

@@ -115,13 +115,17 @@ class LayerSpec:
         rate = Fraction(float(self.rate))
         sizes = self.in_channels, self.out_channels, *self.kernel_size, self.groups, int(self.bias)
         upsampling = self.upsampling or ()
-        floored = 1  # See ``core/blocks/upgrade.py``.
-        last = 2 * self.options.encode() + floored
+        last = 2 * self.options.encode() + 1  # The 1 keeps the numbers of earlier checkpoints.
         return torch.tensor((*sizes, rate.numerator, rate.denominator, *upsampling, last))
 
     @classmethod
     def from_record(cls, record: torch.Tensor, like: torch.Tensor) -> 'LayerSpec':
         """Return the spec of a record, which contains no stride, padding and dilation."""
+        if len(record) not in (9, 11):
+            raise UserValueError(
+                f'{SPEC_KEY} holds {len(record)} numbers instead of 9 or 11: the checkpoint is of '
+                'an unsupported version of mmexpand; contract it with that version'
+            )
         m, n, height, width, groups, bias, numerator, denominator, *rest = record.tolist()
         *upsampling, last = rest
         return cls(

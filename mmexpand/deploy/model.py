@@ -15,7 +15,7 @@ from torch.utils.data import ConcatDataset
 from ..errors import ExportError, UserFileNotFoundError, UserValueError
 from ..mm.checkpoints import match_checkpoint
 from ..mm.compact_config import type_name
-from ..mm.datasets import evenly_spaced
+from ..mm.datasets import evenly_spaced, innermost
 from ..mm.models import build_compact_model
 from ..surgery.checkpoint import CheckpointError, get_state_dict, load_checkpoint
 from ..surgery.fake_quantisation import INT8_KEY
@@ -116,12 +116,6 @@ def _built(registry: Registry, dataset: ConfigDict) -> Sequence[dict]:
         if 'concatenate' in str(error):
             return ()
         raise
-
-
-def innermost(dataset: ConfigDict) -> list[ConfigDict]:
-    """Return the data sets inside all wrappers."""
-    inside = [dataset['dataset']] if 'dataset' in dataset else dataset.get('datasets')
-    return [dataset] if inside is None else [leaf for one in inside for leaf in innermost(one)]
 
 
 def _test_steps(cfg: Config) -> list[ConfigDict]:

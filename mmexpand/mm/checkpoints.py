@@ -8,8 +8,6 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
 
-from ..core.blocks.upgrade import RENAMED, upgraded
-from ..core.options import BlockOptions
 from ..surgery import contract_, is_expanded, named_units, names_of_units
 from ..surgery.checkpoint import (
     META_KEY,
@@ -56,9 +54,7 @@ def describe_units(model: nn.Module) -> dict[str, dict[str, Any]]:
     }
 
 
-def match_checkpoint(
-    model: nn.Module, checkpoint: dict, training: bool = False, resume: bool = False
-) -> None:
+def match_checkpoint(model: nn.Module, checkpoint: dict, purpose: str = 'test') -> None:
     """Convert a checkpoint or a model such that they fit, or raise CheckpointError.
 
     An expanded checkpoint for a compact model is contracted in memory. The units of an expanded
@@ -68,8 +64,8 @@ def match_checkpoint(
     Args:
         model: the model that is about to load the checkpoint.
         checkpoint: changed in place.
-        training: whether the model will be trained further.
-        resume: whether optimizer states are loaded too, which must be of the model's kind.
+        purpose: 'test'; 'start': a training starts from the weights; 'resume': a training
+            continues, with optimizer states that must be of the model's kind.
 
     Raises:
         CheckpointError: naming the first layer that does not fit, and the fix.
@@ -77,34 +73,52 @@ def match_checkpoint(
     state_dict = get_state_dict(checkpoint)
     if state_dict and all(key.startswith('module.') for key in state_dict):
         state_dict = {key.removeprefix('module.'): value for key, value in state_dict.items()}
-    state_dict = upgraded(state_dict)
     _replace_state_dict(checkpoint, state_dict)
     if not hasattr(model, DISTILL_LOSSES):
-        _drop_distill_losses(state_dict, resume)
-    _check_nonlinear(model, checkpoint, starts=training and not resume)
-    expanded = is_expanded_state_dict(state_dict)
-    if expanded and training and not resume and _other_units(model, state_dict):
-        # Factors of another rate or block cannot be loaded, but their compact network can.
-        state_dict = _contract_weights(checkpoint, state_dict)
-        expanded = False
-    if resume and expanded != is_expanded(model):
-        raise CheckpointError(_cannot_resume(expanded))
-    if expanded and not is_expanded(model):
-        _contract_weights(checkpoint, state_dict)
-    elif expanded:
-        _check_same_units(model, state_dict)
-    elif is_expanded(model):
-        refusal = _factorise_refusal(model, state_dict)
-        if refusal and training:
-            raise CheckpointError(
-                f'a compact checkpoint cannot start this expanded model: {refusal}; or remove '
-                'load_from'
-            )
-        if refusal:
-            contract_(model)
-    if resume or not training:
+        _drop_distill_losses(state_dict, purpose == 'resume')
+    _check_nonlinear(model, checkpoint, starts=purpose == 'start')
+    if is_expanded_state_dict(state_dict):
+        _match_expanded(model, checkpoint, state_dict, purpose)
+    else:
+        _match_compact(model, state_dict, purpose)
+    if purpose != 'start':
         # Fine-tuning from a checkpoint with other classes is common, testing with it is not.
         check_shapes(model, checkpoint)
+
+
+def _match_expanded(model: nn.Module, checkpoint: dict, state_dict: dict, purpose: str) -> None:
+    expanded = is_expanded(model)
+    if expanded and (purpose != 'start' or not _other_units(model, state_dict)):
+        _check_same_units(model, state_dict)
+        return
+    if purpose == 'resume':
+        raise CheckpointError(
+            'the checkpoint is of an expanded model, but the config expands nothing: resume with '
+            'the config that it was trained with (ExpandHook or ExpandModel), or contract it with '
+            'tools/contract.py and set load_from'
+        )
+    # Factors of another rate or block cannot be loaded, but their compact network can.
+    compact = _contract_weights(checkpoint, state_dict)
+    if expanded:
+        _match_compact(model, compact, purpose)
+
+
+def _match_compact(model: nn.Module, state_dict: Mapping, purpose: str) -> None:
+    if not is_expanded(model):
+        return
+    if purpose == 'resume':
+        raise CheckpointError(
+            'the checkpoint is of a compact model, but the config expands: its optimizer states '
+            'do not fit, so that it cannot be resumed; start from its weights with load_from, or '
+            'continue with ExpandHook(warm_start=True)'
+        )
+    refusal = _factorise_refusal(model, state_dict)
+    if refusal and purpose == 'start':
+        raise CheckpointError(
+            f'a compact checkpoint cannot start this expanded model: {refusal}; or remove load_from'
+        )
+    if refusal:
+        contract_(model)
 
 
 def _contract_weights(checkpoint: dict, state_dict: dict) -> dict:
@@ -117,29 +131,10 @@ def _contract_weights(checkpoint: dict, state_dict: dict) -> dict:
     return compact
 
 
-def _cannot_resume(expanded: bool) -> str:
-    if expanded:
-        return (
-            'the checkpoint is of an expanded model, but the config expands nothing: resume with '
-            'the config that it was trained with (ExpandHook or ExpandModel), or contract it with '
-            'tools/contract.py and set load_from'
-        )
-    return (
-        'the checkpoint is of a compact model, but the config expands: its optimizer states do '
-        'not fit, so that it cannot be resumed; start from its weights with load_from, or continue '
-        'with ExpandHook(warm_start=True)'
-    )
-
-
 def nonlinear_layers(checkpoint: Mapping) -> set[str]:
     """Return the names of a checkpoint's layers that have ReLU between their factors."""
     layers = checkpoint.get('meta', {}).get(META_KEY, {}).get('layers', {})
-    names = set()
-    for name, layer in layers.items():
-        _, options = RENAMED.get(layer['method'], ('', BlockOptions()))
-        if layer.get('nonlinear') or options.nonlinear:
-            names.add(name)
-    return names
+    return {name for name, layer in layers.items() if layer.get('nonlinear')}
 
 
 def _check_nonlinear(model: nn.Module, checkpoint: Mapping, starts: bool) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sized
 from typing import Any
 
 import numpy as np
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.dataset import Compose
 from mmengine.registry import DATASETS
 from mmengine.runner import Runner
@@ -237,6 +237,12 @@ def _check_mask(data: Mapping) -> None:
             f'its image {data.get("img_path")} has {size[0]}x{size[1]}: replace the mask, or '
             'remove both from the data set'
         )
+
+
+def innermost(dataset: ConfigDict) -> list[ConfigDict]:
+    """Return the data sets inside all wrappers."""
+    inside = [dataset['dataset']] if 'dataset' in dataset else dataset.get('datasets')
+    return [dataset] if inside is None else [leaf for one in inside for leaf in innermost(one)]
 
 
 def evenly_spaced(length: int, count: int) -> list[int]:

@@ -4,7 +4,6 @@ import copy
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from ..surgery.copying import copy_model
 from .checkpoints import DISTILL_LOSSES, match_checkpoint, unwrap
 from .compact_config import make_compact_config
 from .compat import is_training, run_forward
-from .config_file import is_packaged, open_config
+from .config_file import open_config
 from .logs import log
 from .models import converts_channels
 from .random_state import random_state_kept
@@ -167,11 +166,6 @@ def _build_loss(name: str, cfg: dict) -> nn.Module:
 
 def _build_teacher(config: str, checkpoint: str) -> nn.Module:
     """Return the teacher's compact model, frozen and in eval mode."""
-    if not is_packaged(config) and not Path(config).is_file():
-        raise UserValueError(
-            f'DistillHook: teacher_config={config!r} does not exist; use a path, or a name like '
-            'mmseg::unet/...'
-        )
     weights = load_checkpoint(checkpoint)
     cfg = make_compact_config(open_config(config))
     if cfg.get('data_preprocessor') is not None:

@@ -70,14 +70,15 @@ class LoadGuardHook(Hook):
         Raises:
             CheckpointError: if they cannot fit; the message gives the fix.
         """
-        model, training = unwrap(runner.model), is_training(runner)
-        resume = resumes(runner) and training
+        model, purpose = unwrap(runner.model), 'test'
+        if is_training(runner):
+            purpose = 'resume' if resumes(runner) else 'start'
         compact = not is_expanded_state_dict(get_state_dict(checkpoint))
-        if self.warm_start and resume and compact and is_expanded(model):
+        if self.warm_start and purpose == 'resume' and compact and is_expanded(model):
             self._compact_optimizer = CompactOptimizer(model, checkpoint)
             return
         expanded = is_expanded(model)
-        match_checkpoint(model, checkpoint, training, resume)
+        match_checkpoint(model, checkpoint, purpose)
         if expanded and not is_expanded(model):
             for hook in runner.hooks:
                 if isinstance(hook, EMAHook):

@@ -38,7 +38,7 @@ class CompactOptimizer:
             # EMAHook saves the average as state_dict, and the trained weights as ema_state_dict.
             trained = {k.removeprefix('module.'): v for k, v in averaged.items() if k != 'steps'}
             checkpoint['state_dict'] = {**checkpoint['state_dict'], **trained}
-        match_checkpoint(model, checkpoint, training=True)
+        match_checkpoint(model, checkpoint, 'start')
         check_shapes(model, checkpoint)
         model.load_state_dict(get_state_dict(checkpoint), strict=False)
         checkpoint['state_dict'] = model.state_dict()

@@ -58,8 +58,8 @@ def _load_best(model: nn.Module, hook: CheckpointHook, path: str) -> tuple[nn.Mo
     with together():
         model = copy_model(model)
         # After a warm start the best weights may be those of the earlier compact training.
-        expanded = is_expanded_state_dict(weights)
-        match_checkpoint(model, dict(state_dict=weights), training=True, resume=expanded)
+        purpose = 'resume' if is_expanded_state_dict(weights) else 'start'
+        match_checkpoint(model, dict(state_dict=weights), purpose)
         model.load_state_dict(weights)
     return model, meta
 

@@ -20,11 +20,12 @@ from .statistics import (
     difference,
     in_words,
     summarise,
+    time_ratio,
 )
 
 HEAD = (
     *('arm', 'learning rate', 'seeds', 'mean', 'sd', 'difference', '95 % interval', 'above'),
-    'validation mean',
+    *('training time', 'validation mean'),
 )
 
 
@@ -85,17 +86,35 @@ def _findings(
     found: dict[str, Difference | None],
 ) -> _Findings:
     places = decimals(value for arm in arms for value in arm.scores.values())
-    rows = [_row(arm, found.get(arm.arm.name), places) for arm in arms if arm.scores]
+    rows = [_row(arm, baseline, found.get(arm.arm.name), places) for arm in arms if arm.scores]
     sentences = [
         in_words(arm, found[arm.arm.name], baseline, places)
         for arm in arms
         if arm.scores and arm.arm.name in found
     ]
     problems = [problem + '.' for arm in arms for problem in arm.problems]
+    problems += _not_timed(arms, baseline)
     untried = [arm.arm.name for arm in arms if not arm.scores]
     if untried:
         problems.append(f'No seed has been run to its end: {", ".join(untried)}.')
     return _Findings(study.metric, rows, sentences, problems)
+
+
+def _not_timed(arms: list[ArmSummary], baseline: ArmSummary) -> list[str]:
+    other = [
+        arm.arm.name
+        for arm in arms
+        if math.isfinite(arm.seconds / baseline.seconds)
+        and math.isnan(time_ratio(arm, baseline))
+        and arm is not baseline
+    ]
+    if not other:
+        return []
+    return [
+        'No training time is given of arms that were not trained at the same time as '
+        f'{baseline.arm.name}: {", ".join(other)}; tools/analysis_tools/benchmark_training.py '
+        'takes the time of both in turns.'
+    ]
 
 
 def _markdown(found: _Findings) -> str:
@@ -107,7 +126,9 @@ def _markdown(found: _Findings) -> str:
     return '\n\n'.join(parts) + '\n'
 
 
-def _row(arm: ArmSummary, found: Difference | None, places: int) -> tuple[str, ...]:
+def _row(
+    arm: ArmSummary, baseline: ArmSummary, found: Difference | None, places: int
+) -> tuple[str, ...]:
     numbers = [
         arm.arm.name,
         f'{arm.lr:g}' + (' (fixed)' if arm.arm.lr is not None else ' (edge)' if arm.edge else ''),
@@ -122,7 +143,7 @@ def _row(arm: ArmSummary, found: Difference | None, places: int) -> tuple[str, .
         interval = '' if math.isnan(found.low) else f'{low} to {high}'
         count = f'{found.wins} of {len(found.values)}'
         numbers += [f'{found.mean:+.{places}f}', interval, count]
-    return (*numbers, _number(arm.validation, places))
+    return (*numbers, _number(time_ratio(arm, baseline), 2), _number(arm.validation, places))
 
 
 def _number(value: float, places: int) -> str:
@@ -139,6 +160,7 @@ def _arm_as_json(arm: ArmSummary, against: Difference | None) -> dict:
         mean=_finite(arm.mean),
         deviation=_finite(arm.deviation),
         validation=_finite(arm.validation),
+        seconds=_finite(arm.seconds),
         differences=against and against.values,
         interval=None if interval is None or None in interval else interval,
         problems=arm.problems,

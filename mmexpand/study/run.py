@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import time
 import traceback
 from hashlib import sha256
 from pathlib import Path
@@ -44,14 +45,19 @@ class Diverged(RuntimeError):
     """A loss that is not finite."""
 
 
+def clock() -> float:
+    """Return processor seconds of all threads, without other processes; wall seconds with a GPU."""
+    return time.perf_counter() if torch.cuda.is_available() else time.process_time()
+
+
 class RecordHook(Hook):
-    """Hook that records loss and validations, and restores the record on resuming."""
+    """Hook that records loss, time and validations, and restores the record on resuming."""
 
     # Before CheckpointHook, so that a checkpoint holds the record of its step.
     priority = 'LOW'
 
     def __init__(self):
-        self.record = dict(loss=[], val=[], sum=0.0)
+        self.record = dict(loss=[], val=[], seconds=0.0, sum=0.0)
 
     def before_train(self, runner: Runner) -> None:
         """Restore the record of a resumed checkpoint."""
@@ -64,16 +70,21 @@ class RecordHook(Hook):
             self.record['val'] = [point for point in points if point[0] <= runner.iter]
         self._every = max(1, runner.max_iters // LOSS_POINTS)
 
+    def before_train_iter(self, *_: object, **__: object) -> None:
+        """Read the clock."""
+        self._start = clock()
+
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: object = None, outputs: object = None
     ) -> None:
-        """Add up the loss.
+        """Add up time and loss.
 
         Raises:
             Diverged: if the loss is not finite.
         """
         record, step = self.record, runner.iter + 1
-        loss = outputs['loss'].item()
+        loss = outputs['loss'].item()  # Waits for the GPU.
+        record['seconds'] += clock() - self._start
         if not math.isfinite(loss):
             raise Diverged(f'the loss is {loss} at iteration {step}')
         record['sum'] += loss
@@ -216,6 +227,7 @@ def train(study: Study, run: Run) -> dict:
     hook = RecordHook()
     runner.register_hook(hook)
     result = dict(result_head(study, run), config=config_digest(study, run.arm))
+    started = round(time.time())
     try:
         runner.train()
     except Diverged as error:
@@ -231,6 +243,8 @@ def train(study: Study, run: Run) -> dict:
         test=numbers(runner.test_loop.run()),
         curve=[[step, metrics.get(study.metric)] for step, metrics in curve],
         loss=hook.record['loss'],
+        seconds=round(hook.record['seconds'], 2),
+        period=[started, round(time.time())],
         steps=runner.iter,
         parameters=sum(p.numel() for p in runner.model.parameters()),
         test_is_val=shares_images(runner.cfg),

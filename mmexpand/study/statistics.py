@@ -13,6 +13,9 @@ from .spec import Arm, Run, Study
 
 CONFIDENCE = 0.95
 
+SAME_TIME = 1.5
+"""Largest ratio of the longest to the shortest training for which a mean time is given."""
+
 Results = list[tuple[Run, dict | None]]
 """Runs with their results; None for a run without a result."""
 
@@ -53,6 +56,9 @@ class ArmSummary:
         tuning: the mean metric on the validation split by learning rate.
         scores: the metric on the test split by seed.
         validation: its mean on the validation split over these seeds; NaN without a seed.
+        seconds: mean time of a training's iterations, without loading their data (see
+            ``run.clock``); NaN if no training has finished, or the load of the machine changed.
+        period: start of its first training and end of its last one, in seconds; None if unknown.
         results: results of its final runs, by seed.
         problems: a sentence for each run that diverged, failed or is missing.
     """
@@ -63,6 +69,8 @@ class ArmSummary:
     tuning: dict[float, float]
     scores: dict[int, float]
     validation: float
+    seconds: float
+    period: tuple[float, float] | None = None
     results: dict[int, dict] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
 
@@ -86,6 +94,8 @@ def summarise(study: Study, arm: Arm) -> ArmSummary:
     scores = {seed: score(study, result, 'test') for seed, result in results.items()}
     validations = [score(study, result, 'val') for result in results.values()]
     validation = fmean(validations) if validations and None not in validations else math.nan
+    # None if runs shared a GPU step by step.
+    times = [result['seconds'] for result in results.values() if result['seconds'] is not None]
     problems = [
         *_tuning_problems(study, arm, tuning),
         *_run_problems(study, tuning, 'val'),
@@ -95,6 +105,11 @@ def summarise(study: Study, arm: Arm) -> ArmSummary:
     if edge:
         said = 'is at the edge of those tried'
         problems.append(f'{arm.name}: its best learning rate, {lr:g}, {said}')
+    if times and not _comparable(times):
+        problems.append(
+            f'{arm.name}: its trainings took {min(times):.0f} to {max(times):.0f} s, since the '
+            'load of the machine changed: no training time is reported'
+        )
     if tuning and any(result.get('test_is_val') for result in results.values()):
         problems.append(
             f'{arm.name}: its learning rate is chosen by the images that it is reported on, since '
@@ -105,8 +120,33 @@ def summarise(study: Study, arm: Arm) -> ArmSummary:
         problems.append(f'{arm.name}: seeds {missing} have not been run')
     # A run that both tunes and is reported is named once.
     problems = tuple(dict.fromkeys(problems))
+    seconds = fmean(times) if _comparable(times) else math.nan
+    period = _period(results.values())
     means = {lr: mean for lr, mean in tuned(study, arm).items() if mean is not None}
-    return ArmSummary(arm, lr, edge, means, scores, validation, results, problems)
+    return ArmSummary(arm, lr, edge, means, scores, validation, seconds, period, results, problems)
+
+
+def _period(results: Iterable[dict]) -> tuple[float, float] | None:
+    periods = [result.get('period') for result in results]
+    if not periods or None in periods:
+        return None
+    return min(start for start, _ in periods), max(end for _, end in periods)
+
+
+def time_ratio(arm: ArmSummary, baseline: ArmSummary) -> float:
+    """Return an arm's training time as a multiple of the baseline's; NaN if not simultaneous.
+
+    The speed of a machine changes with its load.
+    """
+    if arm.period is None or baseline.period is None:
+        return math.nan
+    if arm.period[0] > baseline.period[1] or baseline.period[0] > arm.period[1]:
+        return math.nan
+    return arm.seconds / baseline.seconds
+
+
+def _comparable(times: list[float]) -> bool:
+    return bool(times) and max(times) <= SAME_TIME * min(times)
 
 
 def _run_problems(study: Study, runs: Results, split: str) -> Iterator[str]:

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from ..core.algebra import as_kernel, fold
 from ..core.blocks import build_expression
-from ..core.blocks.upgrade import upgraded
 from ..core.expanded_layer import FACTORS
 from ..core.layer_spec import SPEC_KEY, LayerSpec
 from ..errors import UserError, UserTypeError
@@ -182,7 +181,6 @@ def contract_state_dict(state_dict: Mapping[str, Tensor]) -> OrderedDict[str, Te
     """
     compact: OrderedDict[str, Tensor] = OrderedDict()
     copy_versions(state_dict, compact)
-    state_dict = upgraded(state_dict)
     prefixes = _prefixes(state_dict)
     # Expanded checkpoints also hold folded weights, which are rounded; fold the factors instead.
     layers = {prefix.rpartition('.')[0] for prefix in prefixes}

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
-from ..core.blocks import resolve_method
+from ..core.blocks import check_method
 from ..core.factorise import INITS as BLOCK_INITS
 from ..core.layer_spec import check_rate
 from ..core.names import check_choice, near_matches
@@ -107,7 +107,7 @@ class ExpandConfig(BlockOptions):
                 "method is required: 'bn' suits networks without batch norms, 'repvgg' networks "
                 "with them, and 'cl' is the paper's block (docs/blocks.md)"
             )
-        resolve_method(self.method, self.options)
+        check_method(self.method, self.options)
         check_rate(self.rate)
         check_choice('init', self.init, INITS)
         if self.nonlinear and self.init == 'auto':

@@ -37,7 +37,7 @@ def _seed():
 
 def kernels(how):
     """Return sizes that fit a block: even ones too, if it centres no smaller kernel."""
-    if 'ck' in how['method']:
+    if 'ck' in how.values():
         return [5, 7]
     even = how in (dict(method='cl'), dict(method='do'))
     return [3, (5, 3), *([4, (2, 3)] if even else [])]

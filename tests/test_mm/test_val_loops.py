@@ -11,6 +11,7 @@ from mmengine.registry import LOOPS, METRICS
 from mmengine.runner import Runner, ValLoop
 from mmseg.evaluation import IoUMetric
 
+from mmexpand.mm.datasets import innermost
 from mmexpand.surgery.checkpoint import load_checkpoint
 from tests.tools_in_process import load, run
 
@@ -96,8 +97,9 @@ def test_predictions_of_several_test_sets_are_all_dumped(seg_cfg, tmp_path):
 def test_tta_reaches_every_data_set():
     leaves = [dict(type='A', pipeline=[1]), dict(type='B')]
     outer = ConfigDict(type='Concat', datasets=[dict(type='Repeat', dataset=leaves[0]), leaves[1]])
-    load('test.py').set_pipeline(outer, [2])
-    assert 'pipeline' not in outer
+    assert innermost(outer) == leaves
+    for dataset in innermost(outer):
+        dataset.pipeline = [2]
     assert outer.datasets[0].dataset.pipeline == outer.datasets[1].pipeline == [2]
 
 

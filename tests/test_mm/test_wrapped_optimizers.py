@@ -7,7 +7,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIMIZERS
 from torch import nn
 
-from mmexpand.mm import first_step
+from mmexpand.mm import optimizer_check
 from mmexpand.mm.wrapped_optimizers import check_given, keeps_own_groups
 from mmexpand.surgery import named_units
 from tests.runs import train
@@ -109,14 +109,14 @@ def test_what_steps_copies_is_not_refused(seg_cfg):
 def test_a_factor_that_another_rank_steps_is_held(seg_cfg, monkeypatch):
     runner = train(seg_cfg())
     units = named_units(runner.model)
-    stepped = first_step.SteppedOptimizers()
+    stepped = optimizer_check.SteppedOptimizers()
     names = [f'{name}.{key}' for name, unit in units.items() for key, _ in unit.named_parameters()]
     held = torch.optim.SGD([runner.model.get_parameter(name) for name in names[:2]], lr=0.1)
     stepped.all.update([runner.optim_wrapper.optimizer, held])
     stepped.last.add(held)
-    assert list(first_step.not_held(units, runner.optim_wrapper, stepped)) == names[2:]
-    monkeypatch.setattr(first_step, 'all_gather_object', lambda own: [own, names[:4]])
-    assert list(first_step.not_held(units, runner.optim_wrapper, stepped)) == names[2:4]
+    assert list(optimizer_check.not_held(units, runner.optim_wrapper, stepped)) == names[2:]
+    monkeypatch.setattr(optimizer_check, 'all_gather_object', lambda own: [own, names[:4]])
+    assert list(optimizer_check.not_held(units, runner.optim_wrapper, stepped)) == names[2:4]
     stepped.stop()
 
 

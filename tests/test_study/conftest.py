@@ -92,7 +92,8 @@ def put():
         if 'reason' not in changes:
             test = val if test is None else test
             result |= dict(val=dict(accuracy=val), test=dict(accuracy=test))
-            result |= dict(curve=[[2, val - 5], [4, val]], loss=[[2, 0.5]], steps=4)
+            result |= dict(curve=[[2, val - 5], [4, val]], loss=[[2, 0.5]], seconds=10.0, steps=4)
+            result |= dict(period=[100 + seed, 110 + seed])
         write_json(result | changes, study.result_path(Run(study.arm(arm), lr, seed)))
 
     return write

@@ -20,14 +20,14 @@ def full(write_study, put):
         put(study, arm, 1.0, 0, val=10.0)
         for seed in (0, 1):
             score = 70 + 3 * seed + gain * (1 + seed / 10)
-            put(study, arm, 0.1, seed, val=60.0, test=score)
+            put(study, arm, 0.1, seed, val=60.0, test=score, seconds=10 * (1 + gain))
     return study
 
 
 def test_report(full, tmp_path):
     text = write_report(full, tmp_path / 'out')
-    assert '| compact | 0.1 | 2 | 71.50 | 2.12 |  |  |  | 60.00 |' in text
-    row = '| cl | 0.1 | 2 | 73.08 | 2.23 | +1.58 | +0.62 to +2.53 | 2 of 2 | 60.00 |'
+    assert '| compact | 0.1 | 2 | 71.50 | 2.12 |  |  |  | 1.00 | 60.00 |' in text
+    row = '| cl | 0.1 | 2 | 73.08 | 2.23 | +1.58 | +0.62 to +2.53 | 2 of 2 | 2.50 | 60.00 |'
     assert row in text
     assert '- cl is above compact by 1.58 (95 % interval +0.62 to +2.53, 2 seeds).' in text
     out = tmp_path / 'out'
@@ -106,6 +106,23 @@ def test_a_run_that_gives_nothing_is_said_and_the_rest_reported(full, put, tmp_p
     assert f'- {said}' in text
     assert '| compact | 0.1 | 2 |' in text
     assert '| cl | 0.1 | 1 | 71.50 |' in text
+
+
+def test_no_time_is_given_where_the_machine_was_not_equally_free(full, put, tmp_path):
+    put(full, 'cl', 0.1, 1, val=70, seconds=50.0)
+    text = write_report(full, tmp_path / 'out')
+    assert ' | 1 of 2 |  |' in text and ' | 1.00 |' in text
+    assert '- cl: its trainings took 25 to 50 s, since the load of the machine changed' in text
+
+
+@pytest.mark.parametrize('period', [[200, 210], None])
+def test_no_time_is_given_of_an_arm_trained_at_another_time(full, put, tmp_path, period):
+    for seed in (0, 1):
+        put(full, 'cl', 0.1, seed, val=70, period=period)
+    text = write_report(full, tmp_path / 'out')
+    assert ' | 0 of 2 |  |' in text and ' | 1.00 |' in text
+    assert '- No training time is given of arms that were not trained at the same time' in text
+    assert 'compact: cl; tools/analysis_tools/benchmark_training.py' in text
 
 
 def test_a_validation_that_gave_nothing_is_left_out_of_the_curves(full, put, tmp_path):

@@ -39,11 +39,6 @@ def unet(base_channels: int) -> nn.Module:
         return SEGMENTORS.build(dict(type='UNet', base_channels=base_channels))
 
 
-def config_model(cfg: Config) -> nn.Module:
-    """Return the compact model of a config, with SyncBN as BN: it requires processes."""
-    return build_compact_model(cfg)
-
-
 def config_outputs(model: nn.Module, images: Tensor) -> Any:
     """Return the raw outputs of an OpenMMLab model."""
     return tensor_outputs(model, dict(inputs=images))
@@ -68,7 +63,7 @@ def config_case(filename: str, cfg: Config, batch_size: int, shape: tuple[int, i
             'ExpandBackbone: the compact model it starts from is timed beside it'
         )
     name = filename.rpartition('/')[2].removesuffix('.py')
-    build = partial(config_model, cfg)
+    build = partial(build_compact_model, cfg)
     images = (batch_size, input_channels(build()), *shape)
     return Case(name, build, images, tuple(expansions), config_outputs)
 

@@ -16,7 +16,7 @@ from rich.table import Table
 from mmexpand.analysis.benchmark import GroupResult, VariantResult
 from mmexpand.analysis.cases import COMPACT, OURS
 from mmexpand.analysis.steps import Settings
-from mmexpand.files import written_whole
+from mmexpand.files import save_figure, write_text
 
 COLORS = {
     'layerwise': '#b0b7c3',
@@ -146,17 +146,11 @@ def write_report(
         groups: the results.
     """
     record = dict(machine=machine, settings=asdict(settings), groups=[_record(g) for g in groups])
-    _replace(out_dir / 'benchmark.json', (json.dumps(record, indent=2) + '\n').encode())
-    _replace(out_dir / 'benchmark.md', markdown(machine, settings, groups).encode())
+    write_text(json.dumps(record, indent=2) + '\n', out_dir / 'benchmark.json')
+    write_text(markdown(machine, settings, groups), out_dir / 'benchmark.md')
     figure = plot(groups)
-    with written_whole(out_dir / 'benchmark.png') as temporary:
-        figure.savefig(temporary, dpi=150)
+    save_figure(figure, out_dir / 'benchmark.png')
     plt.close(figure)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    with written_whole(path) as temporary:
-        temporary.write_bytes(content)
 
 
 def _record(group: GroupResult) -> dict:

@@ -74,8 +74,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--out-dir', type=Path, help='write benchmark.json, benchmark.md and benchmark.png here'
     )
-    args = parser.parse_args()
-    return args
+    return parser.parse_args()
 
 
 def find_cases(args: argparse.Namespace) -> tuple[list[Case], list[float | None]]:

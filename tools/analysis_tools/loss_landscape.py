@@ -25,14 +25,13 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from mmexpand.analysis.landscape import draw, losses_at, random_direction
 from mmexpand.deploy import load_compact_model
-from mmexpand.deploy.model import innermost
 from mmexpand.errors import UserValueError
 from mmexpand.files import save_figure, write_text
 from mmexpand.mm.command_line import add_config_arguments, count, device, read_config, tool
 from mmexpand.mm.compact_config import type_name
 from mmexpand.mm.config_file import ConfigError
 from mmexpand.mm.contraction import check_writable
-from mmexpand.mm.datasets import check_datasets, guard_pipelines
+from mmexpand.mm.datasets import check_datasets, guard_pipelines, innermost
 from mmexpand.mm.ranks import describe
 from mmexpand.surgery.checkpoint import load_checkpoint
 

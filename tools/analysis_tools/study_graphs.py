@@ -3,8 +3,8 @@
 Launching a step of SmallNet from Python takes ten times as long as the step: so one process records
 the steps of many networks and replays them side by side. SGD, its schedule, ExpandHook and the
 result files are those of `study.py`; other settings are unsupported. An epoch's last, smaller batch
-is left out. Arms of a fixed learning rate are trained first, then the rates of the others, then
-their seeds.
+is left out, and no training time is given. Arms of a fixed learning rate are trained first, then
+the rates of the others, then their seeds.
 """
 
 import argparse
@@ -275,6 +275,7 @@ class Trainer:
             test={name: self.accuracy('test')},
             curve=self.curve,
             loss=self.losses,
+            seconds=None,
             steps=self.epochs * self.steps,
             parameters=sum(p.numel() for p in self._parameters),
             test_is_val=shares_images(self.cfg),

@@ -47,9 +47,6 @@ BLOCKS: dict[str, Block] = {}
 STRATEGIES = ('cl', 'ck', 'fc', 'auto', 'cl+fc', 'ck+fc')
 """Methods of the paper; each chooses the block that fits a layer."""
 
-ALIASES = {f'repvgg_{main}': ('repvgg', BlockOptions(main=main)) for main in ('cl', 'ck')}
-"""Former names of methods, each with its present block and options."""
-
 
 def fits_everywhere(spec: LayerSpec) -> str:
     """Return '': the block fits every layer."""
@@ -87,7 +84,7 @@ def register_block(
     Raises:
         ValueError: if the name is taken, or cannot be the name of a submodule.
     """
-    if name in (*BLOCKS, *STRATEGIES, *ALIASES):
+    if name in (*BLOCKS, *STRATEGIES):
         raise UserValueError(f'block {name!r} is registered already; choose another name')
     if not name.isidentifier() or name in {*dir(nn.Module), *vars(nn.Module()), *TAKEN}:
         raise UserValueError(
@@ -118,48 +115,34 @@ def methods() -> list[str]:
     return [*STRATEGIES, *(name for name in BLOCKS if name not in STRATEGIES)]
 
 
-def resolve_method(method: str, options: BlockOptions) -> tuple[str, BlockOptions]:
-    """Return the present method and options of a method or of its former name.
-
-    Args:
-        method: a method or a former name, which may imply options.
-        options: the options that the user chose.
-
-    Raises:
-        ValueError: for an unknown method, and for an option that the method does not support.
-    """
-    given = method
-    if method in ALIASES:
-        method, implied = ALIASES[method]
-        options = replace(options, **implied.chosen)
-    else:
-        check_choice('method', method, methods())
+def check_method(method: str, options: BlockOptions) -> None:
+    """Raise ValueError for an unknown method, and for an option that it does not support."""
+    check_choice('method', method, methods())
     strategy = method.removesuffix('+fc')
     block = BLOCKS['cl' if strategy == 'auto' else strategy]
     if options.nonlinear and (options.shortcut or options.norm or not block.chain):
         others = [f'{key}=True' for key in ('shortcut', 'norm') if getattr(options, key)]
         raise UserValueError(
             "nonlinear='relu' is supported between the factors of 'cl', 'ck' and 'fc', not with "
-            f'{(others or [f"method={given!r}"])[0]}; remove one of the two'
+            f'{(others or [f"method={method!r}"])[0]}; remove one of the two'
         )
     if options.shortcut and (strategy == 'fc' or not block.chain):
-        raise UserValueError(f"shortcut=True requires method 'cl', 'ck' or 'auto', got {given!r}")
+        raise UserValueError(f"shortcut=True requires method 'cl', 'ck' or 'auto', got {method!r}")
     if options.norm and (strategy == 'fc' or block.normed):
         has = 'expands linear layers' if strategy == 'fc' else 'has norms of its own'
         raise UserValueError(
-            f'norm=True requires a linear block of convolutions, but {given!r} {has}; '
+            f'norm=True requires a linear block of convolutions, but {method!r} {has}; '
             'remove norm=True'
         )
     if options.main and not block.main:
-        raise UserValueError(f"main={options.main!r} requires method 'repvgg', got {given!r}")
-    return method, options
+        raise UserValueError(f"main={options.main!r} requires method 'repvgg', got {method!r}")
 
 
 def choose_block(method: str, spec: LayerSpec) -> tuple[str, LayerSpec]:
     """Return the block, a key of ``BLOCKS``, that a method chooses for a layer.
 
     Args:
-        method: a method or a former name of a method.
+        method: a method.
         spec: the layer spec, with the options that the user chose.
 
     Returns:
@@ -168,8 +151,8 @@ def choose_block(method: str, spec: LayerSpec) -> tuple[str, LayerSpec]:
     Raises:
         ValueError: if no block of the method fits the layer, with the reason.
     """
-    method, options = resolve_method(method, spec.options)
-    spec = replace(spec, options=options)
+    options = spec.options
+    check_method(method, options)
     if options.nonlinear and spec.upsampling:
         raise UserValueError(
             f'nonlinear={options.nonlinear!r} is unsupported for transposed convolutions; '
