@@ -4,7 +4,7 @@
 _base_ = 'bccd_yolo-lite.py'
 # Of the pilot's grid: every arm has its own best rate.
 lrs = [0.01, 0.016, 0.02]
-seeds = [0, 1, 2]
+seeds = [0, 1, 2, 3, 4]
 results_dir = '../../resources/studies/bccd_yolo-lite_finetune'
 given = dict(_base_.short, load_from='work_dirs/yolo_lite_voc.pth')
 

@@ -1,5 +1,6 @@
 # bccd_yolo-lite_finetune.py for twice as many iterations.
 _base_ = 'bccd_yolo-lite_finetune.py'
+seeds = [0, 1, 2]
 results_dir = '../../resources/studies/bccd_yolo-lite_finetune_2000iters'
 kept = ('compact', 'bn', 'repvgg_folded', 'dbb_folded')
 

@@ -1,6 +1,6 @@
 # Do blocks with norms help a stock compact detector? mmdet's YOLOX-nano on BCCD.
 _base_ = 'bccd_yolo-lite.py'
-lrs = [0.01, 0.02, 0.04, 0.08]
+lrs = [0.01, 0.02, 0.04, 0.08, 0.16]
 results_dir = '../../resources/studies/bccd_yolox-nano'
 config = '../yolox/yolox-nano_1xb8-2000iters_bccd-160x160.py'
 

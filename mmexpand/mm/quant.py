@@ -18,7 +18,7 @@ from ..surgery.fake_quantisation import INT8_KEY, TARGETS, FakeQuantisation
 from .checkpoints import unwrap
 from .compat import resumes
 from .logs import log
-from .ranks import start_alike
+from .ranks import broadcast_state
 
 
 class QuantHook(Hook):
@@ -101,7 +101,10 @@ class QuantHook(Hook):
             for buffer, before in self._statistics:
                 buffer.copy_(before)
             self._statistics.clear()
-            start_alike(unwrap(runner.model))  # Each rank has statistics of its own batches.
+            model = unwrap(runner.model)
+            broadcast_state(model)  # Each rank has statistics of its own batches.
+            for unit in named_units(model).values():
+                unit.forget_products()
             self._warn_of_fresh_norms()
             fake.start(self._resumed and self._resumed['ranges'])
             self._quantises = True

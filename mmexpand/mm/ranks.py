@@ -59,7 +59,7 @@ def broadcast_state(model: nn.Module) -> None:
 
 
 def start_alike(model: nn.Module) -> None:
-    """Broadcast the main process's parameters and buffers to all ranks.
+    """Broadcast the main process's factors to all ranks.
 
     mmengine broadcasts initialised weights. But the factors of a kernel from a compact checkpoint,
     or of a kernel that ``init_weights`` writes to a unit, are drawn later, on each rank.
@@ -70,7 +70,8 @@ def start_alike(model: nn.Module) -> None:
     units = named_units(model).values()
     for unit in units:
         unit.take_offered()
-    broadcast_state(model)
+    if units:
+        broadcast_state(model)
     for unit in units:
         unit.forget_products()
 

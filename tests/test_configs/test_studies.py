@@ -27,6 +27,11 @@ RECOMMENDED = [
         ROOT / 'configs/yolox/yolox-nano_expand-repvgg_1xb8-2000iters_bccd-160x160.py',
     ),
     (
+        'camvid_fastscnn',
+        'repvgg_folded',
+        ROOT / 'configs/fastscnn/fast_scnn_expand-repvgg_1xb8-1500iters_camvid-96x128.py',
+    ),
+    (
         'camvid_unet',
         'repvgg_folded',
         UNET / 'unet-s4-d8_expand-repvgg_fcn_1xb8-1500iters_camvid-96x128.py',

@@ -26,6 +26,7 @@ from tests.tools_in_process import run
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 SMALLNET, UNET, YOLO = (CONFIGS / name for name in ('smallnet', 'unet', 'yolo_lite'))
+FASTSCNN = UNET.parent / 'fastscnn'
 STUDENTS = {
     SMALLNET / 'smallnet-k7_kd_1xb128-150e_cifar10.py': ['loss_kd'],
     SMALLNET / 'smallnet-k7_expand-ck-fc-r4_kd_1xb128-150e_cifar10.py': ['loss_kd'],
@@ -67,7 +68,8 @@ def data(tmp_path_factory):
 
 def options(path, data) -> dict:
     """A short run on the drawn data: two steps."""
-    folder = {SMALLNET: data, UNET: data / 'street'}.get(path.parent, data / 'voc')
+    folders = {SMALLNET: data, UNET: data / 'street', FASTSCNN: data / 'street'}
+    folder = folders.get(path.parent, data / 'voc')
     found = {'train_dataloader.batch_size': 2, 'val_dataloader.batch_size': 2}
     for split in ('train', 'val'):
         found[f'{split}_dataloader.dataset.data_root'] = str(folder)
