@@ -38,8 +38,8 @@ def load_darknet_weights(path: str | Path, model: nn.Module) -> dict[str, Tensor
     if other := keys.symmetric_difference(model.state_dict()):
         raise UserValueError(
             f'darknet weights do not fit {type(model).__name__}: it must consist of convolutions '
-            f'with bias only, but {sorted(other)} are missing or additional; use the config of a '
-            'network without norms'
+            f'with bias only, but it lacks, or has in addition, {sorted(other)}; use the config of '
+            'a network without norms'
         )
     num_floats = sum(conv.weight.numel() + conv.bias.numel() for conv in convs.values())
     floats = _read_floats(path, num_floats, f'{len(convs)} convolutions')

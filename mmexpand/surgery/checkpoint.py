@@ -42,7 +42,8 @@ def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     """
     checkpoint = load_file(path)
     if not isinstance(checkpoint, Mapping):
-        raise CheckpointError(f'{path} holds a {type(checkpoint).__name__}, not a checkpoint')
+        kind = type(checkpoint).__name__
+        raise CheckpointError(f'{path} holds a {kind}, not a checkpoint; use a saved state dict')
     state_dict = get_state_dict(checkpoint)
     weights = isinstance(state_dict, Mapping) and all(isinstance(key, str) for key in state_dict)
     if not weights or not any(isinstance(value, Tensor) for value in state_dict.values()):
@@ -63,7 +64,7 @@ def load_file(path: str | os.PathLike) -> Any:
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f'{path}: no such checkpoint')
+        raise CheckpointError(f'{path}: no such checkpoint; name an existing file')
     try:
         return torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # A malformed file can make the unpickler raise anything.

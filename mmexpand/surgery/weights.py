@@ -54,7 +54,7 @@ def load_own(path: str | os.PathLike) -> Mapping[str, Any]:
             dict is not a tensor.
     """
     if not os.path.isfile(path):
-        raise CheckpointError(f'{path}: no such checkpoint')
+        raise CheckpointError(f'{path}: no such checkpoint; name an existing file')
     # With this variable set, torch refuses an unpickler other than its own.
     forced = os.environ.pop(WEIGHTS_ONLY, None)
     try:
