@@ -48,7 +48,8 @@ def parse_args() -> argparse.Namespace:
         '--seeds',
         nargs='+',
         type=int,
-        help='seeds to run (default: all); with --methods: how many (default: 3), or which',
+        help='seeds to run (default: all); with --methods: how many, or which (default: those of '
+        'the study so far, or 3)',
     )
     parser.add_argument(
         '--minutes', type=float, default=math.inf, help='start no run later than this'
@@ -60,7 +61,10 @@ def parse_args() -> argparse.Namespace:
     one.add_argument('--methods', nargs='+', help='blocks to compare with the compact network')
     one.add_argument('--metric', help="metric to compare by (default: the evaluator's main one)")
     one.add_argument(
-        '--lrs', nargs='+', type=float, help='learning rates to try (default: search by factors 2)'
+        '--lrs',
+        nargs='+',
+        type=float,
+        help='learning rates to try (default: those of the study so far, or a search by factors 2)',
     )
     one.add_argument('--jobs', type=count, help='runs at a time (default: 1)')
     one.add_argument('--name', help='name of the study (default: CONFIG_study)')

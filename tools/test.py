@@ -52,6 +52,14 @@ def draw_predictions(cfg, args: argparse.Namespace) -> None:  # noqa: ANN001
             hook.test_out_dir = args.show_dir
 
 
+def use_tta(cfg) -> None:  # noqa: ANN001
+    check_keys(cfg, 'tta_model', 'tta_pipeline')
+    for dataset in innermost(cfg.test_dataloader.dataset):
+        dataset.pipeline = cfg.tta_pipeline
+    cfg.tta_model.module = cfg.model
+    cfg.model = cfg.tta_model
+
+
 @tool(parse_args)
 def main(args: argparse.Namespace) -> None:
     cfg = load_config(args)
@@ -61,11 +69,7 @@ def main(args: argparse.Namespace) -> None:
     if args.out:
         check_writable(Path(args.out).parent, '--out')
     if args.tta:
-        check_keys(cfg, 'tta_model', 'tta_pipeline')
-        for dataset in innermost(cfg.test_dataloader.dataset):
-            dataset.pipeline = cfg.tta_pipeline
-        cfg.tta_model.module = cfg.model
-        cfg.model = cfg.tta_model
+        use_tta(cfg)
     runner = build_runner(cfg, ('test',))
     dump = DumpResults(out_file_path=args.out) if args.out else None
     if dump:

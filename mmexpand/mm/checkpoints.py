@@ -8,6 +8,7 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
 
+from ..core.blocks import methods
 from ..surgery import contract_, is_expanded, named_units, names_of_units
 from ..surgery.checkpoint import (
     META_KEY,
@@ -76,6 +77,8 @@ def match_checkpoint(model: nn.Module, checkpoint: dict, purpose: str = 'test') 
     _replace_state_dict(checkpoint, state_dict)
     if not hasattr(model, DISTILL_LOSSES):
         _drop_distill_losses(state_dict, purpose == 'resume')
+    if is_expanded_state_dict(state_dict):
+        _check_methods(checkpoint)
     _check_nonlinear(model, checkpoint, starts=purpose == 'start')
     if is_expanded_state_dict(state_dict):
         _match_expanded(model, checkpoint, state_dict, purpose)
@@ -135,6 +138,17 @@ def nonlinear_layers(checkpoint: Mapping) -> set[str]:
     """Return the names of a checkpoint's layers that have ReLU between their factors."""
     layers = checkpoint.get('meta', {}).get(META_KEY, {}).get('layers', {})
     return {name for name, layer in layers.items() if layer.get('nonlinear')}
+
+
+def _check_methods(checkpoint: Mapping) -> None:
+    layers = checkpoint.get('meta', {}).get(META_KEY, {}).get('layers', {})
+    for name, layer in layers.items():
+        if layer['method'] not in methods():
+            raise CheckpointError(
+                f'{name} has the block {layer["method"]!r}, which is unknown: name the module that '
+                'registers it in custom_imports. Checkpoints of former versions are unsupported: '
+                'contract them with the version that wrote them'
+            )
 
 
 def _check_nonlinear(model: nn.Module, checkpoint: Mapping, starts: bool) -> None:

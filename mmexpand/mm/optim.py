@@ -48,8 +48,9 @@ class ExpandOptimWrapperConstructor:
             - base_constructor: the base constructor; mmengine's default.
             - outer_lr_mult, inner_lr_mult, scale_lr_mult, and outer_decay_mult, inner_decay_mult,
               scale_decay_mult: multipliers of learning rate and decay. Inner factors are the
-              factor with the layer's taps and single-factor branches, outer factors the other
-              factors of a chain, and scales include norms. Default 1; 0 for ``scale_decay_mult``.
+              second factors of chains and kernels outside of chains; outer factors are the other
+              factors of chains and the depthwise kernels of ``do`` and ``orepa``; scales include
+              norms. Default 1; 0 for ``scale_decay_mult``.
             - factor_decay: 'each' (the layer's decay for each factor), 'shared' (the layer's decay
               divided by the number of factors, since all of them decay the product), or 'product'
               (half lambda times the squared norm of the folded kernel; Khodak et al., ICLR 2021).

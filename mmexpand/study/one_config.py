@@ -40,7 +40,7 @@ class OneConfig:
         methods: the blocks; each is an arm beside the baseline ``compact``.
         seeds: seeds of the reported runs; the first also tunes the learning rates. None: those of
             the study so far, or 0, 1 and 2.
-        metric: the metric to compare by; None: see ``METRICS``.
+        metric: the metric to compare by; None: that of the study so far, or see ``METRICS``.
         lrs: learning rates to try with every arm; None: those of the study so far, or a search
             (see ``rates``).
         expansion: other options of ``ExpandHook``, the same for all blocks.
@@ -91,7 +91,7 @@ def study_of(asked: OneConfig) -> Study:
     content = dict(
         arms=arms,
         baseline=BASELINE,
-        metric=asked.metric or _main_metric(cfg, asked.config),
+        metric=asked.metric or former.get('metric') or _main_metric(cfg, asked.config),
         lrs=list(asked.lrs) if asked.lrs else former.get('lrs', 'auto'),
         seeds=seeds,
         tune_seeds=seeds[:1],

@@ -141,17 +141,21 @@ def config_rate(arm: Arm) -> float:
 def run_config(study: Study, run: Run) -> Config:
     """Return the config of a run: the arm's, with its learning rate, seed and work dir."""
     cfg = arm_config(run.arm)
-    optimizer = cfg.optim_wrapper.optimizer
-    if run.lr != optimizer.lr:
-        # The lowest rate of a schedule would be above small rates.
-        for node in dicts(cfg.get('param_scheduler')):
+    factor = run.lr / cfg.optim_wrapper.optimizer.lr
+    for node in dicts(cfg.get('param_scheduler')):
+        if factor != 1 and (str(type_name(node)).endswith('LR') or node.get('param_name') == 'lr'):
+            # The lowest rate of a schedule would be above small rates.
             for key in {'eta_min', 'min_value'} & node.keys():
-                node[key] = (node[key] or 0) * run.lr / optimizer.lr
-    optimizer.lr = run.lr
-    cfg.randomness = dict(cfg.get('randomness') or {}, seed=run.seed)
+                node[key] = (node[key] or 0) * factor
+    _set_run(cfg, run.lr, run.seed)
     cfg.work_dir = str(study.work_dir / run.arm.name / run.name)
     cfg.experiment_name = f'{study.name}_{run.arm.name}_{run.name}'
     return cfg
+
+
+def _set_run(cfg: Config, lr: float, seed: int) -> None:
+    cfg.optim_wrapper.optimizer.lr = lr
+    cfg.randomness = dict(cfg.get('randomness') or {}, seed=seed)
 
 
 def go_on(cfg: Config) -> None:
@@ -173,11 +177,13 @@ def go_on(cfg: Config) -> None:
     write_text(content, kept)
 
 
-def config_digest(study: Study, arm: Arm) -> str:
+def config_digest(arm: Arm) -> str:
     """Return a digest of an arm's config, without the rate, seed and names of single runs."""
-    content = run_config(study, Run(arm, 0.0, 0)).to_dict()
+    cfg = arm_config(arm)
+    _set_run(cfg, 0.0, 0)
+    content = cfg.to_dict()
     for key in ('work_dir', 'experiment_name'):
-        del content[key]
+        content.pop(key, None)
     return sha256(json.dumps(content, default=str, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -226,7 +232,7 @@ def train(study: Study, run: Run) -> dict:
         runner.model.to(memory_format=torch.channels_last)
     hook = RecordHook()
     runner.register_hook(hook)
-    result = dict(result_head(study, run), config=config_digest(study, run.arm))
+    result = dict(result_head(study, run), config=config_digest(run.arm))
     started = round(time.time())
     try:
         runner.train()

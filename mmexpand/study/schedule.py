@@ -64,7 +64,7 @@ def run_study(
 
 def _warn_of_other_configs(study: Study, arm: Arm) -> None:
     """Log a warning if results of an arm are of a config that has changed since."""
-    digest = config_digest(study, arm)
+    digest = config_digest(arm)
     for path in sorted((study.results_dir / arm.name).glob('lr*_seed*.json')):
         # Older results have none.
         if (read_result(path) or {}).get('config', digest) != digest:

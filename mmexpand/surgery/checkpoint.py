@@ -241,6 +241,12 @@ def _contract_block(state_dict: Mapping[str, Tensor], block: str) -> tuple[Tenso
     like = next(value for value in state_dict.values() if value.is_floating_point())
     spec = LayerSpec.from_record(state_dict[SPEC_KEY], like)
     expression = build_expression(block, spec)
-    expression.load_state_dict({k: v for k, v in state_dict.items() if k != SPEC_KEY})
+    try:
+        expression.load_state_dict({k: v for k, v in state_dict.items() if k != SPEC_KEY})
+    except RuntimeError as error:
+        raise CheckpointError(
+            f'the factors of a layer with block {block!r} are unknown: the checkpoint is of an '
+            'unsupported version of mmexpand; contract it with that version'
+        ) from error
     weight, bias = expression.fold(torch.float64)
     return spec.turn(weight), bias

@@ -12,7 +12,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from ..core.compat import tree_flatten, tree_map_only
+from ..core.compat import tree_map_only
 from ..core.units import ExpandedLinear
 from ..errors import UserError, UserValueError
 from .compat import tf32_switches
@@ -253,25 +253,34 @@ def relative_errors(reference: Any, output: Any) -> list[float]:
     Raises:
         VerificationError: if they differ in structure.
     """
-    expected, structure = tree_flatten(reference)
-    found, other = tree_flatten(output)
-    if structure != other:
-        raise VerificationError(
-            f'outputs differ in structure: {structure} expanded, {other} compact'
-        )
-    errors = []
-    for ours, theirs in zip(expected, found, strict=True):
-        if not isinstance(ours, Tensor):
-            continue
-        if not isinstance(theirs, Tensor) or theirs.shape != ours.shape:
+    if isinstance(reference, Tensor):
+        if not isinstance(output, Tensor) or output.shape != reference.shape:
             raise VerificationError(
-                f'outputs differ in shape: {tuple(ours.shape)} expanded, '
-                f'{tuple(getattr(theirs, "shape", ()))} compact'
+                f'outputs differ in shape: {tuple(reference.shape)} expanded, '
+                f'{tuple(getattr(output, "shape", ()))} compact'
             )
         # Classes and masks hide errors: they are equal although scores differ.
-        if (ours.is_floating_point() or ours.is_complex()) and ours.numel():
-            errors.append(_error(ours, theirs))
-    return errors
+        comparable = reference.is_floating_point() or reference.is_complex()
+        return [_error(reference, output)] if comparable and reference.numel() else []
+    if isinstance(reference, dict):
+        reference, output = list(reference.values()), _values(output, list(reference))
+    if isinstance(reference, (list, tuple)):
+        if not isinstance(output, (list, tuple)) or len(output) != len(reference):
+            raise VerificationError(
+                f'outputs differ in structure: {len(reference)} values expanded, '
+                f'{type(output).__name__} compact'
+            )
+        pairs = zip(reference, output, strict=True)
+        return [error for pair in pairs for error in relative_errors(*pair)]
+    return []
+
+
+def _values(output: Any, keys: list) -> list:
+    if not isinstance(output, dict) or list(output) != keys:
+        raise VerificationError(
+            f'outputs differ in structure: keys {keys} expanded, other keys compact'
+        )
+    return list(output.values())
 
 
 def _error(reference: Tensor, output: Tensor) -> float:

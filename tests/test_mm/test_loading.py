@@ -1,5 +1,6 @@
 """Checkpoints of both kinds are resumed, loaded and refused."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from mmengine.runner import Runner
 from mmseg.apis import init_model
 
 import mmexpand
-from mmexpand.mm.checkpoints import match_checkpoint, unwrap
+from mmexpand.mm.checkpoints import describe_units, match_checkpoint, unwrap
 from mmexpand.mm.launch import build_runner
 from mmexpand.mm.models import build_compact_model
 from mmexpand.surgery.checkpoint import (
@@ -246,3 +247,15 @@ def test_averages_beside_the_weights_are_contracted_too(seg_cfg):
     assert not any('factors' in key for key in averages)
     kept = {key.removeprefix('module.') for key in averages if key != 'steps'}
     assert kept == set(model.state_dict())
+
+
+def test_blocks_of_former_versions_are_an_error(seg_cfg):
+    model = build_compact_model(seg_cfg())
+    expanded = copy.deepcopy(model)
+    mmexpand.expand_(expanded, method='cl', include='backbone.encoder', rate=2)
+    layers = {name: dict(method='cl_relu') for name in describe_units(expanded)}
+    meta = dict(mmexpand=dict(kind='expanded', layers=layers))
+    with pytest.raises(CheckpointError, match="has the block 'cl_relu', which is unknown"):
+        match_checkpoint(model, dict(state_dict=expanded.state_dict(), meta=meta))
+    # A compact checkpoint requires no block.
+    match_checkpoint(model, dict(state_dict=model.state_dict(), meta=meta))

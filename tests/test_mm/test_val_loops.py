@@ -6,12 +6,11 @@ from argparse import Namespace
 from pathlib import Path
 
 import pytest
-from mmengine.config import ConfigDict
+from mmengine.config import Config, ConfigDict
 from mmengine.registry import LOOPS, METRICS
 from mmengine.runner import Runner, ValLoop
 from mmseg.evaluation import IoUMetric
 
-from mmexpand.mm.datasets import innermost
 from mmexpand.surgery.checkpoint import load_checkpoint
 from tests.tools_in_process import load, run
 
@@ -97,9 +96,12 @@ def test_predictions_of_several_test_sets_are_all_dumped(seg_cfg, tmp_path):
 def test_tta_reaches_every_data_set():
     leaves = [dict(type='A', pipeline=[1]), dict(type='B')]
     outer = ConfigDict(type='Concat', datasets=[dict(type='Repeat', dataset=leaves[0]), leaves[1]])
-    assert innermost(outer) == leaves
-    for dataset in innermost(outer):
-        dataset.pipeline = [2]
+    cfg = Config(dict(model=dict(type='M'), tta_model=dict(type='T'), tta_pipeline=[2]))
+    cfg.test_dataloader = dict(dataset=outer)
+    load('test.py').use_tta(cfg)
+    outer = cfg.test_dataloader.dataset
+    assert cfg.model == dict(type='T', module=dict(type='M'))
+    assert 'pipeline' not in outer
     assert outer.datasets[0].dataset.pipeline == outer.datasets[1].pipeline == [2]
 
 

@@ -166,9 +166,10 @@ def test_a_metric_whose_smaller_values_are_better_is_refused(write_study, metric
 
 
 def test_options_that_are_not_given_again_stay(write_study):
-    first = study_of(OneConfig('net.py', ['bn'], range(5), lrs=[0.1, 0.2]))
+    first = study_of(OneConfig('net.py', ['bn'], range(5), 'other', lrs=[0.1, 0.2]))
     again = study_of(OneConfig('net.py', ['bn']))
     assert (again.seeds, again.lrs) == (first.seeds, first.lrs) == ((0, 1, 2, 3, 4), (0.1, 0.2))
+    assert again.metric == first.metric == 'other'
     assert study_of(OneConfig('net.py', ['bn'], [0])).seeds == (0,)
 
 

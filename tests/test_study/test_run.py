@@ -8,7 +8,14 @@ from mmengine.hooks import EMAHook
 from mmengine.registry import HOOKS
 
 from mmexpand.study import Run, StudyError
-from mmexpand.study.run import arm_problem, run_config, shares_images, train, write_json
+from mmexpand.study.run import (
+    arm_problem,
+    config_digest,
+    run_config,
+    shares_images,
+    train,
+    write_json,
+)
 
 
 def run_of(study, arm='compact', lr=0.1, seed=0):
@@ -166,8 +173,15 @@ def test_problems_of_an_arm_are_found_before_its_first_run(study, with_arm):
 
 
 def test_the_lowest_rate_of_a_schedule_follows_the_rate(study, with_arm):
-    schedulers = [dict(type='PolyLR', eta_min=0.1, end=8, by_epoch=False)]
+    schedulers = [
+        dict(type='PolyLR', eta_min=0.1, end=8, by_epoch=False),
+        dict(type='CosineAnnealingMomentum', eta_min=0.85, T_max=8, by_epoch=False),
+    ]
     changed = with_arm(study, 'compact', param_scheduler=schedulers)
     for lr in (0.1, 0.005):  # The config's is 1.
         cfg = run_config(changed, run_of(changed, lr=lr))
         assert cfg.param_scheduler[0].eta_min == pytest.approx(lr / 10)
+        assert cfg.param_scheduler[1].eta_min == 0.85
+    lower = with_arm(study, 'compact', param_scheduler=[dict(schedulers[0], eta_min=0.01)])
+    digests = {config_digest(one.arm('compact')) for one in (study, changed, lower)}
+    assert len(digests) == 3

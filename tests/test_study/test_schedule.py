@@ -199,7 +199,7 @@ def test_results_of_another_config_are_named(write_study, put, runs, monkeypatch
     said = []
     monkeypatch.setattr(schedule, 'log', lambda text, *_: said.append(text))
     study = write_study('jobs = 1\n')
-    put(study, 'compact', 0.1, 0, config=config_digest(study, study.arm('compact')))
+    put(study, 'compact', 0.1, 0, config=config_digest(study.arm('compact')))
     run_study(study)
     assert not [text for text in said if 'another config' in text]
     net = Path('net.py')

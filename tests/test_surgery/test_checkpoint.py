@@ -10,6 +10,8 @@ from torch import nn
 
 import mmexpand
 from mmexpand import ExpandConfig
+from mmexpand.core.layer_spec import SPEC_KEY
+from mmexpand.errors import UserError
 from mmexpand.surgery.checkpoint import (
     WEIGHTS_ONLY,
     CheckpointError,
@@ -177,3 +179,18 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path):
     with pytest.raises(CheckpointError, match=r'bad\.pth holds a (posix|nt)\.mkdir'):
         load_checkpoint(tmp_path / 'bad.pth')
     assert not (tmp_path / 'pwned').exists()
+
+
+@pytest.mark.parametrize('length', [8, 9])
+def test_records_and_keys_of_former_versions_are_an_error(length):
+    model = net()
+    mmexpand.expand_(model, method='bn')
+    former = model.state_dict()
+    for key in [key for key in former if '.bn.' in key]:
+        value = former.pop(key)
+        if key.endswith(SPEC_KEY):
+            former[key] = value[:length]
+        else:
+            former[key.replace('.bn.', '.bn.0.')] = value
+    with pytest.raises(UserError, match='unsupported version of mmexpand; contract it with that'):
+        contract_state_dict(former)

@@ -1,6 +1,7 @@
 """A comparison that fails when it should."""
 
 import copy
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import nn
 
 import mmexpand
 from mmexpand.surgery import VerificationError
-from mmexpand.surgery.verify import full_precision
+from mmexpand.surgery.verify import full_precision, relative_errors
 
 
 @pytest.fixture
@@ -311,3 +312,13 @@ def test_a_layer_that_no_batch_reaches_may_pad_by_reflection():
     images = torch.randn(1, 3, 8, 8)
     result = mmexpand.verify(expanded, mmexpand.contract(expanded), lambda model: model[0](images))
     assert set(result.layers) == {'0', '1'}
+
+
+def test_outputs_in_subclasses_of_dicts_are_compared():
+    class Outputs(dict):
+        pass
+
+    right = torch.ones(2)
+    outputs = OrderedDict(a=right), Outputs(seg=[right])
+    assert relative_errors(outputs, outputs) == [0.0, 0.0]
+    assert relative_errors(outputs, (outputs[0], Outputs(seg=[right + 5]))) == [0.0, 5.0]
