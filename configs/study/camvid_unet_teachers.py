@@ -7,6 +7,8 @@ _base_ = [
     'camvid_unet_int8.py',
     '../unet/unet-s4-d8_expand-repvgg_kd_fcn_1xb8-1500iters_camvid-96x128.py',
 ]
+lrs = [0.03, 0.1]
+tune_seeds = [0]
 seeds = [0, 1, 2]
 # The config's path of the teacher depends on the machine.
 teacher = 'configs/unet/unet-s4-d8-c16_fcn_1xb8-1500iters_camvid-96x128.py'
@@ -17,7 +19,8 @@ def taught(arm):
     options = arm.get('cfg_options', {})
     hooks = [*options.get('custom_hooks', []), distill]
     imports = dict(imports=['mmexpand'], allow_failed_imports=False)
-    return dict(arm, cfg_options=dict(options, custom_hooks=hooks, custom_imports=imports))
+    options = dict(options, custom_hooks=hooks, custom_imports=imports)
+    return dict(config=arm.config, cfg_options=options)
 
 
 plain = _base_.arms
