@@ -10,11 +10,10 @@ from .. import models  # noqa: F401
 from ..stack import installed_version
 from ..surgery.references import CACHES
 from .builders import ExpandBackbone, ExpandModel
-from .contract_hook import ContractHook
 from .corrupt_labels import CorruptLabels
 from .distill import DistillHook
-from .expand_hook import ExpandHook
 from .gradient_confusion import GradientConfusionHook
+from .hooks import ContractHook, ExpandHook
 from .models import refresh_average
 from .optim import ExpandOptimWrapperConstructor
 from .quant import QuantHook

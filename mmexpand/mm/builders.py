@@ -8,7 +8,7 @@ from torch import nn
 
 from ..surgery import ExpandConfig
 from ..surgery.config import takes_options
-from .expansion import expand_built
+from .hooks import expand_built
 
 
 @takes_options

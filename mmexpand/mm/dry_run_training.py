@@ -10,7 +10,7 @@ from mmengine.runner import Runner
 
 from ..analysis.footprint import resident_peak
 from .compact_config import hook_configs, type_name
-from .contract_hook import ContractHook
+from .hooks import ContractHook
 from .launch import build_runner, temporary_work_dir, training_splits
 from .start import StartHook
 

@@ -165,7 +165,7 @@ def test_the_dry_run_of_the_plan(data, teachers, tmp_path, capfd):
     assert 'Dry run: one iteration trained' in capfd.readouterr().out
     hook.teacher_ckpt = 'work_dirs/not_trained_yet.pth'
     cfg.dump(tmp_path / 'student.py')
-    message = 'plan.py: work_dirs/not_trained_yet.pth: no such checkpoint'
+    message = 'plan.py: work_dirs/not_trained_yet.pth: no such checkpoint; name an existing file'
     assert run('plan.py', *arguments) == (1, message)
 
 

@@ -19,8 +19,8 @@ from torch.nn.init import trunc_normal_
 
 import mmexpand
 from mmexpand import ExpandedConv2d, ExpandedConvTranspose2d
-from mmexpand.mm import expansion
-from mmexpand.mm.expand_hook import ExpandHook
+from mmexpand.mm import hooks as hooks_module
+from mmexpand.mm.hooks import ExpandHook
 from mmexpand.mm.launch import build_runner
 from mmexpand.mm.models import build_compact_model, configured_expansions
 from mmexpand.surgery import named_units
@@ -257,13 +257,13 @@ def test_a_merged_channel_far_above_the_others_is_named(seg_cfg, large):
 
 def test_preserve_starts_from_the_frameworks_weights(seg_cfg, monkeypatch):
     seen = {}
-    expand = expansion.expand_
+    expand = hooks_module.expand_
 
     def spy(model, cfg):
         seen.update((name, model.get_submodule(name).weight.clone()) for name in UNITS)
         return expand(model, cfg)
 
-    monkeypatch.setattr(expansion, 'expand_', spy)
+    monkeypatch.setattr(hooks_module, 'expand_', spy)
     expand_hook = hooks(init='preserve', rate=1.5)
     runner = train(seg_cfg(**{'train_cfg.max_iters': 0, 'custom_hooks': expand_hook}))
     for name, weight in seen.items():
@@ -351,7 +351,7 @@ def test_frozen_layers_are_named(seg_cfg, monkeypatch):
 
     MODELS.register_module(name='Frozen', module=Frozen, force=True)
     lines = []
-    monkeypatch.setattr('mmexpand.mm.expand_hook.log', lambda line, *_: lines.append(line))
+    monkeypatch.setattr('mmexpand.mm.hooks.log', lambda line, *_: lines.append(line))
     cfg = seg_cfg(custom_hooks=hooks(), **{'train_cfg.max_iters': 1})
     train(cfg)
     assert not any('are frozen' in line for line in lines)

@@ -12,8 +12,8 @@ pytest.importorskip('jinja2')
 pytest.importorskip('plotly')
 
 from mmexpand import stack
-from mmexpand.mm import contract_hook, run_report
-from mmexpand.mm.contract_hook import ContractHook
+from mmexpand.mm import hooks, run_report
+from mmexpand.mm.hooks import ContractHook
 from mmexpand.surgery.checkpoint import load_checkpoint
 from tests.tools_in_process import run
 
@@ -138,8 +138,8 @@ def test_a_failing_report_costs_the_training_nothing(seg_cfg, monkeypatch):
 def test_weights_that_could_not_be_contracted_are_named(seg_cfg, monkeypatch):
     cfg = seg_cfg(custom_hooks=[EXPAND, CONTRACT])
     runner = Runner.from_cfg(cfg)
-    monkeypatch.setattr(contract_hook, 'contract_and_check', lambda *_: 1 / 0)
-    with pytest.raises(contract_hook.ContractionError):
+    monkeypatch.setattr(hooks, 'contract_and_check', lambda *_: 1 / 0)
+    with pytest.raises(hooks.ContractionError):
         runner.train()
     html = (Path(cfg.work_dir) / 'report.html').read_text()
     assert 'last could not be contracted: ZeroDivisionError' in html

@@ -11,7 +11,7 @@ from mmengine.runner import FlexibleRunner, Runner
 from torch import nn
 
 import mmexpand
-from mmexpand.mm.expand_hook import ExpandHook
+from mmexpand.mm.hooks import ExpandHook
 from mmexpand.mm.launch import build_runner
 from mmexpand.surgery import named_units
 from tests.runs import EMA, hooks, train

@@ -14,7 +14,7 @@ from mmseg.registry import MODELS
 from torch import nn
 
 import mmexpand
-from mmexpand.mm import expansion
+from mmexpand.mm import hooks as hooks_module
 from mmexpand.mm.dry_run_training import dry_run_training
 from mmexpand.mm.given import given_layers
 from mmexpand.mm.models import build_compact_model
@@ -382,7 +382,7 @@ def test_a_model_that_cannot_be_built_again_is_initialised_and_preserved(monkeyp
     init_default_scope('mmseg')
     unet = MODELS.build(SEGMENTOR['backbone'])
     cfg = mmexpand.ExpandConfig('bn', include='encoder')
-    plan = expansion.expand_built(unet, cfg, lambda: 1 / 0)
+    plan = hooks_module.expand_built(unet, cfg, lambda: 1 / 0)
     assert {layer.init for layer in plan} == {'preserve'}
     assert unet.is_init
 

@@ -20,7 +20,7 @@ from mmseg.registry import DATASETS, MODELS
 
 from mmexpand import ExpandedConv2d
 from mmexpand.mm import contraction
-from mmexpand.mm.contract_hook import ContractHook, ContractionError
+from mmexpand.mm.hooks import ContractHook, ContractionError
 from mmexpand.surgery.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from tests.processes import run_workers
 from tests.runs import log_of, train

@@ -16,7 +16,7 @@ from mmseg.models import EncoderDecoder
 
 from mmexpand import ExpandedConv2d
 from mmexpand.mm import contraction
-from mmexpand.mm.contract_hook import ContractHook
+from mmexpand.mm.hooks import ContractHook
 from mmexpand.mm.runtime import prepare_cpu
 from tests.conftest import small_config
 from tests.processes import work

@@ -14,7 +14,7 @@ from mmengine.registry import PARAM_SCHEDULERS
 from mmengine.runner import Runner
 
 from mmexpand import ExpandConfig
-from mmexpand.mm.expansion import expand_built
+from mmexpand.mm.hooks import expand_built
 
 CONFIGS = Path(__file__).parents[2] / 'configs' / 'yolo_lite'
 COMPACT = CONFIGS / 'yolo-lite_1xb64-600k_voc0712-224x224.py'
