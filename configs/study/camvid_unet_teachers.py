@@ -18,8 +18,7 @@ distill = dict(_base_.custom_hooks[-1], teacher_config=teacher)
 def taught(arm):
     options = arm.get('cfg_options', {})
     hooks = [*options.get('custom_hooks', []), distill]
-    imports = dict(imports=['mmexpand'], allow_failed_imports=False)
-    options = dict(options, custom_hooks=hooks, custom_imports=imports)
+    options = dict(options, custom_hooks=hooks, custom_imports=_base_.custom_imports)
     return dict(config=arm.config, cfg_options=options)
 
 

@@ -77,10 +77,9 @@ def match_checkpoint(model: nn.Module, checkpoint: dict, purpose: str = 'test') 
     _replace_state_dict(checkpoint, state_dict)
     if not hasattr(model, DISTILL_LOSSES):
         _drop_distill_losses(state_dict, purpose == 'resume')
-    if is_expanded_state_dict(state_dict):
-        _check_methods(checkpoint)
     _check_nonlinear(model, checkpoint, starts=purpose == 'start')
     if is_expanded_state_dict(state_dict):
+        _check_methods(checkpoint)
         _match_expanded(model, checkpoint, state_dict, purpose)
     else:
         _match_compact(model, state_dict, purpose)
@@ -136,13 +135,15 @@ def _contract_weights(checkpoint: dict, state_dict: dict) -> dict:
 
 def nonlinear_layers(checkpoint: Mapping) -> set[str]:
     """Return the names of a checkpoint's layers that have ReLU between their factors."""
-    layers = checkpoint.get('meta', {}).get(META_KEY, {}).get('layers', {})
-    return {name for name, layer in layers.items() if layer.get('nonlinear')}
+    return {name for name, layer in _layers(checkpoint).items() if layer.get('nonlinear')}
+
+
+def _layers(checkpoint: Mapping) -> Mapping[str, dict]:
+    return checkpoint.get('meta', {}).get(META_KEY, {}).get('layers', {})
 
 
 def _check_methods(checkpoint: Mapping) -> None:
-    layers = checkpoint.get('meta', {}).get(META_KEY, {}).get('layers', {})
-    for name, layer in layers.items():
+    for name, layer in _layers(checkpoint).items():
         if layer['method'] not in methods():
             raise CheckpointError(
                 f'{name} has the block {layer["method"]!r}, which is unknown: name the module that '
