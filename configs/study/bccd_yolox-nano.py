@@ -3,6 +3,8 @@ _base_ = 'bccd_yolo-lite.py'
 lrs = [0.01, 0.02, 0.04, 0.08, 0.16]
 results_dir = '../../resources/studies/bccd_yolox-nano'
 config = '../yolox/yolox-nano_1xb8-2000iters_bccd-160x160.py'
+stages = [f'backbone.stage{stage}.0' for stage in (1, 2, 3, 4)]
+downsampling = ['backbone.stem', *stages, 'neck.downsamples']
 
 
 def arm(**fields):
@@ -18,4 +20,6 @@ arms = dict(
     repvgg=arm(method='repvgg', forward='layerwise'),
     repvgg_folded=arm(method='repvgg', forward='folded'),  # The 3x3 kernels, most are depthwise.
     mobileone_folded=arm(method='mobileone', rate=4, forward='folded'),  # The 1x1 kernels too.
+    # The stem and the downsampling layers alone, as in FastViT.
+    mobileone_down_folded=arm(method='mobileone', rate=4, include=downsampling, forward='folded'),
 )

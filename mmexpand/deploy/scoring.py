@@ -13,6 +13,7 @@ from mmengine.structures import InstanceData, PixelData
 from torch import nn
 
 from ..errors import ExportError, UserValueError
+from ..markdown import markdown_table
 from ..metrics import best_metric, is_main
 from ..mm.compact_config import make_compact_config
 from ..mm.evaluation import evaluate
@@ -168,12 +169,12 @@ def table(rows: dict[str, dict[str, Any]], sizes: dict[str, int]) -> str:
     """Return a Markdown table: one row per model, with its metrics and the size of its file."""
     found = {n: v for row in rows.values() for n, v in row.items() if isinstance(v, (int, float))}
     metrics = list(found)
-    lines = [['', *metrics, 'MB'], ['---'] * (len(metrics) + 2)]
+    lines = []
     for model, values in rows.items():
         # CocoMetric gives no metric after no detection.
         cells = [f'{values[name]:.4g}' if name in values else '-' for name in metrics]
         lines.append([model, *cells, f'{sizes[model] / 1e6:.2f}'])
-    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+    return markdown_table(['', *metrics, 'MB'], lines)
 
 
 def _clips(head: nn.Module | None) -> bool:

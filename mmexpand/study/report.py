@@ -9,6 +9,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from ..files import save_figure, write_text
+from ..markdown import markdown_table
 from ..report import check_report
 from ..report.curves import mean_and_deviation
 from .run import write_json
@@ -118,9 +119,8 @@ def _not_timed(arms: list[ArmSummary], baseline: ArmSummary) -> list[str]:
 
 
 def _markdown(found: _Findings) -> str:
-    rows = [HEAD, ('---',) * len(HEAD), *found.rows]
-    lines = ['| ' + ' | '.join(row) + ' |' for row in rows]
-    parts = [f'{found.metric} on the test split, last weights.', '\n'.join(lines)]
+    table = markdown_table(HEAD, found.rows)
+    parts = [f'{found.metric} on the test split, last weights.', table]
     blocks = (found.sentences, found.problems)
     parts += ['\n'.join(f'- {line}' for line in block) for block in blocks if block]
     return '\n\n'.join(parts) + '\n'

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from mmexpand import contract
 from mmexpand.deploy import export_onnx, onnxruntime_run
 from mmexpand.deploy.network import RawOutputs
+from mmexpand.markdown import markdown_table
 from mmexpand.mm.command_line import add_config_arguments, count, read_config, tool
 from mmexpand.mm.error_report import suits_shape
 from mmexpand.mm.models import build_compact_model, build_expanded_model, input_channels
@@ -89,18 +90,14 @@ def measure(
 
 def table(medians: dict[int, dict[tuple[str, str], float]]) -> str:
     """Return a Markdown table of milliseconds."""
-    lines = [
-        f'| threads | runtime | {PLAIN}, ms | {CONTRACTED}, ms | ratio |',
-        '| --- | --- | --- | --- | --- |',
-    ]
+    head = ('threads', 'runtime', f'{PLAIN}, ms', f'{CONTRACTED}, ms', 'ratio')
+    rows = []
     for threads, found in medians.items():
         for runtime in (PYTORCH, ONNX_RUNTIME):
             plain, contracted = found[runtime, PLAIN], found[runtime, CONTRACTED]
-            lines.append(
-                f'| {threads} | {runtime} | {plain:.2f} | {contracted:.2f} '
-                f'| {contracted / plain:.3f} |'
-            )
-    return '\n'.join(lines)
+            values = (f'{plain:.2f}', f'{contracted:.2f}', f'{contracted / plain:.3f}')
+            rows.append((threads, runtime, *values))
+    return markdown_table(head, rows)
 
 
 @tool(parse_args)

@@ -3,7 +3,7 @@
 import json
 import os
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from mmexpand.analysis.benchmark import GroupResult, VariantResult
 from mmexpand.analysis.cases import COMPACT, OURS
 from mmexpand.analysis.steps import Settings
 from mmexpand.files import save_figure, write_text
+from mmexpand.markdown import markdown_table
 
 COLORS = {
     'layerwise': '#b0b7c3',
@@ -195,7 +196,7 @@ def _step_table(groups: Sequence[GroupResult]) -> str:
         ours = [_ratio(group.variants[n]) if n in group.variants else 'left out' for n in OURS]
         compact = _ms(group.variants[COMPACT].step.min)
         rows.append([group.case, _shape(group.input_shape), _rate(group), compact, *ours, *bound])
-    return _as_markdown(head, rows)
+    return markdown_table(head, rows)
 
 
 def _ratio_to_bound(group: GroupResult) -> float:
@@ -217,7 +218,7 @@ def _counted_table(groups: Sequence[GroupResult]) -> str:
         ]
         for group in counted
     ]
-    return _as_markdown(head, rows)
+    return markdown_table(head, rows)
 
 
 def _peer_table(groups: Sequence[GroupResult]) -> str:
@@ -231,7 +232,7 @@ def _peer_table(groups: Sequence[GroupResult]) -> str:
         results = [group.variants.get(name) for name in ('folded', 'auto', *peers)]
         ratios = [_ratio(result) if result else 'left out' for result in results]
         rows.append([group.case, _rate(group), *ratios])
-    return _as_markdown(head, rows)
+    return markdown_table(head, rows)
 
 
 def _detail_table(groups: Sequence[GroupResult]) -> str:
@@ -240,12 +241,7 @@ def _detail_table(groups: Sequence[GroupResult]) -> str:
         for group in groups
         for name in group.variants
     ]
-    return _as_markdown(('network', 'r', 'variant', *_DETAILS), rows)
-
-
-def _as_markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ['---'] * len(head), *rows]
-    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+    return markdown_table(('network', 'r', 'variant', *_DETAILS), rows)
 
 
 def plot(groups: Sequence[GroupResult]) -> Figure:

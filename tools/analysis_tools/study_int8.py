@@ -24,6 +24,7 @@ from mmexpand.deploy.quantisation import METHODS
 from mmexpand.deploy.runtimes import onnxruntime_run
 from mmexpand.deploy.scoring import metric_kept, score
 from mmexpand.errors import UserValueError
+from mmexpand.markdown import markdown_table
 from mmexpand.mm.command_line import add_debug_argument, count, tool
 from mmexpand.mm.launch import build_runner, temporary_work_dir
 from mmexpand.study import load_study
@@ -160,7 +161,7 @@ def table(study: Study) -> str:
     # In the order PyTorch, float32, int8, and int8 of further methods.
     found = {kind: None for results in rows.values() for r in results for kind in r['metrics']}
     head = ['arm', 'learning rate', 'seeds', *found, 'int8 minus float32, by seed']
-    lines = [head, ['---'] * len(head)]
+    lines = []
     for (arm, lr, _), results in sorted(rows.items()):
         scores = {kind: _values(results, kind, study.metric) for kind in found}
         places = 4 if max(scores['PyTorch'], default=0) <= 1 else 2
@@ -168,8 +169,8 @@ def table(study: Study) -> str:
         lost = [b - a for a, b in zip(scores['float32'], scores['int8'], strict=False)]
         means = [f'{statistics.mean(v):.{places}f}' if v else '-' for v in scores.values()]
         by_seed = ', '.join(f'{value:+.{places}f}' for value in lost)
-        lines.append([arm, f'{lr:g}', str(len(results)), *means, by_seed])
-    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+        lines.append([arm, f'{lr:g}', len(results), *means, by_seed])
+    return markdown_table(head, lines)
 
 
 @tool(parse_args)

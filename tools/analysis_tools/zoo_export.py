@@ -13,10 +13,11 @@ from typing import Any
 import zoo_network
 from torch import Tensor, nn
 from zoo import add_arguments, run_families
-from zoo_page import FINDINGS, table, versions
+from zoo_page import FINDINGS, versions
 
 from mmexpand.deploy import export_onnx
 from mmexpand.deploy.decoding import check_exportable
+from mmexpand.markdown import markdown_table
 from mmexpand.mm.command_line import tool
 
 TOLERANCE = 1e-3
@@ -115,7 +116,7 @@ def page(results: list[dict], missing: list[str]) -> str:
         rows = [_row(result) for result in results if status[result['family']] == key]
         if rows:
             header = ('config', 'input', 'error', 'predictions', 'reason')
-            parts.append(f'## {title}\n\n{intro}\n\n{table(header, rows)}')
+            parts.append(f'## {title}\n\n{intro}\n\n{markdown_table(header, rows)}\n')
     if missing:
         parts.append(f'## Not tried yet\n\n{", ".join(missing)}\n')
     return '\n'.join(parts)

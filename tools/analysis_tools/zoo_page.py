@@ -1,8 +1,9 @@
 """The page of zoo.py."""
 
 from collections import Counter
-from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
+
+from mmexpand.markdown import markdown_table
 
 PACKAGES = (
     *('torch', 'mmengine', 'mmcv', 'mmdet', 'mmsegmentation', 'mmpretrain'),
@@ -78,15 +79,6 @@ def versions() -> str:
     return ', '.join(found)
 
 
-def table(header: Iterable[str], rows: Iterable[Iterable]) -> str:
-    """Return a table in Markdown."""
-    lines = [list(header)]
-    lines += [['---'] * len(lines[0]), *([str(cell) for cell in row] for row in rows)]
-    # An error may contain what Markdown takes for a link: [to=7](%1169).
-    escaped = ([cell.replace('|', '\\|').replace('](', '] (') for cell in line] for line in lines)
-    return ''.join(f'| {" | ".join(line)} |\n' for line in escaped)
-
-
 def _exact(results: list[dict]) -> str:
     if not results:
         return ''
@@ -113,7 +105,7 @@ def _exact(results: list[dict]) -> str:
         f'## Exact\n\nLargest relative errors, in float32: of the expanded network against stock, '
         f'and of the contracted one against the expanded one. The largest of all is {worst:.1e}; '
         f'no contracted weight differs from the original one by more than '
-        f'{weights:.1e} of the largest in its tensor.\n\n{table(header, rows)}'
+        f'{weights:.1e} of the largest in its tensor.\n\n{markdown_table(header, rows)}\n'
     )
 
 
@@ -125,11 +117,13 @@ def _reasons(results: list[dict]) -> str:
     if not layers:
         return ''
     rows = ((reason, families[reason], count) for reason, count in layers.most_common())
-    return f'## Skipped layers, with reasons\n\n{table(("reason", "families", "layers"), rows)}'
+    found = markdown_table(('reason', 'families', 'layers'), rows)
+    return f'## Skipped layers, with reasons\n\n{found}\n'
 
 
 def _words(title: str, intro: str, results: list[dict]) -> str:
     if not results:
         return ''
     rows = ((r['family'], r['error'], FINDINGS.get(r['family'], '')) for r in results)
-    return f'## {title}\n\n{intro}\n\n{table(("family", "error", "finding"), rows)}'
+    found = markdown_table(('family', 'error', 'finding'), rows)
+    return f'## {title}\n\n{intro}\n\n{found}\n'
