@@ -18,11 +18,11 @@ from .expression import (
     Norm,
     Shape,
     factors_of,
-    has_statistics,
 )
 from .folded import FoldedKernel, fold_layer
 from .folded_parameter import FoldedParameter
 from .layer_spec import SPEC_KEY, LayerSpec
+from .loading import load_compact, note_loaded
 from .offer import Offer
 from .strategies import choose
 
@@ -263,6 +263,8 @@ class ExpandedLayer(nn.Module):
 
     def fold(self, sample: BatchSample | None = None) -> Affine:
         """Fold the present factors; return the 4-dimensional kernel and the bias."""
+        if torch.is_grad_enabled():
+            self.kernel.gradient.complete = False
         return fold_layer(self.expression, self.spec.turn, sample)
 
     def _as_memory_format(self, kernel: Tensor) -> Tensor:
@@ -384,50 +386,13 @@ class ExpandedLayer(nn.Module):
         weight, bias = (state_dict.pop(prefix + kind, None) for kind in ('weight', 'bias'))
         held, own = (_shapes(values) for values in (state_dict, self.state_dict(prefix=prefix)))
         if held == own:
-            self._note_loaded(state_dict, prefix, weight, bias)
+            note_loaded(self, state_dict, prefix, weight, bias)
         # A part of the unit's values, as the statistics that mmdet's SyncNormHook loads, is loaded.
         elif weight is not None or not held.items() <= own.items():
-            *_, errors = others
-            self._load_compact(weight, bias, prefix, errors)
+            load_compact(self, weight, bias, prefix, *others[1:])
             state_dict.clear()
             state_dict.update(self.state_dict(prefix=prefix))
         super()._load_from_state_dict(state_dict, prefix, *others)
-
-    def _note_loaded(
-        self, state_dict: dict, prefix: str, weight: Tensor | None, bias: Tensor | None
-    ) -> None:
-        """Note the given weight and the anchored norms of a state dict of this unit."""
-        if self.given is not None and weight is not None and weight.shape == self.spec.weight_shape:
-            self.given[:] = [(weight, bias)]
-        for name, norm in self.named_modules(prefix=prefix.rstrip('.')):
-            if isinstance(norm, Norm):
-                norm.is_anchored |= has_statistics(state_dict, f'{name}.norm.')
-
-    def _load_compact(
-        self, weight: Tensor | None, bias: Tensor | None, prefix: str, errors: list[str]
-    ) -> None:
-        """Factorise a compact weight, or add an error if it is missing or does not fit."""
-        own = self.spec.weight_shape
-        shape = None if weight is None else tuple(weight.shape)
-        if shape == own and (bias is not None) == self.spec.bias:
-            self._set_loaded_weight(weight, bias, prefix.rstrip('.'))
-            return
-        found = 'factors of other shapes'
-        if shape is not None:
-            found = f'a weight of shape {shape} with{"out" * (bias is None)} bias'
-        errors.append(
-            f'size mismatch for {prefix}weight: the checkpoint holds {found}, the layer has {own} '
-            f'with{"out" * (not self.spec.bias)} bias'
-        )
-
-    def _set_loaded_weight(self, weight: Tensor, bias: Tensor | None, name: str) -> None:
-        try:
-            self.set_weight(weight, bias)
-        except UserValueError as error:
-            raise UserValueError(
-                f'{name}: a compact weight cannot be loaded into this expanded layer: {error}; or '
-                'start from the initialisation instead of the checkpoint'
-            ) from None
 
     def extra_repr(self) -> str:
         """Return the replaced layer, method and rate, for printing."""

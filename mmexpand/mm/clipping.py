@@ -35,6 +35,7 @@ def clip_by_layer(wrapper: OptimWrapper, model: nn.Module) -> None:
     set_clip(wrapper, lambda wrapper: _clip(wrapper, units))
 
 
+@torch.compiler.disable
 def _clip(wrapper: OptimWrapper, units: list[ExpandedLayer]) -> None:
     scaled = isinstance(wrapper, AmpOptimWrapper)
     scale = wrapper.loss_scaler.get_scale() if scaled else 1.0

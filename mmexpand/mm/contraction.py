@@ -93,6 +93,9 @@ def contract_and_verify(expanded: nn.Module, batch: Any, training: bool = False)
         VerificationError, RuntimeError: see ``contract_and_check``.
         ValueError: if weights are not finite.
     """
+    # A copy that EMAHook made before the training still offers the initial weights.
+    for unit in named_units(expanded).values():
+        unit.take_offered()
     # Each process has running statistics of its own, but all must evaluate the weights that are
     # written.
     broadcast_state(expanded)
@@ -251,7 +254,7 @@ def write_compact_checkpoint(
     beside = path.with_suffix('.safetensors')
     try:
         save_safetensors(checkpoint['state_dict'], beside, checkpoint['meta'])
-    except (OSError, TypeError) as error:
+    except Exception as error:  # safetensors reports a full disk by an error of its own class.
         log(f'{beside} was not written: {describe(error)}', logging.WARNING)
         return [path]
     return [path, beside]

@@ -1,5 +1,8 @@
 """Teachers that are averages of a student, of mmdet's MeanTeacherHook."""
 
+from typing import Any
+
+from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from ..errors import UserValueError
@@ -7,6 +10,34 @@ from ..surgery import named_units
 from .checkpoints import unwrap
 
 NAME = 'MeanTeacherHook'
+
+
+class TeacherAnchorHook(Hook):
+    """A hook that copies a student's unit to the teacher when its norms were anchored.
+
+    Anchoring changes the norms but not the function. An average of the norms before and after
+    would compute another function.
+    """
+
+    def before_train(self, runner: Runner) -> None:
+        """Find the units whose norms have no statistics yet."""
+        model = unwrap(runner.model)
+        teachers = named_units(model.teacher)
+        self._waiting = {
+            unit: teachers[name]
+            for name, unit in named_units(model.student).items()
+            if not unit.is_anchored
+        }
+
+    def after_train_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
+        """Copy the units that this iteration has anchored."""
+        for student in [unit for unit in self._waiting if unit.is_anchored]:
+            self._waiting.pop(student).load_state_dict(student.state_dict())
+
+
+def averages_student(runner: Runner) -> bool:
+    """Return whether a Runner has a MeanTeacherHook."""
+    return any(type(hook).__name__ == NAME for hook in runner.hooks)
 
 
 def check_mean_teacher(runner: Runner) -> None:

@@ -107,7 +107,7 @@ def count_calls(model: nn.Module, calls: Counter) -> Iterator[None]:
 
     def end(*_: object) -> None:
         running.clear()
-        calls.update({name: count - calls[name] for name, count in (present - calls).items()})
+        calls.update(present - calls)
 
     def count(name: str, unit: ExpandedLayer, args: tuple, output: Tensor) -> None:
         present[name] += bool(running)

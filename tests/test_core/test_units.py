@@ -260,6 +260,22 @@ def test_compact_weights_are_factorised_while_loading():
         narrow.load_state_dict(conv.state_dict())
 
 
+@pytest.mark.parametrize('method', ['cl', 'repvgg'])
+@pytest.mark.parametrize('bias', [False, True])
+def test_a_weight_loads_without_its_bias_as_in_a_layer(method, bias):
+    source, layer = nn.Conv2d(4, 6, 3, bias=not bias), nn.Conv2d(4, 6, 3, bias=bias)
+    unit = ExpandedConv2d.from_conv(layer.double(), 2, method)
+    before = unit.bias
+    found = unit.load_state_dict(source.state_dict(), strict=False)
+    assert found == layer.load_state_dict(source.state_dict(), strict=False)
+    assert ['bias'] in found
+    assert relative_error(unit.weight, source.weight.double()) < 1e-12
+    if bias:
+        torch.testing.assert_close(unit.bias, before, rtol=1e-12, atol=1e-12)
+    with pytest.raises(RuntimeError, match='bias'):
+        unit.load_state_dict(source.state_dict())
+
+
 @pytest.mark.parametrize('method', ['cl', 'orepa', 'do', 'rep', 'repvgg'])
 def test_what_is_written_to_an_offered_weight_is_taken(method):
     conv = nn.Conv2d(4, 6, 3).double()

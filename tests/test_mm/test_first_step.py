@@ -1,11 +1,16 @@
 """Norms in branches that a training does not suit: said in its first step."""
 
+from collections import Counter
+
 import pytest
+import torch
 from mmseg.models.segmentors import EncoderDecoder
 from mmseg.registry import MODELS
 from torch import nn
 from torch.optim.optimizer import _global_optimizer_pre_hooks
 
+import mmexpand
+from mmexpand.mm.norm_check import count_calls
 from tests.runs import NormEval, log_of, train
 
 REPEATED = 'run several times in a training step, backbone.encoder.0.0.convs.0.conv (bn, 2 times)'
@@ -53,6 +58,25 @@ def test_no_warning_of_others(seg_cfg, changes):
     cfg = seg_cfg(**TWO, **changes)
     train(cfg)
     assert 'run several times' not in log_of(cfg)
+
+
+def test_the_largest_number_of_calls_counts():
+    class Several(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x, times):
+            for _ in range(times):
+                x = self.conv(x)
+            return x
+
+    model, calls = Several(), Counter()
+    mmexpand.expand_(model, method='bn')
+    with count_calls(model, calls):
+        for times in (1, 3, 2):
+            model(torch.randn(2, 3, 4, 4), times)
+    assert calls == {'conv': 3}
 
 
 def test_norms_that_stay_in_eval_mode_from_the_start(seg_cfg):

@@ -273,6 +273,42 @@ def test_a_unit_that_ran_folded_and_layerwise_in_a_step_is_clipped_by_its_factor
         torch.testing.assert_close(ours, theirs)
 
 
+class Read(Net):
+    """Reads the weight of a layer that it calls, as mmseg's K-Net."""
+
+    def forward(self, x):
+        return super().forward(x) + self.conv2.weight.square().sum()
+
+
+@pytest.mark.parametrize('clip', [*CLIPS[1:], dict(type='value', clip_value=1e9)], ids=str)
+def test_a_unit_whose_weight_is_read_is_clipped_by_its_factors(clip):
+    gradients = []
+    for cfg in (sgd(), sgd(clip_factors=True)):
+        torch.manual_seed(0)
+        model = Read().double()
+        mmexpand.expand_(model, ExpandConfig('cl', include='conv2', forward='folded'))
+        wrapper = build_optim_wrapper(model, dict(by_layer(cfg), clip_grad=clip))
+        model(torch.randn(2, 3, 8, 8, dtype=torch.float64)).square().mean().backward()
+        wrapper.step()
+        gradients.append([p.grad for p in model.conv2.parameters()])
+    for ours, theirs in zip(*gradients, strict=True):
+        assert ours.abs().max() > 0
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_clipping_measures_norms_of_which_one_call_was_empty():
+    """An empty batch runs on the running statistics, whose kernel has a gradient of its own."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1)).double()
+    mmexpand.expand_(model, ExpandConfig('repvgg', forward='folded'))
+    wrapper = build_optim_wrapper(model, dict(by_layer(sgd()), clip_grad=dict(max_norm=1e-3)))
+    for images in (4, 0):
+        model(torch.randn(images, 4, 8, 8, dtype=torch.float64)).square().sum().backward()
+    wrapper.step()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    assert nn.utils.get_total_norm(gradients).item() == pytest.approx(1e-3, rel=1e-3)
+
+
 def test_gradients_of_a_skipped_step_are_not_clipped_with_the_next():
     """As after a loss that is not a number."""
     steps = []

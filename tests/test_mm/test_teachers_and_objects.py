@@ -111,6 +111,23 @@ def test_a_mean_teacher_follows_its_student(tmp_path, method, skip):
     torch.testing.assert_close(teacher, student, rtol=0.1, atol=0.1 * float(student.std()))
 
 
+@pytest.mark.parametrize('method', ['bn', 'repvgg'])
+def test_a_mean_teacher_starts_as_the_given_network(tmp_path, method):
+    """The first step anchors the student's norms, of which a teacher must not average a part."""
+    model = Taught()
+    given = copy.deepcopy(model.student).eval()
+    optimizer = dict(optimizer=dict(type='SGD', lr=1e-9))
+    hooks = MeanTeacherHook(momentum=0.1, skip_buffer=False), ExpandHook(method=method)
+    runner_of(model, tmp_path, *hooks, optim_wrapper=optimizer).train()
+    units = named_units(model.student), named_units(model.teacher)
+    assert all(unit.is_anchored for part in units for unit in part.values())
+    x = torch.stack([Images()[i]['inputs'] for i in range(16)])
+    with torch.no_grad():
+        expected = given(x)
+        for network in (model.eval().student, model.teacher):
+            assert float((network(x) - expected).norm() / expected.norm()) < 0.05
+
+
 @pytest.mark.parametrize('several', [False, True])
 def test_optimizer_objects_get_the_factors_and_clip_folded_gradients(tmp_path, several):
     model = Two()

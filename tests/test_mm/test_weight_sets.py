@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.visualization import Visualizer
 from mmseg.datasets import CityscapesDataset
-from mmseg.models import EncoderDecoder
+from mmseg.models import EncoderDecoder, FCNHead
 from mmseg.registry import DATASETS, MODELS
 
 from mmexpand import ExpandedConv2d
@@ -217,6 +218,37 @@ def test_a_model_that_keeps_an_output(seg_cfg):
     runner = train(cfg)
     assert runner.model.last[0] is not None
     assert written(cfg) == files_of(SETS)
+
+
+@MODELS.register_module()
+class ReadsWeight(FCNHead):
+    """Reads the weight of its last layer instead of calling it, as mmseg's K-Net."""
+
+    def cls_seg(self, feat):
+        return F.conv2d(feat, self.conv_seg.weight.clone(), self.conv_seg.bias)
+
+
+def test_a_weight_that_is_only_read(seg_cfg):
+    """EMAHook copies the initial weights on offer, which its copy must not keep."""
+    cfg = three_sets(seg_cfg, **{'model.decode_head.type': 'ReadsWeight'})
+    cfg.custom_hooks[0] = dict(EXPAND, include='decode_head.conv_seg', init='default')
+    train(cfg)
+    assert written(cfg) == files_of(SETS)
+
+
+@pytest.mark.skipif(not find_spec('safetensors'), reason='requires safetensors')
+def test_a_failure_of_safetensors_leaves_the_checkpoint(seg_cfg, monkeypatch):
+    class SafetensorError(Exception):
+        pass
+
+    def full(*args):
+        raise SafetensorError('No space left on device')
+
+    monkeypatch.setattr(contraction, 'save_safetensors', full)
+    cfg = three_sets(seg_cfg)
+    train(cfg)
+    assert written(cfg) == {name for name in files_of(SETS) if 'safetensors' not in name}
+    assert 'compact_last.safetensors was not written' in log_of(cfg)
 
 
 @pytest.fixture(scope='module')
