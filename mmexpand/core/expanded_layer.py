@@ -286,6 +286,10 @@ class ExpandedLayer(nn.Module):
 
     def __getstate__(self) -> dict:
         """Return the state without kept products and ``given``; a copy is not part of a reducer."""
+        if self._offered is not None and self._offered.was_written:
+            # A copy must not take the written values after its factors were averaged.
+            self.take_offered()
+            self.offer_weight()
         return {**self.__dict__, 'kernel': None, 'folded_parameter': None, 'given': None}
 
     def __setstate__(self, state: dict) -> None:

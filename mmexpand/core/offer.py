@@ -22,6 +22,11 @@ class Offer:
         return not torch.equal(self.weight, self._before[0])
 
     @property
+    def was_written(self) -> bool:
+        """Return whether the weight or the bias has changed."""
+        return self.weight_was_written or self.bias_was_written
+
+    @property
     def bias_was_written(self) -> bool:
         """Return whether the layer has a bias that has changed."""
         return self.bias is not None and not torch.equal(self.bias, self._before[1])

@@ -307,6 +307,25 @@ def test_what_is_offered_is_taken_on_another_device(method, written, monkeypatch
     assert unit.weight.device.type == 'meta'
 
 
+@pytest.mark.parametrize('method', ['cl', 'repvgg'])
+def test_a_copy_takes_no_offered_values_after_its_factors_have_changed(method):
+    """As the copy of EMAHook, whose factors are averaged through their data."""
+    unit = ExpandedConv2d.from_conv(nn.Conv2d(4, 6, 3).double(), 2, method)
+    trained = ExpandedConv2d.from_conv(nn.Conv2d(4, 6, 3).double(), 2, method)
+    unit.offer_weight()
+    for values in (unit.weight, unit.bias):
+        values.data.fill_(0.5)
+    average, other = copy.deepcopy(unit), copy.deepcopy(unit)
+    torch.testing.assert_close(other.to_conv().bias, torch.full_like(unit.bias, 0.5))
+    unit.bias.data.fill_(0.25)  # The original still offers its values.
+    torch.testing.assert_close(unit.to_conv().bias, torch.full_like(unit.bias, 0.25))
+    for mine, theirs in zip(average.parameters(), trained.parameters(), strict=True):
+        mine.data.copy_(theirs.data)
+    for kind in ('weight', 'bias'):
+        found, expected = (getattr(x.to_conv(), kind) for x in (average, trained))
+        torch.testing.assert_close(found, expected)
+
+
 def test_factors_have_the_layout_that_folding_multiplies():
     unit = ExpandedConv2d.from_conv(nn.Conv2d(4, 6, 3))
     unit(torch.randn(2, 4, 9, 9)).sum().backward()
