@@ -65,20 +65,10 @@ class CompactOptimizer:
         model = unwrap(runner.model)
         optimizer = runner.optim_wrapper.optimizer
         constructor = ExpandOptimWrapperConstructor(**_arguments(runner.cfg.optim_wrapper))
-        names = constructor.compact_names(model)
-        groups = self._state['param_groups']
-        if [len(group['params']) for group in groups] != [len(held) for held in names]:
-            raise CheckpointError(
-                f'the optimizer of the checkpoint has {len(groups)} parameter groups that differ '
-                f'from the {len(names)} of the config: use the paramwise_cfg of that training'
-            )
-        kept, ratios = {}, {}
-        for group, held in zip(groups, names, strict=True):
-            ratio = group['lr'] / (group.get('initial_lr') or group['lr'] or 1)
-            for index, name in zip(group['params'], held, strict=True):
-                kept[name], ratios[name] = self._state['state'].get(index, {}), ratio
+        kept, ratios = self._by_name(constructor.compact_names(model))
         own_groups = keeps_own_groups(optimizer)
-        if own_groups or _kind(groups[0]) != _kind(optimizer.param_groups[0]):
+        other_kind = _kind(self._state['param_groups'][0]) != _kind(optimizer.param_groups[0])
+        if own_groups or other_kind:
             kept = {}
         ratio_of = {}
         for name, parts in stand_ins(model).items():
@@ -102,6 +92,28 @@ class CompactOptimizer:
                 'equivalent in factors',
                 logging.WARNING,
             )
+
+    def _by_name(self, names: list[list[str]]) -> tuple[dict[str, dict], dict[str, float]]:
+        """Return the states, and the learning rates relative to the initial ones, by name.
+
+        Args:
+            names: the names of the compact network's parameters, by group of the optimizer.
+
+        Raises:
+            CheckpointError: if the groups of the checkpoint have other sizes.
+        """
+        groups = self._state['param_groups']
+        if [len(group['params']) for group in groups] != [len(held) for held in names]:
+            raise CheckpointError(
+                f'the optimizer of the checkpoint has {len(groups)} parameter groups that differ '
+                f'from the {len(names)} of the config: use the paramwise_cfg of that training'
+            )
+        kept, ratios = {}, {}
+        for group, held in zip(groups, names, strict=True):
+            ratio = group['lr'] / (group.get('initial_lr') or group['lr'] or 1)
+            for index, name in zip(group['params'], held, strict=True):
+                kept[name], ratios[name] = self._state['state'].get(index, {}), ratio
+        return kept, ratios
 
 
 def _kind(group: dict) -> set[str]:
