@@ -1,7 +1,7 @@
 """ExpandNets (Guo, Alvarez, Salzmann, NeurIPS 2020) for OpenMMLab.
 
 With mmengine installed, importing mmexpand registers its hooks, builders and networks with
-OpenMMLab's registries. Everything else requires torch alone.
+OpenMMLab's registries. Expansion, contraction and verification require torch only.
 """
 
 from importlib.util import find_spec

@@ -25,7 +25,7 @@ from .warm_start import CompactOptimizer
 
 
 def guard_checkpoints(runner: Runner) -> 'LoadGuardHook':
-    """Add both hooks to a Runner, unless it has them, and make it resume a whole checkpoint.
+    """Add both hooks to a Runner, unless it has them, and make it resume a complete checkpoint.
 
     Call it on all ranks, before the Runner loads.
 
@@ -33,7 +33,7 @@ def guard_checkpoints(runner: Runner) -> 'LoadGuardHook':
         The hook that checks loaded checkpoints.
 
     Raises:
-        CheckpointError: if the Runner resumes and no whole checkpoint exists.
+        CheckpointError: if the Runner resumes and no complete checkpoint exists.
     """
     for hook in runner.hooks:
         if isinstance(hook, LoadGuardHook):

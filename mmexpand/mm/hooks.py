@@ -309,7 +309,7 @@ class ContractHook(Hook):
         """Build wrapper and optimizer again, as ExpandHook does, if a builder has expanded.
 
         Raises:
-            CheckpointError: if the run resumes and its work dir has no whole checkpoint.
+            CheckpointError: if the run resumes and its work dir has no complete checkpoint.
             ValueError: for an option that expanded models do not support, and for ReLU between
                 factors.
         """

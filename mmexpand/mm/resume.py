@@ -1,4 +1,4 @@
-"""Resuming from the latest whole checkpoint after a kill or a full disk."""
+"""Resuming from the latest complete checkpoint after a kill or a full disk."""
 
 import logging
 import re
@@ -25,7 +25,7 @@ def resume_from_whole(runner: Runner) -> None:
         runner: changed only if it resumes the latest checkpoint and this checkpoint is not whole.
 
     Raises:
-        CheckpointError: if no whole checkpoint exists.
+        CheckpointError: if no complete checkpoint exists.
     """
     if not resumes(runner) or load_path(runner) is not None:
         return
@@ -64,7 +64,7 @@ def _latest_whole(runner: Runner) -> str | None:
             return str(path)
     raise CheckpointError(
         f'cannot resume: {pointer} names {named or "nothing"}, which is missing or truncated, and '
-        f'no whole checkpoint is left; remove {pointer} to train from the start'
+        f'no complete checkpoint is left; remove {pointer} to train from the start'
     )
 
 

@@ -73,7 +73,7 @@ def load_file(path: str | os.PathLike) -> Any:
 
 
 def describe_blocked(error: Exception) -> str:
-    """Return what ``torch.load(weights_only=True)`` has blocked, with the fix; '' if nothing."""
+    """Return the object that ``torch.load(weights_only=True)`` has blocked, and the fix, or ''."""
     text = str(error)
     found = re.search(r'GLOBAL (\S+)', text)
     refused = re.search(r'refused: (.+)|call reduce for unrecognized function (.+)', text)
@@ -106,7 +106,7 @@ def _unreadable(path: Path) -> str:
 
 
 def save_checkpoint(checkpoint: Mapping[str, Any], path: str | os.PathLike) -> None:
-    """Write a checkpoint, whole or not at all."""
+    """Write a checkpoint; the file is replaced only when it is complete."""
     with written_whole(path) as temporary:
         torch.save(checkpoint, temporary)
 
@@ -114,7 +114,7 @@ def save_checkpoint(checkpoint: Mapping[str, Any], path: str | os.PathLike) -> N
 def save_safetensors(
     state_dict: Mapping[str, Tensor], path: str | os.PathLike, metadata: Mapping[str, Any]
 ) -> None:
-    """Write weights as a safetensors file, whole or not at all.
+    """Write weights as a safetensors file, which is replaced only when it is complete.
 
     Args:
         state_dict: state dict of a compact model; shared tensors are written once for each name.

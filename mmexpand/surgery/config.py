@@ -42,8 +42,8 @@ class ExpandConfig(BlockOptions):
             preserves all layers). With ``nonlinear``, 'auto' is 'default'. Default: 'auto'.
         forward: 'layerwise' (one factor after another, as in the paper), 'folded' (one
             convolution with the folded kernel), or 'auto' (the cheaper, by layer and input
-            size). Blocks with norms in their branches run branch by branch, or, on a CPU where
-            that costs less, folded by statistics of a sample of the pixels. Default: 'auto'.
+            size). Blocks with norms in their branches run layerwise with 'auto', or, on a CPU
+            where this costs less, folded with statistics of the batch sample. Default: 'auto'.
         shortcut: whether 'cl' or 'ck' has a per-channel identity as a branch. Default: False.
         norm: whether a linear block of a convolution has a batch norm behind its kernel, which
             sets the scale for any start of the block. Default: False.

@@ -14,7 +14,7 @@ from .expand import ExpandedLayer, named_units
 
 
 def can_reduce_compact(model: nn.Module) -> bool:
-    """Return whether every linear unit of a model can run folded, by 'folded' or 'auto'."""
+    """Return whether a model has linear units, none of them with ``forward='layerwise'``."""
     units = _linear_units(model).values()
     return bool(units) and all(unit.forward_order != 'layerwise' for unit in units)
 

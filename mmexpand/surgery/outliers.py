@@ -11,10 +11,10 @@ FAR = 10
 
 
 def outlying_channel(kernel: Tensor) -> str:
-    """Describe an output channel whose largest weight is far above the median channel's, or ''.
+    """Return a description of an output channel whose largest weight is far above the median's.
 
     Beside such a channel, a quantisation scale for all channels loses the other channels. The
-    kernel has output channels first.
+    kernel has output channels first. Return '' if no channel is far above the median channel.
     """
     tops = kernel.detach().abs().flatten(1).float().amax(1)
     top, channel = tops.max(0)
@@ -25,10 +25,10 @@ def outlying_channel(kernel: Tensor) -> str:
 
 
 def outlying_weight(kernel: Tensor) -> str:
-    """Describe a weight that is far above the others of its output channel, or ''.
+    """Return a description of a weight that is far above the others of its output channel.
 
     Beside such a weight, a quantisation scale for each channel loses the channel's other weights.
-    The kernel has output channels first.
+    The kernel has output channels first. Return '' if no weight is far above the others.
     """
     rows = kernel.detach().abs().flatten(1).float()
     if rows.shape[1] < 3:

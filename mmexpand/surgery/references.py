@@ -30,7 +30,7 @@ def replace_references(model: nn.Module, replaced: Mapping[nn.Module, nn.Module]
 
 
 def referenced_parameters(model: nn.Module) -> dict[int, str]:
-    """Return where a model holds parameters outside its tree of modules, by parameter id."""
+    """Return the places of parameters that a model holds outside its tree of modules, by id."""
     found = {}
     for prefix, module in model.named_modules():
         if isinstance(module, tuple(CACHES)):

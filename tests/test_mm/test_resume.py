@@ -86,7 +86,7 @@ def test_no_whole_checkpoint_is_a_sentence(seg_cfg, trained):
     _, work_dir, _ = trained
     for path in work_dir.glob('iter_*.pth'):
         cut(path)
-    with pytest.raises(CheckpointError, match=r'no whole checkpoint.*remove .*last_checkpoint'):
+    with pytest.raises(CheckpointError, match=r'no complete checkpoint.*remove .*last_checkpoint'):
         train(seg_cfg(resume=True, **{'train_cfg.max_iters': 6}))
 
 
