@@ -165,9 +165,9 @@ def _cost(cfg: Config, dataset: Any) -> Cost:
         if selects_by_score(compact):
             total = None  # The forward pass ends before the heads.
         size = tuple(data['inputs'].shape[-2:])
-    rows, left_out = _rows(plans, by_layer)
+    rows, skipped = _rows(plans, by_layer)
     before, after = (sum(p.numel() for p in m.parameters()) for m in (compact, expanded))
-    return Cost(rows, left_out, before, after, total, size)
+    return Cost(rows, skipped, before, after, total, size)
 
 
 def _rows(
@@ -179,14 +179,14 @@ def _rows(
             name = f'{prefix}.{layer.name}'.lstrip('.')
             factors = ['x'.join(map(str, shape)) for shape in layer.factor_shapes]
             sizes = layer.params_before, layer.params_after
-            rows.append(LayerRow(name, layer.label, layer.rate, factors, *sizes, macs.get(name)))
+            rows.append(LayerRow(name, layer.label, factors, *sizes, macs.get(name)))
         for layer in plan.skipped:
             reasons[f'{prefix}.{layer.name}'.lstrip('.')] = layer.reason
-    left_out: dict[str, list[str]] = {}
+    skipped: dict[str, list[str]] = {}
     for name in sorted(reasons.keys() - {row.name for row in rows}):
-        left_out.setdefault(reasons[name], []).append(name)
-    left_out.pop(EXPANDED_ALREADY, None)
-    return rows, left_out
+        skipped.setdefault(reasons[name], []).append(name)
+    skipped.pop(EXPANDED_ALREADY, None)
+    return rows, skipped
 
 
 @torch.no_grad()

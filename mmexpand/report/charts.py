@@ -46,7 +46,7 @@ def metric_chart(log: Log, compact: Mapping[str, Mapping[str, float]]) -> go.Fig
     for index, (name, (steps, values)) in enumerate(log.metrics.items()):
         shown = True if name in main else 'legendonly'
         line = dict(color=_color(index), width=2)
-        label = f'{name}, while training'
+        label = f'{name}, expanded'
         style = dict(mode='lines+markers', line=line, marker_size=7, visible=shown)
         figure.add_scatter(x=steps, y=values, name=label, **style)
     steps = log.training.get('step', ([], []))[0] or log.evaluations['step'][0]

@@ -107,11 +107,11 @@ class Gallery:
 
 MEASURES = {
     'boxes': (
-        'The error is the share of false and missed boxes, which are dashed, among these and the '
-        f'found ones; a box is found with an IoU of at least {MATCH_IOU:g} and a score of at '
-        f'least {MIN_SCORE:g}.'
+        'The error is the share of false and missed boxes (dashed) among false, missed and found '
+        f'boxes; a box is found with an IoU of at least {MATCH_IOU:g} and a score of at least '
+        f'{MIN_SCORE:g}.'
     ),
-    'masks': 'The error is 1 - IoU of the pixels, over all classes or of the one chosen.',
+    'masks': 'The error is 1 - IoU of the pixels, over all classes or for the chosen class.',
 }
 
 

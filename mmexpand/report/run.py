@@ -16,7 +16,6 @@ class LayerRow:
     Attributes:
         name: its name in the model.
         block: the block of its unit.
-        rate: the expansion rate.
         factors: shapes of the factors.
         params_before: parameters of the layer.
         params_after: parameters of its factors.
@@ -26,7 +25,6 @@ class LayerRow:
 
     name: str
     block: str
-    rate: float
     factors: list[str]
     params_before: int
     params_after: int
@@ -39,7 +37,7 @@ class Cost:
 
     Attributes:
         layers: the expanded layers.
-        left_out: names of the skipped layers by reason.
+        skipped: names of the skipped layers by reason.
         params_compact: parameters of the whole network.
         params_expanded: parameters of the expanded network.
         macs: operations of the whole network for one image, as in ``LayerRow``; None if the
@@ -48,7 +46,7 @@ class Cost:
     """
 
     layers: list[LayerRow]
-    left_out: dict[str, list[str]]
+    skipped: dict[str, list[str]]
     params_compact: int
     params_expanded: int
     macs: tuple[int, int, int] | None = None

@@ -25,7 +25,7 @@ def describe_plan(
         cells: numbers of these columns, by layer; '-' where a layer has none.
         notes: remarks behind the factors, by layer.
     """
-    header = ['layer', 'method', 'rate', 'params', 'expanded', *columns]
+    header = ['layer', 'method', 'params', 'expanded', *columns]
     rows, below, skipped = [], [], {}
     for part, layers, skipped_layers in parts:
         for layer in layers:
@@ -33,7 +33,7 @@ def describe_plan(
             factors = ' '.join('x'.join(map(str, shape)) for shape in layer.factor_shapes)
             counts = f'{layer.params_before:,}', f'{layer.params_after:,}'
             own = (cells or {}).get(name, ['-'] * len(columns))
-            rows.append([name, layer.label.upper(), f'{layer.rate:g}', *counts, *own])
+            rows.append([name, layer.label.upper(), *counts, *own])
             below.append('; '.join(filter(None, (factors, (notes or {}).get(name)))))
         for layer in skipped_layers:
             name = f'{part}.{layer.name}'.lstrip('.')

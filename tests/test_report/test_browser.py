@@ -88,7 +88,7 @@ def run_report():
         verified_on={'backbone.conv': 'in the model', 'backbone.last': 'on random input'},
         metrics_compact=dict(mAP=0.5),
     )
-    row = LayerRow('backbone.conv', 'cl', 4, ['8x4x1x1'], 10, 100, (1000, 9000, 1100))
+    row = LayerRow('backbone.conv', 'cl', ['8x4x1x1'], 10, 100, (1000, 9000, 1100))
     steps = [10, 20, 30, 40]
     return RunReport(
         'a run',

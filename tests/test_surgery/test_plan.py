@@ -181,13 +181,13 @@ def test_a_printed_plan_shows_layers_and_reasons():
     model[name + 'd'] = nn.Conv2d(4, 4, 7)
     plan = mmexpand.plan(model, method='dbb', exclude=['a.backbone', 'a.up'])
     lines = str(plan).splitlines()
-    assert lines[0].split() == ['layer', 'method', 'rate', 'params', 'expanded']
+    assert lines[0].split() == ['layer', 'method', 'params', 'expanded']
     table = lines[1 : lines.index('skipped:')]
-    assert table[0].split() == ['b', 'DBB', '4', '74,752', f'{plan.layers[0].params_after:,}']
+    assert table[0].split() == ['b', 'DBB', '74,752', f'{plan.layers[0].params_after:,}']
     assert table[1].split() == ['x'.join(map(str, shape)) for shape in plan.layers[0].factor_shapes]
     # A long name has a line of its own.
     assert table[2] == name + 'd'
-    assert table[3].split() == ['DBB', '4', '788', f'{plan.layers[1].params_after:,}']
+    assert table[3].split() == ['DBB', '788', f'{plan.layers[1].params_after:,}']
     assert len(table) == 5
     skipped = ' '.join(' '.join(lines[lines.index('skipped:') + 1 :]).split())
     assert f'{name} (3 layers): ' in skipped
