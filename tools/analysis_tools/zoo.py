@@ -33,20 +33,24 @@ def parse_args() -> argparse.Namespace:
 
 def add_arguments(parser: argparse.ArgumentParser, out_dir: Path, page: Path) -> None:
     """Add the arguments of a tool that runs families one by one."""
-    parser.add_argument('--families', nargs='+', help='such as mmdet/atss; all without it')
-    parser.add_argument('--out-dir', type=Path, default=out_dir, help='where the JSON files are')
-    parser.add_argument('--page', type=Path, default=page, help='the page')
+    parser.add_argument(
+        '--families', nargs='+', help='families to run, such as mmdet/atss; default: all'
+    )
+    parser.add_argument('--out-dir', type=Path, default=out_dir, help='folder of the JSON files')
+    parser.add_argument('--page', type=Path, default=page, help='Markdown file to write')
     parser.add_argument(
         '--page-only', action='store_true', help='write the page from the existing results'
     )
-    parser.add_argument('--limit', type=count, default=600, help='seconds that each may take')
+    parser.add_argument(
+        '--limit', type=count, default=600, help='time limit of a family in seconds'
+    )
     add_debug_argument(parser)
 
 
 def run_family(
     family: str, path: Path, limit: int, work: Callable[[str, Path], None] | None = None
 ) -> None:
-    """Let a process write the JSON of a family; if it is killed, write how it ended."""
+    """Run a family in a process that writes its JSON; if it is killed, write the reason."""
     start = time.perf_counter()
     # Forked after imports, which take longer than many networks.
     process = get_context('fork').Process(
@@ -82,7 +86,7 @@ def run_families(
     chosen = args.families or known
     unknown = [family for family in chosen if family not in known]
     if unknown:
-        raise UserValueError(f'there is no family {unknown[0]}; there are {", ".join(known)}')
+        raise UserValueError(f'unknown family {unknown[0]}; the families are {", ".join(known)}')
     check_writable(args.out_dir, '--out-dir')
     paths = {family: args.out_dir / f'{family.replace("/", "_")}.json' for family in known}
     torch.set_num_threads(1)  # More processes would wait for each other.

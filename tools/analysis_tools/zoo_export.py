@@ -13,7 +13,7 @@ from typing import Any
 import zoo_network
 from torch import Tensor, nn
 from zoo import add_arguments, run_families
-from zoo_page import FINDINGS, versions
+from zoo_page import FINDINGS, STOCK_FAILS, counts, versions
 
 from mmexpand.deploy import export_onnx
 from mmexpand.deploy.decoding import check_exportable
@@ -26,25 +26,28 @@ TOLERANCE = 1e-3
 PAGE = """\
 # Export of every family
 
-A network of every family of mmdet's and mmsegmentation's own configs, with random weights, exported
-to ONNX with a dynamic batch and, where that is possible, its decoding. ONNX Runtime's raw outputs
-are compared with PyTorch's for one image and for two, and the predictions with the framework's own.
-Segmentors that the config runs in windows are run whole (`model.test_cfg.mode=whole`).
+This page lists the ONNX exports of one network, with random weights, of every family of mmdet's and
+mmsegmentation's configs. The files have a dynamic batch and, if possible, the decoding. Raw outputs
+of ONNX Runtime are compared with PyTorch's for one image and for two, and the predictions with the
+framework's. Segmentors that the config runs in sliding windows are run on the whole image
+(`model.test_cfg.mode=whole`).
+
+The command exports the families that have no result in `resources/zoo_export/`, and writes this
+page:
 
 ```text
 python tools/analysis_tools/zoo_export.py
 ```
 
-continues with what is missing in `resources/zoo_export/`, and writes this page. On a CPU, with
-{versions}.
+The exports ran on a CPU with these versions: {versions}.
 
 {counts}
 """
 SECTIONS = {
-    'works': ('Works', 'The file gives predictions.'),
-    'raw': ('Works with `--raw`', 'The file gives what the heads compute.'),
-    'refused': ('Unsupported', 'Nothing is written.'),
-    'stock': ('Not run stock', "The stock network's own words."),
+    'works': ('Works', 'The file returns predictions.'),
+    'raw': ('Works with `--raw`', 'The file returns the outputs of the heads.'),
+    'refused': ('Unsupported', 'No file is written.'),
+    'stock': (STOCK_FAILS.capitalize(), 'Its error messages:'),
 }
 
 
@@ -105,13 +108,10 @@ def page(results: list[dict], missing: list[str]) -> str:
     """
     # A killed process leaves no status.
     status = {r['family']: 'refused' if r['status'] == 'failed' else r['status'] for r in results}
-    number = {key: list(status.values()).count(key) for key in SECTIONS}
-    counts = (
-        f'Of {len(results) + len(missing)} families {number["works"]} work, {number["raw"]} work '
-        f'with `--raw`, {number["refused"]} are refused, {number["stock"]} do not run stock on '
-        'this machine' + (f', {len(missing)} have not been tried.' if missing else '.')
-    )
-    parts = [PAGE.format(versions=versions(), counts=counts)]
+    reached = list(status.values())
+    numbers = {title: reached.count(key) for key, (title, _) in SECTIONS.items()}
+    numbers['Not tried'] = len(missing)
+    parts = [PAGE.format(versions=versions(), counts=counts(numbers))]
     for key, (title, intro) in SECTIONS.items():
         rows = [_row(result) for result in results if status[result['family']] == key]
         if rows:

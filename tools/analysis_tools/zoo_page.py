@@ -11,26 +11,31 @@ PACKAGES = (
 )
 
 FINDINGS = {
-    'mmdet/solo': 'Stock changes by 0.10 where its input does by 1e-6.',
-    'mmdet/yolact': 'Stock changes by 0.0036 where its input does by 1e-6.',
+    'mmdet/solo': 'The stock network changes by 0.10 if its input changes by 1e-6.',
+    'mmdet/yolact': 'The stock network changes by 0.0036 if its input changes by 1e-6.',
 }
 """Findings on families that fail; relative to the largest output."""
+
+STOCK_FAILS = 'stock network does not run on this machine'
+"""Title of families whose stock network fails, for example without a GPU."""
 
 INTRO = """\
 # Supported networks
 
-A network of every family of mmdet's and mmsegmentation's own configs was tried with random
-weights. All layers that `cl` supports are expanded at rate 1 with `init='preserve'`, compared with
-the stock network, contracted, compared again, and loaded into the stock network strictly. Networks
-are compared layer by layer and end to end, on two drawn images; two-stage detectors are compared up
-to their features, since rounding may change the choice of proposals.
+This page lists the results for one network, with random weights, of every family of mmdet's and
+mmsegmentation's configs. All layers that `cl` supports are expanded at rate 1 with
+`init='preserve'`. The expanded network is compared with the stock network, contracted, compared
+again, and loaded into the stock network strictly. Networks are compared layer by layer and end to
+end, on two drawn images. Two-stage detectors are compared up to their features, since rounding may
+change the choice of proposals.
+
+The command runs the families that have no result in `resources/zoo/`, and writes this page:
 
 ```text
 python tools/analysis_tools/zoo.py
 ```
 
-continues with the missing families in `resources/zoo/`, and writes this page. On a CPU, with
-{versions}.
+The networks ran on a CPU with these versions: {versions}.
 
 {counts}
 """
@@ -47,25 +52,31 @@ def page(results: list[dict], missing: list[str]) -> str:
         status: [result for result in results if result['status'] == status]
         for status in ('exact', 'failed', 'stock')
     }
-    counts = (
-        f'Of {len(results) + len(missing)} families {len(by_status["exact"])} are exact, '
-        f'{len(by_status["failed"])} fail, {len(by_status["stock"])} do not run stock on this '
-        'machine' + (f', {len(missing)} have not been tried.' if missing else '.')
-    )
+    numbers = {
+        'exact': len(by_status['exact']),
+        'failed': len(by_status['failed']),
+        STOCK_FAILS: len(by_status['stock']),
+        'not tried': len(missing),
+    }
     parts = [
-        INTRO.format(versions=versions(), counts=counts),
+        INTRO.format(versions=versions(), counts=counts(numbers)),
         _exact(by_status['exact']),
         _reasons(by_status['exact']),
         _words(
-            'Fail',
-            'The comparison with stock or the contraction; no wrong layer is named with "0 of".',
+            'Failed',
+            'These networks failed the comparison with the stock network, or the contraction.',
             by_status['failed'],
         ),
-        _words('Not run stock', 'Error messages of the stock network.', by_status['stock']),
+        _words(STOCK_FAILS.capitalize(), 'Its error messages:', by_status['stock']),
     ]
     if missing:
         parts.append(f'## Not tried yet\n\n{", ".join(missing)}\n')
     return '\n'.join(part for part in parts if part)
+
+
+def counts(numbers: dict[str, int]) -> str:
+    """Return a table of the numbers of families by result."""
+    return markdown_table(('result', 'families'), numbers.items())
 
 
 def versions() -> str:
@@ -102,10 +113,11 @@ def _exact(results: list[dict]) -> str:
     worst = max(max(r['error_expanded'], r['error_contracted']) for r in results)
     weights = max(result['error_weights'] for result in results)
     return (
-        f'## Exact\n\nLargest relative errors, in float32: of the expanded network against stock, '
-        f'and of the contracted one against the expanded one. The largest of all is {worst:.1e}; '
-        f'no contracted weight differs from the original one by more than '
-        f'{weights:.1e} of the largest in its tensor.\n\n{markdown_table(header, rows)}\n'
+        '## Exact\n\nThe columns have the largest relative errors in float32: *against stock*, of '
+        'the expanded network relative to the stock network, and *contracted*, of the contracted '
+        f'network relative to the expanded network. The largest error is {worst:.1e}. Contracted '
+        f'weights differ from the original weights by at most {weights:.1e} of the largest weight '
+        f'of the tensor.\n\n{markdown_table(header, rows)}\n'
     )
 
 
