@@ -33,7 +33,7 @@ def describe_plan(
             factors = ' '.join('x'.join(map(str, shape)) for shape in layer.factor_shapes)
             counts = f'{layer.params_before:,}', f'{layer.params_after:,}'
             own = (cells or {}).get(name, ['-'] * len(columns))
-            rows.append([name, layer.label.upper(), *counts, *own])
+            rows.append([name, layer.label, *counts, *own])
             below.append('; '.join(filter(None, (factors, (notes or {}).get(name)))))
         for layer in skipped_layers:
             name = f'{part}.{layer.name}'.lstrip('.')

@@ -183,11 +183,11 @@ def test_a_printed_plan_shows_layers_and_reasons():
     lines = str(plan).splitlines()
     assert lines[0].split() == ['layer', 'method', 'params', 'expanded']
     table = lines[1 : lines.index('skipped:')]
-    assert table[0].split() == ['b', 'DBB', '74,752', f'{plan.layers[0].params_after:,}']
+    assert table[0].split() == ['b', 'dbb', '74,752', f'{plan.layers[0].params_after:,}']
     assert table[1].split() == ['x'.join(map(str, shape)) for shape in plan.layers[0].factor_shapes]
     # A long name has a line of its own.
     assert table[2] == name + 'd'
-    assert table[3].split() == ['DBB', '788', f'{plan.layers[1].params_after:,}']
+    assert table[3].split() == ['dbb', '788', f'{plan.layers[1].params_after:,}']
     assert len(table) == 5
     skipped = ' '.join(' '.join(lines[lines.index('skipped:') + 1 :]).split())
     assert f'{name} (3 layers): ' in skipped

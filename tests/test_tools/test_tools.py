@@ -119,7 +119,7 @@ def test_plan_tries_an_iteration(trained):
         assert re.search(
             r'Dry run: one iteration trained \(loss [\d.]+, at most [\d,]+ MiB', output
         )
-        assert ('REPVGG' in output) == bool(options)
+        assert ('repvgg' in output) == bool(options)
     assert sorted(work_dir.rglob('*')) == before
 
 
