@@ -71,8 +71,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--logits',
         action='store_true',
-        help='for a segmentor: give the logits at the size of the input instead of the classes. '
-        "Resized to the original image before the arg-max, they give exactly PyTorch's classes",
+        help='for a segmentor: return logits at the size of the input instead of classes. Resized to '
+        "the original image before the argmax, they give exactly PyTorch's classes",
     )
     parser.add_argument(
         '--preprocess',
@@ -180,7 +180,7 @@ def print_int8(report: Int8Report) -> None:
 
 
 def check_openvino(out: Path, model: nn.Module, inputs: Tensor, raw: bool, pixels: Pixels) -> None:
-    """Run the file in OpenVINO as well, and print the result; a failure is no error."""
+    """Run the file in OpenVINO as well, and print the result or the failure."""
     try:
         found = compare_file(openvino_run(out), model, inputs, raw=raw, pixels=pixels)
     except RuntimeError as error:

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-4
 """Largest difference that rounding in float32 explains, relative to the largest output."""
 TRAINED_TOLERANCE = 0.1
-"""Largest root mean square difference, relative to the outputs', that ties explain. In networks of
-few layers there is none; YOLOX-nano has 0.04."""
+"""Largest root mean square difference, relative to the outputs', that ties explain. Networks of few
+layers have no difference; YOLOX-nano has 0.04."""
 AGREEMENT = 0.99
 """Smallest share of predictions equal to the framework's: rounding may change near ties."""
 
@@ -85,9 +85,9 @@ def export_onnx(
         out: the file; it is replaced once the comparison has passed.
         tolerance: largest relative error allowed.
         raw: whether to leave out the decoding.
-        logits: whether a segmentor gives logits at the size of the input instead of classes.
+        logits: whether a segmentor returns logits at the size of the input instead of classes.
         pixels: let the file take pixels instead of normalised images.
-        dynamic_size: whether the file takes any height and width.
+        dynamic_size: whether the file accepts any height and width.
         int8: options to quantise convolutions and matrix products. Differences are reported, and
             an error only if the outputs no longer depend on the image.
 

@@ -233,7 +233,7 @@ def test_what_a_loss_draws_is_the_same_at_every_point():
     ('arguments', 'message'),
     [
         (['--span', '0'], 'above 0'),
-        (['--beside', 'small.py'], 'is no landscape.json'),
+        (['--beside', 'small.py'], 'is not a landscape.json'),
         (
             [
                 '--cfg-options',

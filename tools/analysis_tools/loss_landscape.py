@@ -143,9 +143,9 @@ def make_loss(batches: list[dict], seed: int) -> Callable[[nn.Module], float]:
             losses = [model.parse_losses(model(**data, mode='loss'))[0] for data in batches]
         except Exception as error:
             raise ConfigError(
-                f'{type(model).__name__} has no loss of images that are loaded as in a test: '
-                f'{describe(error)}; test_dataloader must load what the loss needs, for boxes and '
-                "masks with dict(type='LoadAnnotations') in its pipeline"
+                f'{type(model).__name__} has no loss on the images of test_dataloader: '
+                f'{describe(error)}; its pipeline must load the annotations that the loss requires '
+                "(boxes and masks: dict(type='LoadAnnotations'))"
             ) from error
         return float(np.average([float(value) for value in losses], weights=counts))
 
@@ -169,7 +169,7 @@ def read(path: str) -> dict:
         content = json.loads(Path(path).read_text())
         return {key: content[key] for key in ('name', 'steps', 'line', 'plane')}
     except (ValueError, KeyError):
-        raise UserValueError(f'--beside: {path} is no landscape.json of this tool') from None
+        raise UserValueError(f'--beside: {path} is not a landscape.json of this tool') from None
 
 
 @tool(parse_args)
