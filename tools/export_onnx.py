@@ -71,8 +71,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--logits',
         action='store_true',
-        help='for a segmentor: return logits at the size of the input instead of classes. Resized to '
-        "the original image before the argmax, they give exactly PyTorch's classes",
+        help='for a segmentor: return logits at the size of the input instead of classes. Resized '
+        "to the original image before the argmax, they give exactly PyTorch's classes",
     )
     parser.add_argument(
         '--preprocess',

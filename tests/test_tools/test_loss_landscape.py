@@ -240,7 +240,7 @@ def test_what_a_loss_draws_is_the_same_at_every_point():
                 'test_dataloader.dataset.pipeline.1.type=Resize',
                 'test_dataloader.dataset.pipeline.1.scale=(48,32)',
             ],
-            'EncoderDecoder has no loss of images that are loaded as in a test.*LoadAnnotations',
+            'EncoderDecoder has no loss on the images of test_dataloader.*LoadAnnotations',
         ),
     ],
 )
