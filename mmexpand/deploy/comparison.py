@@ -30,6 +30,10 @@ class Reference:
         self.pixels = pixels
         self.network = RawOutputs(model, pixels).eval()
 
+    def file_images(self, inputs: Tensor) -> Tensor:
+        """Return preprocessed images as the file takes them."""
+        return inputs if self.pixels is None else self.pixels.invert(inputs)
+
     def preprocessed(self, images: Tensor) -> Tensor:
         """Return images preprocessed by the model's data preprocessor instead of ``pixels``."""
         if self.pixels is None:
@@ -78,7 +82,7 @@ def compare_file(
         if nothing was detected.
     """
     reference = Reference(model, pixels)
-    images = batches(inputs if pixels is None else pixels.invert(inputs), dynamic_size=False)
+    images = batches(reference.file_images(inputs), dynamic_size=False)
     if raw:
         return max(reference.raw_error(run(batch.numpy()), batch) for batch in images)
     shares = [reference.agreement(run(batch.numpy()), batch) for batch in images]

@@ -59,7 +59,7 @@ def export_ncnn(
         stack.enter_context(eval_mode(model))
         files = [stack.enter_context(written_whole(out.with_suffix(s))) for s in ('.param', '.bin')]
         reference = Reference(model, pixels)
-        images = inputs if pixels is None else pixels.invert(inputs)
+        images = reference.file_images(inputs)
         _convert(reference.network, images, *files)
         error = reference.raw_error(_run(*files, images), images)
         check_error('ncnn and PyTorch', error, tolerance, out)

@@ -1,7 +1,7 @@
 """The compact network as an ONNX file, written after a comparison with PyTorch."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -102,18 +102,12 @@ def export_onnx(
 
     check_exportable(model)
     if int8 is not None:
-        chosen_layers(weighted_layers(model), int8.keep)
-        sizes = {tuple(image.shape[1:]) for image in int8.images} - {tuple(inputs.shape[1:])}
-        if sizes and not dynamic_size:
-            raise UserValueError(
-                f'calibration images of shape {min(sizes)} do not fit the input '
-                f'{tuple(inputs.shape[1:])}: resize them, or use dynamic_size=True'
-            )
+        _check_int8(model, inputs, int8, dynamic_size)
     out = Path(out)
     report: Int8Report | None = None
     with eval_mode(model), written_whole(out) as temporary:
         reference = Reference(model, pixels)
-        images = inputs if pixels is None else pixels.invert(inputs)
+        images = reference.file_images(inputs)
         with _in_words(model, 'it does not run on images alone'):
             outputs = reference.network(images)
         decoder = None if raw else decoder_of(model, inputs, logits)
@@ -132,37 +126,83 @@ def export_onnx(
                 attach(network, decoding, decoder.per_image)
             onnx.save(network, str(temporary))
 
-        if int8 is None:
-            save(network)
-        else:
-            given = [i if pixels is None else pixels.invert(i) for i in int8.images]
-            modules = run_modules(reference.network, images)
-            search = Int8Search(network, model, modules, given, int8)
-
-            def accepts(graph: 'ModelProto') -> bool:
-                save(graph)
-                return int8.accepts(temporary)
-
-            network, report = search.choose(accepts)
+        if int8 is not None:
+            network, report = _quantise(network, reference, images, int8, save, temporary)
             onnx.save(network, str(temporary))
             with _as_trained(reference, images, int8, report):
                 error = _raw_error(reference, temporary, batches(images, dynamic_size))
                 if int8.ranges is not None:
                     _check_trained(reference, temporary, images, out)
-            save(network)
             _check_chance(report, out)
+        save(network)
         agreement = None
         if decoder is not None:
-            with _in_words(model, 'its decoding fails'):
-                agreement = compare_file(onnxruntime_run(temporary), model, inputs, pixels=pixels)
-            if int8 is None and agreement < AGREEMENT:
-                raise UserRuntimeError(
-                    f'only {agreement:.2%} of the predictions are those of PyTorch, required '
-                    f'{AGREEMENT:.0%}; {out} was not written'
-                )
+            agreement = _agreement(reference, temporary, inputs)
+            if int8 is None:
+                _check_agreement(agreement, out)
         found = onnxruntime_run(temporary)(images.numpy())
     shapes = {o.name: f.shape for o, f in zip(network.graph.output, found, strict=True)}
     return OnnxReport(out, tuple(inputs.shape), shapes, error, agreement, report)
+
+
+def _check_int8(model: nn.Module, inputs: Tensor, int8: Int8, dynamic_size: bool) -> None:
+    """Check the layers that stay float32, and the size of the calibration images.
+
+    Raises:
+        ValueError: for an unknown layer, and for images that the file cannot take.
+    """
+    chosen_layers(weighted_layers(model), int8.keep)
+    sizes = {tuple(image.shape[1:]) for image in int8.images} - {tuple(inputs.shape[1:])}
+    if sizes and not dynamic_size:
+        raise UserValueError(
+            f'calibration images of shape {min(sizes)} do not fit the input '
+            f'{tuple(inputs.shape[1:])}: resize them, or use dynamic_size=True'
+        )
+
+
+def _quantise(
+    network: 'ModelProto',
+    reference: Reference,
+    images: Tensor,
+    int8: Int8,
+    save: Callable[['ModelProto'], None],
+    path: Path,
+) -> tuple['ModelProto', Int8Report]:
+    """Return the int8 network, without decoding, and its errors.
+
+    Args:
+        network: the float32 network.
+        reference: the model in PyTorch.
+        images: images of the file.
+        int8: options.
+        save: writes a network with its decoding to ``path``, for ``int8.accepts``.
+        path: the file.
+    """
+    calibration = [reference.file_images(image) for image in int8.images]
+    modules = run_modules(reference.network, images)
+    search = Int8Search(network, reference.model, modules, calibration, int8)
+
+    def accepts(graph: 'ModelProto') -> bool:
+        save(graph)
+        return int8.accepts(path)
+
+    return search.choose(accepts)
+
+
+def _agreement(reference: Reference, path: Path, inputs: Tensor) -> float:
+    """Return the share of a file's predictions that are equal to the framework's."""
+    with _in_words(reference.model, 'its decoding fails'):
+        run = onnxruntime_run(path)
+        return compare_file(run, reference.model, inputs, pixels=reference.pixels)
+
+
+def _check_agreement(agreement: float, out: Path) -> None:
+    """Raise RuntimeError if less than ``AGREEMENT`` of the predictions are equal."""
+    if agreement < AGREEMENT:
+        raise UserRuntimeError(
+            f'only {agreement:.2%} of the predictions are those of PyTorch, required '
+            f'{AGREEMENT:.0%}; {out} was not written'
+        )
 
 
 def _as_trained(

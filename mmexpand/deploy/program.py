@@ -48,7 +48,7 @@ def export_program(
     out = Path(out)
     with eval_mode(model), written_whole(out) as temporary:
         reference = Reference(model, pixels)
-        given = batches(inputs if pixels is None else pixels.invert(inputs), dynamic_size=False)
+        given = batches(reference.file_images(inputs), dynamic_size=False)
         try:
             program = torch.export.export(
                 reference.network,
