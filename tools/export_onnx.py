@@ -21,6 +21,7 @@ from mmexpand.deploy import (
     Int8Report,
     Pixels,
     calibration_images,
+    check_not_normalised,
     compare_file,
     export_ncnn,
     export_onnx,
@@ -268,6 +269,8 @@ def main(args: argparse.Namespace) -> None:
     cfg = read_config(args, 'model', *needed)
     if args.int8_auto or (args.evaluate and args.int8):
         best_metric(cfg)  # An error before the export.
+    if args.preprocess:
+        check_not_normalised(cfg)
     model = load_compact_model(cfg, args.checkpoint)
     inputs = preprocess(model, cfg, args.image)
     check_exportable(model)

@@ -18,6 +18,7 @@ from mmexpand.mm.command_line import (
     expansion_of,
     tool,
 )
+from mmexpand.mm.contraction import check_writable
 from mmexpand.study import Study, load_study, run_study, write_report
 from mmexpand.study.one_config import OneConfig, best_checkpoint, study_of
 from mmexpand.study.report import missing_for_page
@@ -119,6 +120,8 @@ def main(args: argparse.Namespace) -> None:
     if missing_for_page():
         print(f'study: study.html will not be written: {missing_for_page()}', file=sys.stderr)
     study = read_study(args)
+    out_dir = Path(args.out_dir or study.work_dir)
+    check_writable(out_dir, '--out-dir')
     if not args.report_only:
         # As Ctrl-C: the runs' processes are ended with this one.
         before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -127,7 +130,6 @@ def main(args: argparse.Namespace) -> None:
         finally:
             # A pool of processes forked under such a handler may never end at its terminate().
             signal.signal(signal.SIGTERM, before)
-    out_dir = Path(args.out_dir or study.work_dir)
     print(write_report(study, out_dir))
     names = ('study.md', 'study.json', 'curves.png', 'differences.png', 'study.html')
     print(f'wrote to {out_dir}: {", ".join(n for n in names if (out_dir / n).is_file())}')

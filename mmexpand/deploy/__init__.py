@@ -3,7 +3,13 @@
 from ..errors import ExportError
 from .comparison import compare_file
 from .int8 import Int8, Int8Report, LayerError
-from .model import calibration_images, load_compact_model, preprocess, trained_ranges
+from .model import (
+    calibration_images,
+    check_not_normalised,
+    load_compact_model,
+    preprocess,
+    trained_ranges,
+)
 from .ncnn import export_ncnn
 from .network import Pixels
 from .onnx import OnnxReport, export_onnx
@@ -20,6 +26,7 @@ __all__ = [
     'OnnxReport',
     'Pixels',
     'calibration_images',
+    'check_not_normalised',
     'compare_file',
     'export_ncnn',
     'export_onnx',

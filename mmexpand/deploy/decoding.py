@@ -38,9 +38,12 @@ class Boxes(nn.Module):
             )
         # With many boxes, suppression would loop over the classes.
         self.cfg.nms = dict(suppression, split_thr=float('inf'))
-        if 'max_per_img' not in self.cfg:
-            log(f'The file gives at most {MAX_DETECTIONS} boxes: test_cfg has no max_per_img')
-        self.count = self.cfg.get('max_per_img', MAX_DETECTIONS)
+        self.count = self.cfg.get('max_per_img', -1)
+        if self.count < 1:  # mmdet's value for no limit is -1.
+            log(
+                f'The file gives at most {MAX_DETECTIONS} boxes: test_cfg.max_per_img sets no limit'
+            )
+            self.count = MAX_DETECTIONS
 
     def example(self, raw: list[Tensor]) -> list[Tensor]:
         """Return random outputs to trace with, which contain detections for all weights."""

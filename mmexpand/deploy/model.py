@@ -14,7 +14,7 @@ from torch.utils.data import ConcatDataset
 
 from ..errors import ExportError, UserFileNotFoundError, UserValueError
 from ..mm.checkpoints import match_checkpoint
-from ..mm.compact_config import type_name
+from ..mm.compact_config import dicts, type_name
 from ..mm.datasets import evenly_spaced, innermost
 from ..mm.models import build_compact_model
 from ..surgery.checkpoint import CheckpointError, get_state_dict, load_checkpoint
@@ -76,6 +76,20 @@ def preprocess(model: nn.Module, cfg: Config, image: str | os.PathLike) -> Tenso
     except AssertionError as error:
         raise UserValueError(f'{image} cannot be decoded as an image') from error
     return _network_input(model, data)
+
+
+def check_not_normalised(cfg: Config) -> None:
+    """Check that images leave the test pipeline as pixels, which a file can normalise.
+
+    Raises:
+        ExportError: if the pipeline normalises images.
+    """
+    kinds = [str(type_name(step)) for step in dicts(_test_steps(cfg))]
+    if found := [kind for kind in kinds if kind.rpartition('.')[2] == 'Normalize']:
+        raise ExportError(
+            f'the test pipeline has {found[0]}, so that the file would get normalised images '
+            'instead of pixels: move mean and std to data_preprocessor, or leave out --preprocess'
+        )
 
 
 def calibration_images(

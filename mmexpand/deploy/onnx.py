@@ -152,8 +152,12 @@ def _check_int8(model: nn.Module, inputs: Tensor, int8: Int8, dynamic_size: bool
         ValueError: for an unknown layer, and for images that the file cannot take.
     """
     chosen_layers(weighted_layers(model), int8.keep)
-    sizes = {tuple(image.shape[1:]) for image in int8.images} - {tuple(inputs.shape[1:])}
-    if sizes and not dynamic_size:
+    sizes = {tuple(image.shape[1:]) for image in int8.images}
+    if len(sizes) > 1:
+        raise UserValueError(
+            f'calibration images have shapes {min(sizes)} and {max(sizes)}: resize them to one'
+        )
+    if sizes - {tuple(inputs.shape[1:])} and not dynamic_size:
         raise UserValueError(
             f'calibration images of shape {min(sizes)} do not fit the input '
             f'{tuple(inputs.shape[1:])}: resize them, or use dynamic_size=True'

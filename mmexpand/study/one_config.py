@@ -75,6 +75,8 @@ def study_of(asked: OneConfig) -> Study:
     if configured_expansions(cfg):
         raise StudyError(f'{asked.config} expands already; name the config of the compact network')
     name = asked.name or f'{Path(asked.config).stem}_study'
+    if Path(name).name != name:
+        raise StudyError(f'--name {name} must be a folder name without a path, such as my_study')
     path = Path('work_dirs') / name / f'{name}.py'
     config = asked.config if is_packaged(asked.config) else os.path.abspath(asked.config)
     arms = {BASELINE: dict(config=config, cfg_options=dict(asked.cfg_options))}

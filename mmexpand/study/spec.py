@@ -203,7 +203,13 @@ def _arm(path: Path, name: str, arm: dict, default_seeds: Sequence[int]) -> Arm:
     if lr is not None:
         _check_numbers(path, f'arms.{name}.lr', [lr], (int, float))
     if seeds is not None:
+        if not isinstance(seeds, list | tuple) or not seeds:
+            raise StudyError(f'{path}: arms.{name}.seeds must be a list of seeds, got {seeds!r}')
         _check_numbers(path, f'arms.{name}.seeds', seeds, int)
+    if not isinstance(arm.get('cfg_options') or {}, dict):
+        raise StudyError(
+            f'{path}: arms.{name}.cfg_options must be a dict, got {arm["cfg_options"]!r}'
+        )
     config = arm['config']
     if not is_packaged(config):
         config = str(path.parent / config)

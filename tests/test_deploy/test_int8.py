@@ -255,6 +255,9 @@ def test_images_are_evenly_spaced(length, count):
 def test_images_of_another_size_are_refused(model, tmp_path):
     with pytest.raises(ValueError, match=r'calibration images of shape \(3, 16, 16\) do not fit'):
         export_onnx(model, images(1, 32, 48), tmp_path / 'a.onnx', int8=Int8([images(1, 16, 16)]))
+    two = Int8([images(1, 32, 48), images(1, 48, 32)])
+    with pytest.raises(ValueError, match=r'shapes \(3, 32, 48\) and \(3, 48, 32\)'):
+        export_onnx(model, images(1, 32, 48), tmp_path / 'a.onnx', dynamic_size=True, int8=two)
 
 
 def test_an_activation_behind_a_layer_is_part_of_its_range(model, tmp_path):

@@ -17,6 +17,7 @@ from mmseg.apis import inference_model, init_model
 import mmexpand.deploy.onnx as deploy
 from mmexpand import stack
 from mmexpand.deploy import export_onnx, load_compact_model, preprocess
+from mmexpand.deploy.decoding import MAX_DETECTIONS, decoder_of
 from mmexpand.deploy.network import RawOutputs
 from mmexpand.mm.models import build_compact_model, build_expanded_model
 from mmexpand.surgery.checkpoint import CheckpointError
@@ -210,3 +211,15 @@ def test_tool(trained, picture, tmp_path):
     assert result.returncode == 0, result.stderr
     assert 'largest error against PyTorch: ' in result.stdout
     assert out.is_file()
+
+
+@pytest.mark.parametrize(('limit', 'count'), [(-1, MAX_DETECTIONS), (7, 7)])
+def test_a_detector_without_a_limit_of_boxes_has_the_limit_of_the_export(limit, count):
+    cfg = small(YOLO)
+    cfg.model.test_cfg.max_per_img = limit
+    model = build_compact_model(cfg).eval()
+    decoder = decoder_of(model, torch.randn(1, 3, 64, 96))
+    assert decoder.count == count
+    assert decoder(torch.tensor([64, 96]), *decoder.example(model(torch.randn(1, 3, 64, 96))))[
+        1
+    ].shape == (count,)

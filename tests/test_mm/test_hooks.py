@@ -223,7 +223,7 @@ def test_the_expansion_is_logged_once(seg_cfg, by):
     log = log_of(cfg)
     assert log.count('Expanding 3 layers: ') == 1
     for name in UNITS:
-        assert len(re.findall(rf'^{re.escape(name)} +CL +2 ', log, re.MULTILINE)) == 1
+        assert len(re.findall(rf'^{re.escape(name)} +cl +', log, re.MULTILINE)) == 1
         # mmengine logs how each factor was initialised.
         assert len(re.findall(rf'{re.escape(name)}(?!\.)', log)) == 1
 

@@ -64,6 +64,11 @@ def test_a_block_is_trained_and_contracted(here):
     assert any(key.endswith('norm.running_var') for key in expanded)
 
 
+def test_the_name_of_a_study_is_one_folder(write_study):
+    with pytest.raises(StudyError, match=r'--name exp/a must be a folder name without a path'):
+        study_of(OneConfig('net.py', ['bn'], name='exp/a'))
+
+
 def test_the_best_run_is_chosen_on_the_validation_split(write_study, put):
     study = study_of(OneConfig('net.py', ['bn', 'cl'], [0, 1], lrs=[0.1]))
     assert best_checkpoint(study) is None

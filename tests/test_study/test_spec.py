@@ -36,6 +36,9 @@ def test_a_study(write_study, tmp_path):
         ("arms['cl']['rate'] = 2", 'arms.cl must be .*; got config, cfg_options, rate'),
         ("arms['cl']['lr'] = -1", 'arms.cl.lr must be above 0'),
         ("arms['cl']['seeds'] = [1, 'x']", 'arms.cl.seeds must be whole numbers'),
+        ("arms['cl']['seeds'] = 3", 'arms.cl.seeds must be a list of seeds, got 3'),
+        ("arms['cl']['seeds'] = []", r'arms.cl.seeds must be a list of seeds, got \[\]'),
+        ("arms['cl']['cfg_options'] = ['a']", 'arms.cl.cfg_options must be a dict'),
     ],
 )
 def test_bad_studies(write_study, line, message):

@@ -141,6 +141,11 @@ CASES = [
         r'leftImg8bit\.png cannot be read by LoadImage',
     ),
     (EXPORT.replace('{IMAGE}', '{NONE}.png'), r'none\.png: no such image'),
+    (
+        f'{EXPORT} --preprocess rgb --cfg-options '
+        'test_dataloader.dataset.pipeline.0.type=Normalize',
+        'the test pipeline has Normalize.*leave out --preprocess',
+    ),
     (EXPORT.replace('{IMAGE}', '{BAD}/config.txt'), r'config\.txt cannot be decoded as an image'),
     # checkpoint
     (f'{TRAIN} --resume {{NONE}}.pth', r'none\.pth: no such checkpoint'),
