@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser, out_dir: Path, page: Path) ->
         '--families', nargs='+', help='families to run, such as mmdet/atss; default: all'
     )
     parser.add_argument('--out-dir', type=Path, default=out_dir, help='folder of the JSON files')
-    parser.add_argument('--page', type=Path, default=page, help='Markdown file to write')
+    parser.add_argument('--page', type=Path, default=page, help='the page to write')
     parser.add_argument(
         '--page-only', action='store_true', help='write the page from the existing results'
     )
