@@ -87,4 +87,4 @@ def test_costs_count_the_whole_network_and_every_layer(work_dir, monkeypatch):
     head = cost.macs[0] - by_layer[0]
     assert head == 9 * 128 * 256 * 25 + 256 * 125 * 25
     assert tuple(head + macs for macs in by_layer) == cost.macs
-    assert cost.left_out == {'not included': ['bbox_head.convs.0.conv', 'bbox_head.convs.1']}
+    assert cost.skipped == {'not included': ['bbox_head.convs.0.conv', 'bbox_head.convs.1']}
