@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import UserRuntimeError
 from .decoding import classes_of, predict
-from .network import Pixels, RawOutputs
+from .network import Pixels, RawOutputs, file_images
 from .runtimes import Run
 
 CLOSE = 1e-3
@@ -29,10 +29,6 @@ class Reference:
         self.model = model
         self.pixels = pixels
         self.network = RawOutputs(model, pixels).eval()
-
-    def file_images(self, inputs: Tensor) -> Tensor:
-        """Return preprocessed images as the file takes them."""
-        return inputs if self.pixels is None else self.pixels.invert(inputs)
 
     def preprocessed(self, images: Tensor) -> Tensor:
         """Return images preprocessed by the model's data preprocessor instead of ``pixels``."""
@@ -82,7 +78,7 @@ def compare_file(
         if nothing was detected.
     """
     reference = Reference(model, pixels)
-    images = batches(reference.file_images(inputs), dynamic_size=False)
+    images = batches(file_images(inputs, pixels), dynamic_size=False)
     if raw:
         return max(reference.raw_error(run(batch.numpy()), batch) for batch in images)
     shares = [reference.agreement(run(batch.numpy()), batch) for batch in images]

@@ -17,7 +17,7 @@ from ..surgery.train_mode import eval_mode
 from .comparison import Reference, check_error
 from .decoding import check_exportable
 from .graph import first_line
-from .network import Pixels
+from .network import Pixels, file_images
 
 
 @torch.no_grad()
@@ -59,7 +59,7 @@ def export_ncnn(
         stack.enter_context(eval_mode(model))
         files = [stack.enter_context(written_whole(out.with_suffix(s))) for s in ('.param', '.bin')]
         reference = Reference(model, pixels)
-        images = reference.file_images(inputs)
+        images = file_images(inputs, pixels)
         _convert(reference.network, images, *files)
         error = reference.raw_error(_run(*files, images), images)
         check_error('ncnn and PyTorch', error, tolerance, out)

@@ -41,6 +41,11 @@ class Pixels(nn.Module):
         return (pixels.flip(1) if self.order == 'rgb' else pixels).float()
 
 
+def file_images(inputs: Tensor, pixels: Pixels | None) -> Tensor:
+    """Return preprocessed images as a file takes them: as ``pixels``, or unchanged if None."""
+    return inputs if pixels is None else pixels.invert(inputs)
+
+
 class RawOutputs(nn.Module):
     """Wrapper of an OpenMMLab model: a function from images to a flat tuple of tensors.
 

@@ -21,7 +21,7 @@ from .decoding import Boxes, Classes, check_exportable, decoder_of
 from .graph import attach, first_line, open_axes, trace
 from .int8 import Int8, Int8Report, Int8Search, by_head
 from .layers import chosen_layers, run_modules, weighted_layers
-from .network import Pixels
+from .network import Pixels, file_images
 from .runtimes import onnxruntime_run
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def export_onnx(
     report: Int8Report | None = None
     with eval_mode(model), written_whole(out) as temporary:
         reference = Reference(model, pixels)
-        images = reference.file_images(inputs)
+        images = file_images(inputs, pixels)
         with _in_words(model, 'it does not run on images alone'):
             outputs = reference.network(images)
         decoder = None if raw else decoder_of(model, inputs, logits)
@@ -182,7 +182,7 @@ def _quantise(
         save: writes a network with its decoding to ``path``, for ``int8.accepts``.
         path: the file.
     """
-    calibration = [reference.file_images(image) for image in int8.images]
+    calibration = [file_images(image, reference.pixels) for image in int8.images]
     modules = run_modules(reference.network, images)
     search = Int8Search(network, reference.model, modules, calibration, int8)
 

@@ -12,7 +12,7 @@ from ..surgery.train_mode import eval_mode
 from .comparison import Reference, batches, check_error
 from .decoding import check_exportable
 from .graph import first_line
-from .network import Pixels
+from .network import Pixels, file_images
 
 
 @torch.no_grad()
@@ -48,7 +48,7 @@ def export_program(
     out = Path(out)
     with eval_mode(model), written_whole(out) as temporary:
         reference = Reference(model, pixels)
-        given = batches(reference.file_images(inputs), dynamic_size=False)
+        given = batches(file_images(inputs, pixels), dynamic_size=False)
         try:
             program = torch.export.export(
                 reference.network,

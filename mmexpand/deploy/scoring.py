@@ -20,7 +20,7 @@ from ..mm.evaluation import evaluate
 from ..mm.launch import build_runner, temporary_work_dir
 from ..mm.logs import log
 from .comparison import detections
-from .network import Pixels
+from .network import Pixels, file_images
 from .runtimes import Run
 
 
@@ -65,8 +65,7 @@ class FileModel(nn.Module):
                 f'the file takes images of {_shown(self.size)}, but the split has one of '
                 f'{_shown(size)}: export with --dynamic-size'
             )
-        images = images if self.pixels is None else self.pixels.invert(images)
-        outputs = self.run(images.numpy())
+        outputs = self.run(file_images(images, self.pixels).numpy())
         if self.predictions is not None:
             return self.predictions(torch.from_numpy(outputs[0]), data['labels'])
         if self.names == ('logits',):
